@@ -1,0 +1,179 @@
+"""Object: what an ELF file says.  Frozen, and the same on every machine.
+
+Nothing here looks at the machine: reading the same file anywhere gives an equal Object.
+`elf.py` makes Objects; `loader.py` turns one into a Program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING
+
+from xdp_runtime.isa import Insns
+
+if TYPE_CHECKING:
+    from xdp_runtime.btf import Btf
+
+
+class MapType(IntEnum):
+    """enum bpf_map_type, include/uapi/linux/bpf.h"""
+
+    HASH = 1
+    ARRAY = 2
+    PROG_ARRAY = 3
+    PERF_EVENT_ARRAY = 4
+    PERCPU_HASH = 5
+    PERCPU_ARRAY = 6
+    STACK_TRACE = 7
+    CGROUP_ARRAY = 8
+    LRU_HASH = 9
+    LRU_PERCPU_HASH = 10
+    LPM_TRIE = 11
+    ARRAY_OF_MAPS = 12
+    HASH_OF_MAPS = 13
+    DEVMAP = 14
+    SOCKMAP = 15
+    CPUMAP = 16
+    XSKMAP = 17
+    SOCKHASH = 18
+    CGROUP_STORAGE = 19
+    REUSEPORT_SOCKARRAY = 20
+    PERCPU_CGROUP_STORAGE = 21
+    QUEUE = 22
+    STACK = 23
+    SK_STORAGE = 24
+    DEVMAP_HASH = 25
+    STRUCT_OPS = 26
+    RINGBUF = 27
+    INODE_STORAGE = 28
+    TASK_STORAGE = 29
+    BLOOM_FILTER = 30
+    USER_RINGBUF = 31
+    CGRP_STORAGE = 32
+    ARENA = 33
+
+
+class MapFlag(IntFlag):
+    """BPF_F_* of map creation, include/uapi/linux/bpf.h"""
+
+    NO_PREALLOC = 1 << 0
+    NO_COMMON_LRU = 1 << 1
+    NUMA_NODE = 1 << 2
+    RDONLY = 1 << 3
+    WRONLY = 1 << 4
+    STACK_BUILD_ID = 1 << 5
+    ZERO_SEED = 1 << 6
+    RDONLY_PROG = 1 << 7
+    WRONLY_PROG = 1 << 8
+    CLONE = 1 << 9
+    MMAPABLE = 1 << 10
+    PRESERVE_ELEMS = 1 << 11
+    INNER_MAP = 1 << 12
+
+
+class GlobalKind(IntEnum):
+    """Which data section an implicit global-variable map stands for."""
+
+    NONE = 0
+    RODATA = 1
+    DATA = 2
+    BSS = 3
+    KCONFIG = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """One map definition.  Sizes in bytes.
+
+    `type` stays an int so that an object with a map type nobody knows can still be read.
+    `initial` is the content of a globals map (one value); `slots` is what `__array(values, ...)`
+    puts where: (index, name of the program or map).  `pinning` is LIBBPF_PIN_BY_NAME (1) or 0.
+    """
+
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int = 0
+    pinning: int = 0
+    global_kind: GlobalKind = GlobalKind.NONE
+    initial: bytes = b""
+    slots: tuple[tuple[int, str], ...] = ()
+    inner: MapSpec | None = None
+    key_type_id: int = 0
+    value_type_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function inside a program: slots [start, end)."""
+
+    name: str
+    start: int
+    end: int
+    is_global: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Source line of the instructions from `slot` on (BTF.ext line info)."""
+
+    slot: int
+    file: str
+    line: int
+    column: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSpec:
+    """One program, its called functions appended, its map references resolved to map indices.
+
+    `kind` is "xdp" or "xdp.frags" (also "xdp/devmap", "xdp/cpumap" and their frags forms),
+    or the raw section name for what is not XDP.
+    """
+
+    name: str
+    section: str
+    kind: str
+    insns: Insns
+    functions: tuple[Function, ...] = ()
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def is_xdp(self) -> bool:
+        return self.kind.split("/")[0] in ("xdp", "xdp.frags")
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    name: str
+    programs: tuple[ProgramSpec, ...]
+    maps: tuple[MapSpec, ...]
+    license: str = ""
+    btf: Btf | None = field(default=None, compare=False)
+
+    def program(self, name: str | None = None) -> ProgramSpec:
+        """The named program, or the file's first XDP program.  Raises LoadError."""
+        from xdp_runtime.errors import LoadError
+
+        candidates = [p for p in self.programs if p.is_xdp]
+        if name is not None:
+            for program in self.programs:
+                if name in (program.name, program.section):
+                    return program
+            have = ", ".join(p.name for p in self.programs) or "none"
+            raise LoadError(f"program {name!r}", f"not in {self.name}", f"it has: {have}")
+        if not candidates:
+            have = ", ".join(f"{p.name} ({p.section})" for p in self.programs) or "no program at all"
+            raise LoadError(self.name, f"no XDP program; it has {have}",
+                            'put the program in SEC("xdp")')
+        return candidates[0]
+
+    def map_index(self, name: str) -> int:
+        for index, spec in enumerate(self.maps):
+            if spec.name == name:
+                return index
+        raise KeyError(name)
