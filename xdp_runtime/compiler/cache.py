@@ -1,0 +1,77 @@
+"""What was compiled once is kept by content: bitcode of templates, machine code of programs.
+
+The key is a hash over everything the result depends on, the project's own sources included, so a
+stale entry cannot be found.  Entries are written to a temporary name and renamed, so concurrent
+processes never see half of one.  A cache that cannot be written is reported once and done without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_PACKAGES = ("xdp_runtime", "dataplane", "afxdp", "dpdk")
+
+
+def directory() -> Path:
+    """XDPU_CACHE, or xdpu under XDG_CACHE_HOME or ~/.cache."""
+    if override := os.environ.get("XDPU_CACHE"):
+        return Path(override)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "xdpu"
+
+
+@lru_cache(maxsize=1)
+def sources_fingerprint() -> str:
+    """Hash of every source that may end up in compiled code, and of the compilers' versions."""
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            digest.update(str(path.relative_to(_ROOT)).encode())
+            digest.update(path.read_bytes())
+    for name in ("llvmlite", "numba"):
+        digest.update(version(name).encode())
+    digest.update(sys.version.encode())
+    return digest.hexdigest()
+
+
+def key(*parts: str | bytes | int) -> str:
+    digest = hashlib.sha256(sources_fingerprint().encode())
+    for part in parts:
+        raw = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def get(name: str) -> bytes | None:
+    """The entry, or None.  Entries carry a checksum: one damaged on disk counts as absent."""
+    try:
+        raw = (directory() / name).read_bytes()
+    except OSError:
+        return None
+    body, checksum = raw[:-32], raw[-32:]
+    return body if hashlib.sha256(body).digest() == checksum else None
+
+
+def put(name: str, body: bytes) -> None:
+    where = directory()
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=where, delete=False) as out:
+            out.write(body + hashlib.sha256(body).digest())
+        os.replace(out.name, where / name)
+    except OSError as error:
+        _complain(str(where), error)
+
+
+@lru_cache(maxsize=1)
+def _complain(where: str, error: OSError) -> None:
+    print(f"xdpu: compile cache {where}: {error.strerror} (set XDPU_CACHE to a writable "
+          "directory; compiling each time until then)", file=sys.stderr)

@@ -1,0 +1,160 @@
+"""LLVM for this machine: optimise, emit, load.  Everything that touches llvmlite.binding is here.
+
+Machine code is emitted position independent in the small code model; the memory of maps and ports
+is reached through external symbols that the JIT linker binds when the code is loaded, so machine
+code can be cached on disk and two maps are, to alias analysis, two different objects.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import llvmlite.binding as llvm
+
+_LIBRARY_IDS = itertools.count()
+_PAUSE = {"x86_64": "pause", "aarch64": "yield"}
+
+
+@lru_cache(maxsize=1)
+def _initialise() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
+
+
+@lru_cache(maxsize=4)
+def machine(opt: int = 3) -> Any:
+    """A TargetMachine for the host CPU with all its features."""
+    _initialise()
+    triple = llvm.get_process_triple()
+    return llvm.Target.from_triple(triple).create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=opt,
+        reloc="pic",
+        codemodel="small",
+    )
+
+
+@lru_cache(maxsize=1)
+def host_fingerprint() -> str:
+    """CPU, its features and triple: what machine code depends on besides the IR."""
+    _initialise()
+    return "|".join((llvm.get_process_triple(), llvm.get_host_cpu_name(),
+                     llvm.get_host_cpu_features().flatten()))
+
+
+def header() -> str:
+    """The `target` lines that every textual module starts with."""
+    tm = machine()
+    return f'target datalayout = "{tm.target_data}"\ntarget triple = "{tm.triple}"\n'
+
+
+def pause_definition() -> str:
+    """`xdpu.pause`, the spin-wait hint of this architecture."""
+    arch = machine().triple.split("-")[0]
+    asm = _PAUSE.get(arch, "")
+    return ("define internal void @xdpu.pause() alwaysinline {\n"
+            f'  call void asm sideeffect "{asm}", "~{{memory}}"()\n  ret void\n}}\n')
+
+
+def parse(text: str) -> Any:
+    """A module from LLVM assembly.  A text LLVM refuses is a defect of ours: RuntimeError."""
+    _initialise()
+    try:
+        module = llvm.parse_assembly(header() + text)
+        module.verify()
+    except RuntimeError as error:
+        raise RuntimeError(f"generated LLVM IR is not valid: {error}") from error
+    return module
+
+
+def prepare_template(text: str, name: str, mangled: str, inline: bool) -> bytes:
+    """Merge Numba's function into its wrapper, tidy up without loop passes, return bitcode."""
+    module = parse(text)
+    inner = module.get_function(mangled)
+    inner.linkage = "internal"
+    inner.add_function_attribute("alwaysinline")
+    for variable in module.global_variables:
+        if variable.name.startswith(("_ZN08NumbaEnv", ".const.")) and not variable.is_declaration:
+            variable.linkage = "internal"
+    _run_passes(module, 1, vectorize=False)
+    outer = module.get_function(name)
+    outer.add_function_attribute("nounwind")
+    outer.add_function_attribute("alwaysinline" if inline else "noinline")
+    return bytes(module.as_bitcode())
+
+
+def _run_passes(module: Any, opt: int, vectorize: bool) -> None:
+    options = llvm.create_pipeline_tuning_options(speed_level=opt)
+    options.loop_vectorization = vectorize
+    options.slp_vectorization = vectorize
+    options.loop_unrolling = vectorize
+    options.loop_interleaving = vectorize
+    builder = llvm.create_pass_builder(machine(max(opt, 1)), options)
+    builder.getModulePassManager().run(module, builder)
+
+
+def link(text: str, bitcodes: Iterable[bytes], exports: Iterable[str]) -> Any:
+    """Link a textual module with templates; all but `exports` becomes internal."""
+    module = parse(text)
+    for code in bitcodes:
+        module.link_in(llvm.parse_bitcode(code))
+    keep = set(exports)
+    for function in module.functions:
+        if not function.is_declaration and function.name not in keep:
+            function.linkage = "internal"
+    module.verify()
+    return module
+
+
+def optimise(module: Any, opt: int = 3) -> None:
+    if opt == 0:
+        manager = llvm.create_new_module_pass_manager()
+        manager.add_always_inliner_pass()
+        options = llvm.create_pipeline_tuning_options(speed_level=0)
+        manager.run(module, llvm.create_pass_builder(machine(0), options))
+        return
+    _run_passes(module, opt, vectorize=True)
+
+
+def emit_object(module: Any, opt: int = 3) -> bytes:
+    return bytes(machine(opt).emit_object(module))
+
+
+def emit_assembly(module: Any) -> str:
+    return str(machine(3).emit_assembly(module))
+
+
+class Code:
+    """Machine code in this process.  `address(symbol)` gives exported functions."""
+
+    def __init__(self, image: bytes, imports: Mapping[str, int], exports: Iterable[str]) -> None:
+        jit = _jit()
+        builder = llvm.JITLibraryBuilder()
+        builder.add_object_img(image).add_current_process()
+        for name, where in imports.items():
+            builder.import_symbol(name, where)
+        for name in exports:
+            builder.export_symbol(name)
+        self._tracker = builder.link(jit, f"xdpu.{next(_LIBRARY_IDS)}")
+
+    def address(self, symbol: str) -> int:
+        return int(self._tracker[symbol])
+
+    def function(self, symbol: str, result: Any, *parameters: Any) -> Any:
+        """A ctypes function; calls release the GIL."""
+        return ctypes.CFUNCTYPE(result, *parameters)(self.address(symbol))
+
+
+@lru_cache(maxsize=1)
+def _jit() -> Any:
+    _initialise()
+    tm = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(),
+        opt=3, reloc="pic", codemodel="small", jit=True)
+    return llvm.create_lljit_compiler(tm, use_jit_link=True)

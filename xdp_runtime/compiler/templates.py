@@ -1,0 +1,115 @@
+"""Compile templates with Numba to LLVM bitcode, once, and cache it by content.
+
+Numba's calling convention returns a status and passes the result by pointer.  Each template gets
+a small wrapper with its natural signature around that function; both are inlined away by O3.
+Numba's own optimiser and JIT never run: its library object is replaced by one that only keeps
+the IR, because a loop must not be vectorised before its trip count is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from xdp_runtime.compiler import cache, target
+from xdp_runtime.template import Template
+
+_LLVM = {"i64": "i64", "ptr": "ptr", "i32": "i32"}
+
+
+def closure(templates: Iterable[Template]) -> list[Template]:
+    """The templates and all they use, each once, in a stable order."""
+    seen: dict[str, Template] = {}
+
+    def visit(template: Template) -> None:
+        known = seen.get(template.name)
+        if known is None:
+            seen[template.name] = template
+            for used in template.uses:
+                visit(used)
+        elif known is not template:
+            raise ValueError(f"two templates are called {template.name}")
+
+    for template in templates:
+        visit(template)
+    return [seen[name] for name in sorted(seen)]
+
+
+def bitcode(template: Template) -> bytes:
+    """LLVM bitcode that defines the template's symbol."""
+    name = f"{template.name}-{cache.key('template', template.name, template.signature)[:32]}.bc"
+    found = cache.get(name)
+    if found is None:
+        found = _compile(template)
+        cache.put(name, found)
+    return found
+
+
+def _compile(template: Template) -> bytes:
+    from numba.core import compiler, types
+    from numba.core.registry import cpu_target
+
+    from xdp_runtime.compiler import intrinsics
+
+    kinds = {"i64": types.int64, "ptr": types.voidptr, "i32": types.int32}
+    flags = compiler.Flags()
+    flags.no_cpython_wrapper = True
+    flags.no_cfunc_wrapper = True
+    flags.no_compile = True
+    flags.nrt = False
+    flags.enable_pyobject = False
+    flags.error_model = "numpy"
+    function = template.factory(intrinsics)
+    context = cpu_target.target_context
+    library = _ir_library(context, template.name)
+    result = compiler.compile_extra(
+        cpu_target.typing_context,
+        context,
+        function,
+        tuple(kinds[p] for p in template.parameters),
+        kinds[template.result],
+        flags,
+        {},
+        library=library,
+    )
+    mangled = result.fndesc.llvm_func_name
+    text = "\n".join(library.texts) + _wrapper(template, mangled)
+    if needed := re.findall(r"^declare .*@\"?((?:NRT_|numba_|Py)\w*)", text, flags=re.M):
+        raise TypeError(f"template {template.name} needs Python's run-time system: {needed}")
+    return target.prepare_template(text, template.name, mangled, template.inline)
+
+
+def _wrapper(template: Template, mangled: str) -> str:
+    result = _LLVM[template.result]
+    names = [f"{_LLVM[p]} %a{i}" for i, p in enumerate(template.parameters)]
+    return f"""
+define {result} @{template.name}({", ".join(names)}) {{
+  %result = alloca {result}
+  %exception = alloca ptr
+  %status = call i32 @{mangled}({", ".join(["ptr %result", "ptr %exception", *names])})
+  %value = load {result}, ptr %result
+  ret {result} %value
+}}
+"""
+
+
+def _ir_library(context: Any, name: str) -> Any:
+    from numba.core.codegen import CPUCodeLibrary
+
+    class IRLibrary(CPUCodeLibrary):  # type: ignore[misc]
+        """A Numba code library that only collects IR text."""
+
+        texts: list[str] = []
+
+        def add_ir_module(self, ir_module: Any) -> None:
+            text = re.sub(r"^(target (triple|datalayout)).*$", "", str(ir_module), flags=re.M)
+            self.texts = [*self.texts, text]
+
+        def add_linking_library(self, library: Any) -> None:
+            """Numba offers its run-time system here; a template that needs it is refused below."""
+
+        def finalize(self) -> None:
+            self._finalized = True
+
+    return IRLibrary(context.codegen(), name)

@@ -1,0 +1,75 @@
+"""The run state of one program invocation, and a worker's own memory: layouts in bytes.
+
+`struct xdp_md` of the kernel's ABI has 32-bit `data`, `data_end` and `data_meta`; no such struct
+exists here.  Lowering turns a load of `xdp_md` at one of the kernel's offsets into a load of a
+field below.  The state lives in an alloca of the worker loop, and since program and helpers are
+inlined there, LLVM keeps its fields in registers: the context is values, not memory.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+# --- run state: one per invocation -------------------------------------------------------------
+DATA = 0  # pointer to the first byte of the packet
+DATA_END = 8  # pointer behind the last byte
+DATA_META = 16  # pointer to the metadata in front of the packet, or DATA
+HARD_START = 24  # lowest address that adjust_head may reach
+FRAME_END = 32  # highest address that adjust_tail may reach
+INGRESS_IFINDEX = 40  # u32
+RX_QUEUE_INDEX = 44  # u32
+EGRESS_IFINDEX = 48  # u32
+WORKER_ID = 52  # u32: what bpf_get_smp_processor_id returns; the index into per-CPU values
+REDIRECT_IFINDEX = 56  # u32, set by bpf_redirect
+TAIL_CALLS = 60  # u32, tail calls made so far
+FAULT = 64  # u32, a Fault
+FAULT_INSN = 68  # u32, the slot where it happened
+WORKER = 72  # pointer to the worker's memory
+STATE_SIZE_BYTES = 80
+
+# --- a worker's memory: private to it, cache-line aligned ---------------------------------------
+W_PRNG = 0  # u64, state of bpf_get_prandom_u32
+W_TRACE_HEAD = 8  # u64, bytes ever written to the trace ring
+W_TRACE_LOST = 16  # u64, messages that were not formatted or were overwritten unseen
+W_EPOCH = 24  # u64, batches completed; a map element freed before it may be reused after it
+W_TRACE_RING = 64  # ring of fixed records: u64 length, then text
+TRACE_RECORD_BYTES = 256
+TRACE_RECORDS = 256
+WORKER_SIZE_BYTES = W_TRACE_RING + TRACE_RECORD_BYTES * TRACE_RECORDS
+
+# --- what the kernel gives a packet (include/net/xdp.h, net/bpf/test_run.c) ----------------------
+HEADROOM_BYTES = 256  # XDP_PACKET_HEADROOM
+XDP_FRAME_BYTES = 40  # sizeof(struct xdp_frame): adjust_head cannot take these from the headroom
+META_MAX_BYTES = 252  # the largest metadata: a multiple of 4 that fits the u8 length field
+
+
+class Verdict(IntEnum):
+    """enum xdp_action"""
+
+    ABORTED = 0
+    DROP = 1
+    PASS = 2
+    TX = 3
+    REDIRECT = 4
+
+
+class Fault(IntEnum):
+    """Why a run-time check stopped a program; its verdict is then ABORTED."""
+
+    NONE = 0
+    BOUNDS = 1  # access outside the object a pointer points into
+    NULL = 2  # access through a null pointer
+    TAIL_CALL = 3  # reserved
+    BUDGET = 4  # the loop budget of may_goto or of a run is used up
+
+
+# struct xdp_md, include/uapi/linux/bpf.h: offset -> (field of the run state, is a packet pointer)
+XDP_MD = {
+    0: (DATA, True),
+    4: (DATA_END, True),
+    8: (DATA_META, True),
+    12: (INGRESS_IFINDEX, False),
+    16: (RX_QUEUE_INDEX, False),
+    20: (EGRESS_IFINDEX, False),
+}
+XDP_MD_SIZE_BYTES = 24
