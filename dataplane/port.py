@@ -1,0 +1,89 @@
+"""Port: where packets come from and go to.  The contract between a port and the worker loop.
+
+A port kind is five templates (xdp_runtime/template.py) that are inlined into the worker loop; a
+port is an open device whose queues each own a block of memory that the templates get as `q`.
+Nobody but the owning worker touches a queue, so none of the templates locks anything.
+
+    receive(q, batch, budget) -> n     fill slots 0..n-1 of `batch` (n <= budget); never blocks
+    release(q, slot) -> 0              the packet is done with: its frame goes back to the port
+    transmit(q, slot) -> 1 | 0         send the slot's packet out of this same port and give the
+                                       frame up either way; 0: no room, the packet is lost
+    send(q, data, length) -> 1 | 0     copy a foreign packet out of this port; 0: no room
+    flush(q) -> 0                      end of a batch: publish what was released and sent, wake
+                                       the kernel if it asks to be woken, reclaim what was sent
+
+A batch is an array of slots of SLOT_SIZE_BYTES each.  `receive` fills DATA, DATA_END, HARD_START,
+FRAME_END and COOKIE; DATA_META and VERDICT are the loop's.  Bounds are those of the buffer:
+[HARD_START, FRAME_END) is memory that the program's adjust_head and adjust_tail may move into
+(HARD_START leaves XDP_FRAME_BYTES of the headroom alone, as the kernel does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from xdp_runtime.template import Template
+
+BATCH_MAX = 256  # packets; the default batch is 64
+
+# a slot of a batch: byte offsets
+DATA = 0  # pointer to the packet's first byte
+DATA_END = 8  # pointer behind its last byte
+DATA_META = 16  # pointer, set by the loop
+HARD_START = 24  # pointer
+FRAME_END = 32  # pointer
+COOKIE = 40  # u64 of the port's own, e.g. the umem address of the frame
+VERDICT = 48  # u32, xdp_action, set by the loop before release or transmit
+TARGET = 52  # u32, interface index of a redirect, set by the loop
+SLOT_SIZE_BYTES = 64
+
+RECEIVE_SIGNATURE = "i64(ptr, ptr, i64)"
+RELEASE_SIGNATURE = "i64(ptr, ptr)"
+TRANSMIT_SIGNATURE = "i64(ptr, ptr)"
+SEND_SIGNATURE = "i64(ptr, ptr, i64)"
+FLUSH_SIGNATURE = "i64(ptr)"
+
+
+@dataclass(frozen=True, slots=True)
+class PortKind:
+    """The templates of one kind of port, with the signatures above."""
+
+    name: str
+    receive: Template
+    release: Template
+    transmit: Template
+    send: Template
+    flush: Template
+
+
+@dataclass(frozen=True, slots=True)
+class PortQueue:
+    """One queue: `address` is its memory (handed to the templates as `q`), `poll_fd` a descriptor
+    that poll(2) finds readable when packets wait (-1: never waits)."""
+
+    index: int
+    address: int
+    poll_fd: int
+
+
+class Port(Protocol):
+    """An open device.  `ifindex` is the host's index of a real interface, else 0 or a number of
+    the run's own.  `mode` says in words what was chosen and why, for the user."""
+
+    kind: PortKind
+    name: str
+    ifindex: int
+    queues: Sequence[PortQueue]
+    mode: str
+    mtu: int
+
+    def statistics(self) -> dict[str, int]:
+        """Counters only the port knows (ring full, invalid descriptors, kernel drops)."""
+
+    def finished(self) -> bool:
+        """True when no packet will ever come again (the end of a capture file)."""
+
+    def close(self) -> None:
+        """Give everything back; may be called twice."""
