@@ -104,6 +104,8 @@ class MapSpec:
     inner: MapSpec | None = None
     key_type_id: int = 0
     value_type_id: int = 0
+    numa_node: int = 0
+    map_extra: int = 0  # meaning depends on the type (bloom filter: number of hash functions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,222 @@
+"""Functions of an object, their relocations, and programs linked from them.
+
+A program is its entry function followed by every function it reaches, each once, in the order
+the calls appear (depth first), as libbpf lays them out.  Before linking, the target of a local
+call or of a function's address is a place in the file: (section index, slot in that section).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from struct import Struct
+
+from xdp_runtime import btf as bt
+from xdp_runtime.btf import Btf
+from xdp_runtime.btf_ext import LineInfo
+from xdp_runtime.elf_file import ElfFile, Reloc, Section, Symbol, SymbolKind
+from xdp_runtime.elf_maps import MapTable
+from xdp_runtime.errors import LoadError
+from xdp_runtime.isa import (
+    MAX_INSNS,
+    CallLocal,
+    Insn,
+    Insns,
+    LoadFunc,
+    Pseudo,
+    decode,
+)
+from xdp_runtime.object import Function, Line
+
+Place = tuple[int, int]
+
+_SLOT = Struct("<BBhi")
+_LDDW, _CALL = 0x18, 0x85
+_PSEUDO_CALL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One function as it stands in its section; `targets` is by slot within the function."""
+
+    name: str
+    section: Section
+    start: int  # slot in the section
+    insns: Insns
+    targets: Mapping[int, Place]
+    is_global: bool
+    is_program: bool
+
+
+def read_functions(elf: ElfFile, maps: MapTable, btf: Btf | None) -> dict[Place, Code]:
+    """All functions of all code sections, in file order.  Raises LoadError."""
+    functions: dict[Place, Code] = {}
+    for section in elf.sections:
+        if not section.is_code:
+            continue
+        symbols = [s for s in elf.symbols_in(section) if s.kind == SymbolKind.FUNC]
+        starts = sorted({s.value for s in symbols}) + [section.size]
+        for symbol in sorted(symbols, key=lambda s: (s.value, s.is_local, s.name)):
+            where = f"{elf.what}: function {symbol.name}"
+            size = symbol.size or starts[bisect_left(starts, symbol.value) + 1] - symbol.value
+            if symbol.value % 8 or size % 8 or not 0 < size <= section.size - symbol.value:
+                raise LoadError(where, f"its {size} bytes at {symbol.value} are not instructions "
+                                f"of section {section.name}")
+            place = section.index, symbol.value // 8
+            if place not in functions:
+                functions[place] = _read_function(elf, section, symbol, size // 8, maps, btf)
+    return functions
+
+
+def _read_function(elf: ElfFile, section: Section, symbol: Symbol, count: int, maps: MapTable,
+                   btf: Btf | None) -> Code:
+    start = symbol.value // 8
+    raw = bytearray(section.data[start * 8:(start + count) * 8])
+    relocs: dict[int, Reloc] = {}
+    first = bisect_left(section.relocs, start * 8, key=lambda r: r.offset)
+    for reloc in section.relocs[first:]:
+        slot, odd = divmod(reloc.offset - start * 8, 8)
+        if slot >= count:
+            break
+        if odd or slot in relocs:
+            raise LoadError(f"{elf.what}: function {symbol.name}, instruction {slot}",
+                            "relocation makes no sense")
+        relocs[slot] = reloc
+    targets: dict[int, Place] = {}
+    slot = 0
+    while slot < count:
+        where = f"{elf.what}: function {symbol.name}, instruction {slot}"
+        found = relocs.pop(slot, None)
+        opcode, regs, off, imm = _SLOT.unpack_from(raw, slot * 8)
+        if opcode == _LDDW and slot + 1 < count:
+            if found is not None:
+                kind, low, high, target = _address(elf, found.symbol, imm, maps, btf, where)
+                _SLOT.pack_into(raw, slot * 8, opcode, regs & 15 | kind << 4, off, low)
+                _SLOT.pack_into(raw, slot * 8 + 8, 0, 0, 0, high)
+                if target is not None:
+                    targets[slot] = target
+            elif regs >> 4 == Pseudo.FUNC:
+                targets[slot] = section.index, start + slot + imm + 1
+            elif regs >> 4:
+                raise LoadError(where, "refers to a map or symbol, but has no relocation")
+            slot += 1
+        elif opcode == _CALL and regs >> 4 == _PSEUDO_CALL:
+            targets[slot] = (_callee(elf, found.symbol, imm, where) if found is not None
+                             else (section.index, start + slot + imm + 1))
+        elif found is not None:
+            if opcode == _CALL and not found.symbol.section:
+                raise LoadError(where, _extern(found.symbol, btf, "calls"))
+            raise LoadError(where, "relocation of an instruction that takes none")
+        slot += 1
+    if relocs:
+        raise LoadError(f"{elf.what}: function {symbol.name}, instruction {min(relocs)}",
+                        "relocation in the middle of a 64-bit load")
+    try:
+        insns = decode(bytes(raw))
+    except LoadError as error:
+        raise LoadError(f"{elf.what}: function {symbol.name}, {error.what}", error.why,
+                        error.mend) from None
+    return Code(symbol.name, section, start, insns, targets,
+                not symbol.is_local and not symbol.is_hidden,
+                not symbol.is_local and section.name != ".text")
+
+
+def _address(elf: ElfFile, symbol: Symbol, imm: int, maps: MapTable, btf: Btf | None, where: str,
+             ) -> tuple[Pseudo, int, int, Place | None]:
+    """What a relocated 64-bit load becomes: its kind, both immediates, a function's place."""
+    if symbol.section == 0:
+        raise LoadError(where, _extern(symbol, btf, "refers to"))
+    offset = symbol.value + imm
+    number = maps.by_offset.get((symbol.section, offset))
+    if number is not None:
+        return Pseudo.MAP_IDX, number, 0, None
+    section = elf.section(symbol.section)
+    name = symbol.name or (section.name if section else "nothing")
+    number = maps.by_section.get(symbol.section)
+    if number is not None:
+        size = maps.specs[number].value_size
+        if not 0 <= offset < size:
+            raise LoadError(where, f"{name} + {imm} lies outside the {size} bytes of "
+                            f"{maps.specs[number].name}")
+        return Pseudo.MAP_IDX_VALUE, number, offset, None
+    if section is not None and section.is_code:
+        if offset % 8:
+            raise LoadError(where, f"address of {name} + {imm} is not that of an instruction")
+        return Pseudo.FUNC, 0, 0, (section.index, offset // 8)
+    raise LoadError(where, f"{name} is neither a map, a global variable nor a function")
+
+
+def _callee(elf: ElfFile, symbol: Symbol, imm: int, where: str) -> Place:
+    """The immediate counts slots from the next one: -1 with a function, more with a section."""
+    if symbol.section == 0:
+        raise LoadError(where, _extern(symbol, None, "calls"))
+    if symbol.value % 8:
+        raise LoadError(where, f"calls {symbol.name}, which is not at an instruction")
+    return symbol.section, symbol.value // 8 + imm + 1
+
+
+def _extern(symbol: Symbol, btf: Btf | None, verb: str) -> str:
+    weak = "weak " if symbol.is_weak else ""
+    if btf is not None:
+        config = btf.type(btf.find(".kconfig", bt.DataSec))
+        if isinstance(config, bt.DataSec) and any(
+                btf.type(v.var).name == symbol.name for v in config.vars):
+            return (f"{verb} the {weak}kernel configuration value {symbol.name}, "
+                    "which is not yet supported")
+    return f"{verb} the {weak}extern {symbol.name}, which exists only in a kernel"
+
+
+def link(what: str, entry: Code, functions: Mapping[Place, Code],
+         lines: Mapping[str, Sequence[LineInfo]],
+         ) -> tuple[Insns, tuple[Function, ...], tuple[Line, ...]]:
+    """(instructions, functions, source lines) of one program.  Raises LoadError."""
+    starts: dict[Place, int] = {}
+    order: list[Code] = []
+    length = 0
+
+    def add(code: Code) -> Iterator[tuple[int, Place]]:
+        nonlocal length
+        starts[code.section.index, code.start] = length
+        order.append(code)
+        length += len(code.insns)
+        if length > MAX_INSNS:
+            raise LoadError(f"{what}: program {entry.name}", f"has more than {MAX_INSNS} "
+                            "instructions")
+        return iter(code.targets.items())
+
+    pending = [(entry, add(entry))]
+    while pending:
+        code, calls = pending[-1]
+        for slot, place in calls:
+            if place not in functions:
+                raise LoadError(f"{what}: function {code.name}, instruction {slot}",
+                                "refers to what is not the start of a function")
+            if place not in starts:
+                pending.append((functions[place], add(functions[place])))
+                break
+        else:
+            pending.pop()
+
+    insns: list[Insn | None] = []
+    parts: list[Function] = []
+    placed: list[Line] = []
+    for code in order:
+        start = len(insns)
+        insns += code.insns
+        for slot, place in code.targets.items():
+            insn, at = code.insns[slot], start + slot
+            if isinstance(insn, CallLocal | LoadFunc):
+                insns[at] = replace(insn, off=starts[place] - at - 1)
+        parts.append(Function(code.name, start, len(insns), code.is_global))
+        placed += _lines(code, start, lines.get(code.section.name, ()))
+    return tuple(insns), tuple(parts), tuple(placed)
+
+
+def _lines(code: Code, start: int, lines: Sequence[LineInfo]) -> Iterator[Line]:
+    """The function's share of its section's lines (sorted by offset), at their linked slots."""
+    low, high = code.start * 8, (code.start + len(code.insns)) * 8
+    for line in lines[bisect_left(lines, low, key=lambda one: one.offset):]:
+        if line.offset >= high:
+            return
+        yield Line(start + (line.offset - low) // 8, line.file, line.line, line.column, line.text)
