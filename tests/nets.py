@@ -149,6 +149,12 @@ class VethPair(AbstractContextManager["VethPair"]):
                  trace: TracebackType | None) -> None:
         self._stack.close()
 
+    def ping(self, count: int = 1, timeout_s: float = 1) -> bool:
+        """Does `a` hear from `b`?"""
+        done = in_ns(self.a.ns, "ping", "-q", "-c", str(count), "-i", "0.05", "-W",
+                     str(timeout_s), self.b.ip4, check=False)
+        return done.returncode == 0
+
     def _build(self) -> None:
         spaces = [self._stack.enter_context(namespace(side)) if ns is None else ns
                   for ns, side in zip(self._ns, "ab", strict=True)]

@@ -54,8 +54,7 @@ class KernelProgram:
         """BPF_PROG_TEST_RUN of one frame of at least 14 bytes, with a `struct xdp_md`.
 
         Without `ingress_ifindex` the kernel shows the program its loopback interface (1).  With
-        it, the interface must have XDP receive queues: an XDP program attached natively.  With
-        `repeat`, neither the packet nor its pointers are reset between runs.
+        it, interface and queue must exist in the caller's network namespace.  With `repeat`, neither the packet nor its pointers are reset between runs.
         """
         ctx = b""
         if self.spec.is_xdp:
@@ -68,8 +67,9 @@ class KernelProgram:
             if ingress_ifindex and error.errno in (errno.EINVAL, errno.ENODEV):
                 raise PortError(
                     f"interface {ingress_ifindex}, queue {rx_queue}",
-                    "the kernel runs programs only as if received by an XDP queue",
-                    "attach an XDP program to it natively") from error
+                    "not a receive queue that the kernel could say the frame came from",
+                    "it has to exist in this network namespace; some drivers must have an "
+                    "XDP program attached natively") from error
             raise
         meta_bytes = _XDP_MD.unpack(run.ctx_out)[0] if ctx else 0
         return RunResult(run.retval, run.data_out[meta_bytes:], run.duration_ns,
