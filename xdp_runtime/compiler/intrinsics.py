@@ -22,7 +22,9 @@ i64 = types.int64
 
 
 def _gep(builder: Any, base: Any, offset: Any) -> Any:
-    return builder.gep(base, [offset], source_etype=I8)
+    where = builder.gep(base, [offset], source_etype=I8)
+    where.type = PTR  # Numba's own variables are typed i8*, through which llvmlite stores only i8
+    return where
 
 
 def _loader(bits: int, ordering: str | None = None, signed: bool = False) -> Any:
