@@ -180,6 +180,8 @@ def _read(elf: Any, length: int, what: str) -> ElfFile:
             if r["r_offset"] + 8 > found[target]["sh_size"]:
                 raise LoadError(where, "lies outside the section")
             relocs.setdefault(target, []).append(Reloc(r["r_offset"], symbols[r["r_info_sym"]]))
+    if sum(raw["sh_size"] for raw in found if raw["sh_type"] == "SHT_PROGBITS") > length:
+        raise LoadError(what, "damaged ELF file: its sections overlap")
     sections = tuple(_section(raw, index, relocs.get(index, []), what)
                      for index, raw in enumerate(found) if index)
     return ElfFile(what, sections, tuple(symbols))

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import assert_never
 
 from xdp_runtime.errors import LoadError
 
@@ -301,7 +302,7 @@ def decode(code: bytes) -> Insns:
             skip = False
             continue
         dst, src = regs & 15, regs >> 4
-        if dst > 10 or (src > 10 and (opcode & 7) not in (LD,)):
+        if dst > 10 or (src > 10 and opcode & 7 != LD):
             raise _bad(slot, f"register r{max(dst, src)} does not exist")
         if opcode == 0x18:
             if slot + 1 >= len(slots):
@@ -318,6 +319,8 @@ def _decode_lddw(slot: int, dst: int, src: int, off: int, imm: int, imm_hi: int)
         raise _bad(slot, "64-bit load with an offset")
     if src == 0:
         return LoadImm64(dst, ((imm_hi & 0xFFFFFFFF) << 32) | (imm & 0xFFFFFFFF))
+    if src in (Pseudo.MAP_FD, Pseudo.MAP_IDX, Pseudo.FUNC) and imm_hi:
+        raise _bad(slot, "second half of a 64-bit load has fields that must be zero")
     if src in (Pseudo.MAP_FD, Pseudo.MAP_IDX):
         return LoadMap(dst, imm)
     if src in (Pseudo.MAP_VALUE, Pseudo.MAP_IDX_VALUE):
@@ -329,6 +332,12 @@ def _decode_lddw(slot: int, dst: int, src: int, off: int, imm: int, imm_hi: int)
     raise _bad(slot, f"64-bit load of unknown kind {src}")
 
 
+def _reserved(slot: int, *fields: int) -> None:
+    """Fields an instruction does not use must be zero (RFC 9669, section 3)."""
+    if any(fields):
+        raise _bad(slot, "has fields that must be zero")
+
+
 def _decode_one(slot: int, opcode: int, dst: int, src: int, off: int, imm: int) -> Insn:
     cls = opcode & 7
     if cls in (ALU, ALU64):
@@ -336,13 +345,17 @@ def _decode_one(slot: int, opcode: int, dst: int, src: int, off: int, imm: int) 
     if cls in (JMP, JMP32):
         return _decode_jmp(slot, opcode, dst, src, off, imm)
     size, mode = _SIZES[opcode & 0x18], opcode & 0xE0
+    if cls == LDX and mode in (_MODE_MEM, _MODE_MEMSX):
+        _reserved(slot, imm)
     if cls == LDX and mode == _MODE_MEM:
         return Load(dst, src, off, size)
     if cls == LDX and mode == _MODE_MEMSX and size < 8:
         return Load(dst, src, off, size, signed=True)
     if cls == ST and mode == _MODE_MEM:
+        _reserved(slot, src)
         return Store(dst, off, size, Imm(imm))
     if cls == STX and mode == _MODE_MEM:
+        _reserved(slot, imm)
         return Store(dst, off, size, Reg(src))
     if cls == STX and mode == _MODE_ATOMIC:
         return _decode_atomic(slot, size, dst, src, off, imm)
@@ -355,6 +368,7 @@ def _decode_alu(slot: int, opcode: int, dst: int, src: int, off: int, imm: int) 
     is64, code = (opcode & 7) == ALU64, opcode & 0xF0
     operand: Operand = Reg(src) if opcode & 8 else Imm(imm)
     if code == 0xD0:
+        _reserved(slot, src, off)
         if imm not in (16, 32, 64):
             raise _bad(slot, f"byte swap of {imm} bits")
         if is64:
@@ -363,7 +377,9 @@ def _decode_alu(slot: int, opcode: int, dst: int, src: int, off: int, imm: int) 
             return Swap(dst, imm, SwapOrder.SWAP)
         return Swap(dst, imm, SwapOrder.BE if opcode & 8 else SwapOrder.LE)
     if code == 0x80:
+        _reserved(slot, opcode & 8, src, off, imm)
         return Neg(is64, dst)
+    _reserved(slot, imm if opcode & 8 else src)
     if code == 0xB0:
         if off not in (0, 8, 16, 32) or (off and not opcode & 8) or (off == 32 and not is64):
             raise _bad(slot, f"move with offset {off}")
@@ -398,12 +414,18 @@ def _decode_jmp(slot: int, opcode: int, dst: int, src: int, off: int, imm: int) 
     if code == 0x00:
         if opcode & 8:
             raise _bad(slot, f"unknown opcode {opcode:#04x}")
+        _reserved(slot, dst, src, imm if is64 else off)
         return Jump(off) if is64 else Jump(imm, long=True)
     if code == 0xE0 and is64 and not opcode & 8:
+        _reserved(slot, dst, src, imm)
         return MayGoto(off)
     if code == 0x80 and is64:
-        if opcode & 8:
-            return CallReg(dst if dst else imm)
+        if opcode & 8:  # clang before 19 puts the register into the immediate
+            _reserved(slot, src, off, imm if dst else 0)
+            if not 0 <= imm <= 10:
+                raise _bad(slot, f"register r{imm} does not exist")
+            return CallReg(dst or imm)
+        _reserved(slot, dst, off if src != 2 else 0)
         if src == 0:
             return Call(imm)
         if src == 1:
@@ -412,7 +434,9 @@ def _decode_jmp(slot: int, opcode: int, dst: int, src: int, off: int, imm: int) 
             return CallKfunc(imm, off)
         raise _bad(slot, f"call of unknown kind {src}")
     if code == 0x90 and is64 and not opcode & 8:
+        _reserved(slot, dst, src, off, imm)
         return Exit()
+    _reserved(slot, imm if opcode & 8 else src)
     try:
         return JumpIf(JmpOp(code), is64, dst, Reg(src) if opcode & 8 else Imm(imm), off)
     except ValueError:
@@ -467,10 +491,9 @@ def _encode_one(insn: Insn, map_fds: Sequence[int] | None) -> bytes:
         case Load(dst, src_reg, off, size, signed):
             mode = _MODE_MEMSX if signed else _MODE_MEM
             return _pack(mode | _SIZE_BITS[size] | LDX, dst, src_reg, off)
-        case Store(dst, off, size, Reg(n)):
-            return _pack(_MODE_MEM | _SIZE_BITS[size] | STX, dst, n, off)
-        case Store(dst, off, size, Imm(value)):
-            return _pack(_MODE_MEM | _SIZE_BITS[size] | ST, dst, 0, off, value)
+        case Store(dst, off, size, src):
+            bit, reg, imm = _operand(src)
+            return _pack(_MODE_MEM | _SIZE_BITS[size] | (STX if bit else ST), dst, reg, off, imm)
         case Atomic(op, size, dst, off, src_reg, fetch):
             return _pack(_MODE_ATOMIC | _SIZE_BITS[size] | STX, dst, src_reg, off,
                          op.value | (1 if fetch else 0))
@@ -496,4 +519,4 @@ def _encode_one(insn: Insn, map_fds: Sequence[int] | None) -> bytes:
         case Exit():
             return _pack(0x95)
         case _:
-            raise AssertionError(f"unhandled instruction {insn}")
+            assert_never(insn)
