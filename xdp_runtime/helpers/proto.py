@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xdp_runtime.template import Template
-
-if TYPE_CHECKING:
-    from xdp_runtime.interp import Machine
 
 
 class Arg(Enum):
     ANYTHING = auto()  # any initialised register, passed as a 64-bit number
+    UNCHECKED = auto()  # the same, but may be uninitialised (ARG_DONTCARE): then passed as 0
     CTX = auto()  # the context; templates get the run state (state.py)
     MAP = auto()  # a map constant
     MAP_KEY = auto()  # readable memory of the map's key size
@@ -55,6 +53,3 @@ class Helper:
     map_op: str | None = None
     needs_state: bool = False
     changes_packet: bool = False  # packet pointers die, as in bpf_helper_changes_pkt_data()
-
-
-__all__ = ["Arg", "Helper", "Machine", "Ret"] if TYPE_CHECKING else ["Arg", "Helper", "Ret"]
