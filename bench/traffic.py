@@ -60,7 +60,8 @@ def redirect_program(ifindex: int, flows: int = 1) -> bytes:
         JumpIf(JmpOp.GT, True, 2, Reg(7), 3), isa.Call(_GET_PRANDOM_U32),
         Alu(AluOp.AND, True, 0, Imm(flows - 1)), Store(6, _SOURCE_PORT_OFFSET, 2, Reg(0)),
     ]
-    send: list[Insn] = [Mov(True, 1, Imm(ifindex)), Mov(True, 2, Imm(0)), isa.Call(_REDIRECT), isa.Exit()]
+    send: list[Insn] = [Mov(True, 1, Imm(ifindex)), Mov(True, 2, Imm(0)), isa.Call(_REDIRECT),
+                        isa.Exit()]
     return isa.encode((vary if flows > 1 else []) + send)
 
 

@@ -7,22 +7,14 @@
 
 enum { SLOT_IPV4, SLOT_IPV6, SLOT_ARP, SLOT_OTHER, SLOTS };
 
-int handle_ipv4(struct xdp_md *ctx);
-int handle_ipv6(struct xdp_md *ctx);
-int handle_arp(struct xdp_md *ctx);
-
-struct {
+struct handlers {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__uint(max_entries, SLOTS);
 	__uint(key_size, sizeof(__u32));
 	__array(values, int (struct xdp_md *));
-} handlers SEC(".maps") = {
-	.values = {
-		[SLOT_IPV4] = (void *)&handle_ipv4,
-		[SLOT_IPV6] = (void *)&handle_ipv6,
-		[SLOT_ARP] = (void *)&handle_arp,
-	},
 };
+
+extern struct handlers handlers; /* below, where the handlers are known */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -97,5 +89,13 @@ int handle_arp(struct xdp_md *ctx)
 {
 	return XDP_PASS;
 }
+
+struct handlers handlers SEC(".maps") = {
+	.values = {
+		[SLOT_IPV4] = (void *)&handle_ipv4,
+		[SLOT_IPV6] = (void *)&handle_ipv6,
+		[SLOT_ARP] = (void *)&handle_arp,
+	},
+};
 
 char _license[] SEC("license") = "GPL";

@@ -54,7 +54,8 @@ class KernelProgram:
         """BPF_PROG_TEST_RUN of one frame of at least 14 bytes, with a `struct xdp_md`.
 
         Without `ingress_ifindex` the kernel shows the program its loopback interface (1).  With
-        it, interface and queue must exist in the caller's network namespace.  With `repeat`, neither the packet nor its pointers are reset between runs.
+        it, interface and queue must exist in the caller's network namespace.  With `repeat`,
+        neither the packet nor its pointers are reset between runs.
         """
         ctx = b""
         if self.spec.is_xdp:

@@ -32,7 +32,8 @@ class KernelMap:
         flags = spec.flags | (MapFlag.RDONLY_PROG if spec.global_kind in CONSTANT else 0)
         try:
             self.fd = sys_bpf.map_create(spec.type, spec.key_size, spec.value_size, entries,
-                                         flags, spec.name, inner_map_fd)
+                                         flags, spec.name, inner_map_fd, spec.numa_node,
+                                         spec.map_extra)
         except OSError as error:
             raise _map_error(spec, error) from error
 
