@@ -29,6 +29,7 @@ from pathlib import Path
 
 from xdp_runtime import isa
 from xdp_runtime.bpf_syscall import RunFlag, XdpFlag, attach_xdp_link, prog_test_run
+from xdp_runtime.errors import PortError, XdpuError
 from xdp_runtime.isa import Alu, AluOp, Imm, Insn, JmpOp, JumpIf, Load, Mov, Reg, Store
 from xdp_runtime.kernel import load_raw
 
@@ -102,8 +103,12 @@ def flood_here(ifname: str, seconds: float, frame: bytes | None = None, flows: i
                batch: int = 64) -> Sent:
     """Flood in this thread, on its CPU and in its namespace."""
     frame = udp_frame() if frame is None else frame
+    try:
+        ifindex = socket.if_nametoindex(ifname)
+    except OSError as error:
+        raise PortError(f"interface {ifname}", "there is none in this namespace") from error
     with ExitStack() as stack:
-        fd = load_raw(redirect_program(socket.if_nametoindex(ifname), flows), name="traffic")
+        fd = load_raw(redirect_program(ifindex, flows), name="traffic")
         stack.callback(os.close, fd)
         spare = stack.enter_context(_spare_veth())
         stack.callback(os.close, attach_xdp_link(fd, spare, XdpFlag.DRV_MODE))
@@ -136,7 +141,7 @@ class Flood:
             self.stop()
             raise
         if self._process.returncode:
-            raise RuntimeError(f"traffic: {err.strip()}")
+            raise RuntimeError(err.strip())
         said = json.loads(out)
         return Sent(said["frames"], said["seconds"])
 
@@ -174,4 +179,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except XdpuError as error:
+        sys.exit(f"bench.traffic: {error}")

@@ -76,9 +76,9 @@ def _setns(fd: int) -> None:
         raise OSError(code, f"setns: {os.strerror(code)}")
 
 
-def sweep() -> None:
-    """Remove the namespaces of test runs whose process is gone."""
-    if os.getpid() in _swept or not _NETNS_DIR.is_dir():
+def sweep(again: bool = False) -> None:
+    """Remove the namespaces of test runs whose process is gone; once a process, or `again`."""
+    if (os.getpid() in _swept and not again) or not _NETNS_DIR.is_dir():
         return
     _swept.add(os.getpid())
     for path in _NETNS_DIR.iterdir():
