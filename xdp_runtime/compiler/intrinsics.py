@@ -53,7 +53,9 @@ def _storer(bits: int, ordering: str | None = None) -> Any:
             address = _gep(builder, args[0], args[1])
             narrow = args[2] if bits == 64 else builder.trunc(args[2], ir.IntType(bits))
             if ordering:
-                builder.store_atomic(narrow, address, ordering, bits // 8)
+                # not builder.store_atomic: it asks for the pointee, which a `ptr` has not
+                builder._insert(ir.instructions.StoreAtomicInstr(
+                    builder.block, narrow, address, ordering, bits // 8))
             else:
                 builder.store(narrow, address, align=1)
             return ir.Constant(I64, 0)
@@ -166,7 +168,7 @@ def alloca(typingctx: Any, size_bytes: Any) -> Any:
         with builder.goto_entry_block():
             slot = builder.alloca(ir.ArrayType(I8, count))
             slot.align = 16
-        return slot
+        return _gep(builder, slot, ir.Constant(I64, 0))
 
     return ptr(size_bytes), codegen
 
