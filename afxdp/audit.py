@@ -1,0 +1,51 @@
+"""Where are the frames?  A count of every place a frame can be in, for tests and for doubt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from afxdp import rings
+from afxdp.queue import Queue
+
+_U32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """`rx_kernel` and `tx_kernel` were taken by the kernel and not given back yet; `in_hand` is
+    what the worker holds: the batch, so 0 between batches.  `twice` are frames found twice."""
+
+    total: int
+    free: int
+    fill: int
+    rx_kernel: int
+    rx: int
+    tx: int
+    tx_kernel: int
+    completion: int
+    in_hand: int
+    twice: tuple[int, ...]
+
+
+def audit(queue: Queue) -> Audit:
+    """Count the frames of a queue whose worker stands still."""
+    in_chunk = queue.shape.frame_size - 1
+    stack, free = rings.BLOCK_SIZE_BYTES, queue.load(rings.FREE)
+    seen = Counter(queue.load(stack + 8 * i) for i in range(free))
+    waiting = {}
+    for name, words in (("fill", 1), ("rx", 2), ("tx", 2), ("comp", 1)):
+        producer, consumer, entries = queue.ring(name)
+        if name == "tx":  # what is not published yet is in the ring all the same
+            producer = queue.load(rings.TX + rings.MINE)
+        waiting[name] = producer - consumer & _U32
+        for i in range(waiting[name]):
+            where = (consumer + i & queue.shape.ring_size - 1) * words
+            seen[int(entries[where]) & ~in_chunk] += 1
+    posted = queue.load(rings.FILL + rings.MINE) - queue.load(rings.RX + rings.MINE)
+    sent = queue.load(rings.TX + rings.MINE) - queue.load(rings.COMPLETION + rings.MINE)
+    total = queue.load(rings.FRAMES)
+    return Audit(total, free, waiting["fill"], posted - waiting["fill"] - waiting["rx"],
+                 waiting["rx"], waiting["tx"], sent - waiting["tx"] - waiting["comp"],
+                 waiting["comp"], total - free - posted - sent,
+                 tuple(sorted(address for address, times in seen.items() if times > 1)))

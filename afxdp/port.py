@@ -1,0 +1,197 @@
+"""AfxdpPort: an interface opened by AF_XDP, one socket and umem for each of its queues.
+
+The program is attached first, because some drivers change their queues when XDP comes; then a
+socket is bound to every queue, and only then the sockets go into the program's map: a failure on
+the way leaves nothing behind, and no packet waits in a socket that nobody will read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Self
+
+from afxdp import interface, native, redirect_program, rings
+from afxdp.interface import Interface
+from afxdp.queue import BindError, Queue, Shape, open_queue
+from afxdp.redirect_program import QUEUES_MAX, RedirectProgram
+from dataplane.port import PortKind, PortQueue
+from xdp_runtime.errors import ConfigError, PortError
+
+COPY_MODES = ("auto", "copy", "zero-copy")
+FRAME_SIZES = (2048, 4096)
+RING_SIZE_MIN, RING_SIZE_MAX = 64, 1 << 15
+_NO_ZERO_COPY = (errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class AfxdpPort:
+    """See dataplane/port.py for the contract; `open` makes one."""
+
+    kind: PortKind = rings.AFXDP
+
+    def __init__(self, iface: Interface, program: RedirectProgram, opened: Sequence[Queue],
+                 member: socket.socket | None, mode: str) -> None:
+        self.name, self.ifindex, self.mtu, self.mode = iface.name, iface.ifindex, iface.mtu, mode
+        self.opened = tuple(opened)
+        self.queues: Sequence[PortQueue] = [queue.port_queue for queue in opened]
+        self._program, self._member = program, member
+        self._gone = self._closed = False
+        self._statistics: dict[str, int] = {}
+
+    @classmethod
+    def open(cls, iface: str, queues: str | Sequence[int] = "all", mode: str = "native", *,
+             copy_mode: str = "auto", frame_size: int = 4096, ring_size: int = 2048,
+             need_wakeup: bool = True, promisc: bool = False) -> Self:
+        """Take over queues of an interface in the calling thread's network namespace.
+
+        Raises ConfigError (an option is wrong), PortError or OutOfMemory (the host refuses);
+        the interface is then as it was.
+        """
+        _check_options(queues, mode, copy_mode, frame_size, ring_size)
+        native.load()
+        with ExitStack() as undo:
+            found = interface.query(iface)
+            program = redirect_program.attach(found, mode)
+            undo.callback(program.close)
+            found = interface.query(iface)  # virtio_net: other channels than before
+            indices = _choose_queues(found, queues)
+            zero_copy = copy_mode != "copy" and mode == "native"
+            opened, why_copy = _open_queues(found, indices, undo, zero_copy, copy_mode,
+                                            Shape(frame_size, ring_size, zero_copy, need_wakeup))
+            member = interface.make_promiscuous(found.ifindex) if promisc else None
+            if member is not None:
+                undo.callback(member.close)
+            for queue in opened:
+                program.admit(queue.index, queue.fd)
+            text = _describe(found, mode, indices, opened, need_wakeup, why_copy)
+            port = cls(found, program, opened, member, text)
+            undo.pop_all()
+            return port
+
+    def statistics(self) -> dict[str, int]:
+        """Summed over the queues; after close, what they were then."""
+        if not self._closed:
+            total: Counter[str] = Counter()
+            for queue in self.opened:
+                total.update(queue.statistics())
+            self._statistics = dict(total)
+        return dict(self._statistics)
+
+    def finished(self) -> bool:
+        """True once the interface was removed: the kernel then takes the sockets off it."""
+        if not self._closed and not self._gone:
+            self._gone = any(queue.error() == errno.ENETDOWN for queue in self.opened)
+        return self._closed or self._gone
+
+    def close(self) -> None:
+        """Detach, then close the sockets.  The worker must have stopped."""
+        if self._closed:
+            return
+        self.statistics()
+        self._closed = True
+        with ExitStack() as stack:
+            for queue in self.opened:
+                stack.callback(queue.close)
+            if self._member is not None:
+                stack.callback(self._member.close)
+            stack.callback(self._program.close)
+        self.queues = []
+
+
+def _check_options(queues: str | Sequence[int], mode: str, copy_mode: str, frame_size: int,
+                   ring_size: int) -> None:
+    if mode not in redirect_program.MODES:
+        raise ConfigError(f"mode {mode}", "AF_XDP knows native and skb")
+    if copy_mode not in COPY_MODES:
+        raise ConfigError(f"copy mode {copy_mode}", f"one of {', '.join(COPY_MODES)}")
+    if copy_mode == "zero-copy" and mode != "native":
+        raise ConfigError("copy mode zero-copy", "the driver must run XDP itself for it",
+                          "use --mode native")
+    if frame_size not in FRAME_SIZES:
+        raise ConfigError(f"frame size {frame_size}", "a frame has 2048 or 4096 bytes")
+    if ring_size & (ring_size - 1) or not RING_SIZE_MIN <= ring_size <= RING_SIZE_MAX:
+        raise ConfigError(f"ring size {ring_size}", f"a power of two from {RING_SIZE_MIN} to "
+                          f"{RING_SIZE_MAX} is needed")
+    if isinstance(queues, str):
+        if queues != "all":
+            raise ConfigError(f"queues {queues}", 'give "all" or a list of numbers')
+    elif not queues or len(set(queues)) != len(queues) or min(queues) < 0:
+        raise ConfigError(f"queues {list(queues)}", "each queue once, and at least one")
+
+
+def _choose_queues(found: Interface, queues: str | Sequence[int]) -> list[int]:
+    indices = list(range(found.channels or 1)) if isinstance(queues, str) else list(queues)
+    highest = max(indices)
+    if highest >= QUEUES_MAX or (found.channels and highest >= found.channels):
+        raise PortError(f"queue {highest} of {found.name}",
+                        f"the interface has {found.channels or QUEUES_MAX} receive queues, "
+                        "numbered from 0", f"ethtool -L {found.name} combined N, where it can")
+    return indices
+
+
+def _open_queues(found: Interface, indices: Sequence[int], undo: ExitStack, zero_copy: bool,
+                 copy_mode: str, shape: Shape) -> tuple[list[Queue], str]:
+    """The queues, and why they copy.  What the driver says of the first one holds for all."""
+    opened: list[Queue] = []
+    why = "" if zero_copy or copy_mode == "copy" else "skb mode always copies"
+    for index in indices:
+        try:
+            try:
+                queue = open_queue(found.name, index, shape)
+            except BindError as error:
+                if not shape.zero_copy or copy_mode != "auto" or opened \
+                        or error.code not in _NO_ZERO_COPY:
+                    raise
+                why = f"{found.driver} offers no zero-copy: {error.name}"
+                shape = Shape(shape.frame_size, shape.ring_size, False, shape.need_wakeup)
+                queue = open_queue(found.name, index, shape)
+        except BindError as error:
+            raise _bind_error(found, index, shape, error) from error
+        undo.callback(queue.close)
+        opened.append(queue)
+    return opened, why
+
+
+def _bind_error(found: Interface, index: int, shape: Shape, error: BindError) -> PortError:
+    what = f"queue {index} of {found.name}"
+    match error.code:
+        case errno.EBUSY:
+            return PortError(what, "is already bound", "another program has an AF_XDP socket on "
+                             "it: end that, or choose other queues")
+        case errno.EINVAL if not shape.zero_copy:
+            return PortError(what, "the interface has no such queue, or its queues changed",
+                             f"see: ethtool -l {found.name}")
+        case errno.EOPNOTSUPP | errno.EINVAL:
+            return PortError(what, f"{found.driver} offers no zero-copy: {error.name}",
+                             "use --copy-mode auto or copy")
+        case errno.ENETDOWN | errno.ENODEV:
+            return PortError(what, "the interface went down", f"ip link set dev {found.name} up")
+    return PortError(what, f"cannot be bound: {os.strerror(error.code)}")
+
+
+def _describe(found: Interface, mode: str, indices: Sequence[int], opened: Sequence[Queue],
+              need_wakeup: bool, why_copy: str) -> str:
+    copy = "zero-copy" if all(queue.is_zero_copy() for queue in opened) else "copy"
+    wakeup = "need_wakeup" if need_wakeup else "no need_wakeup"
+    text = f"afxdp {mode} {copy} {wakeup}, {_ranges(indices)}"
+    if found.channels == 0:
+        text += f" ({found.driver} does not say how many there are)"
+    elif len(indices) < found.channels:
+        text += f" of {found.channels}"
+    return text + (f" ({why_copy})" if why_copy else "")
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "queues 0-2,5" """
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    spans = ",".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)
+    return f"{'queue' if len(indices) == 1 else 'queues'} {spans}"

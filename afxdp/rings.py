@@ -1,0 +1,319 @@
+"""The AF_XDP port's templates: four rings and a stack of free frames, driven by compiled code.
+
+    FILL  we -> kernel   addresses of empty frames        RX  kernel -> we   packets received
+    TX    we -> kernel   packets to send                  COMPLETION  kernel -> we   sent frames
+
+A ring is shared memory: an array and two 32-bit counters, `producer` and `consumer`, each written
+by one side with a release store and read by the other with an acquire load.  We keep our own
+counters as 64-bit numbers that never wrap, and look at the kernel's only when ours say that there
+is nothing left, so a batch costs one or two shared cache lines.
+
+A frame is a chunk of the umem, aligned to its size (aligned chunk mode), and always in exactly one
+place: free (the stack), fill, rx, the batch in hand, tx, completion, or with the kernel in between.
+From our counters alone, and whatever the kernel does:
+
+    total = free + (fill producer - rx consumer) + in hand + (tx producer - completion consumer)
+
+    chunk          +40                +256                                -320            +size
+    | xdp_frame's   | headroom         | packet received ...               | shared info's |
+                    HARD_START         DATA                                FRAME_END
+
+The bounds are those of a packet in the kernel: struct xdp_frame keeps 40 bytes of the headroom
+(XDP_PACKET_HEADROOM, which AF_XDP leaves in front of the packet by itself), and the tail of a page
+belongs to skb_shared_info, 320 bytes.  In a 2048-byte chunk a full frame needs that tail.
+
+In copy mode the kernel sends only inside sendto(), by default 32 packets a call, and asks to be
+woken always; a driver with zero-copy asks when it went to sleep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dataplane.port import (
+    COOKIE,
+    DATA,
+    DATA_END,
+    FLUSH_SIGNATURE,
+    FRAME_END,
+    HARD_START,
+    RECEIVE_SIGNATURE,
+    RELEASE_SIGNATURE,
+    SEND_SIGNATURE,
+    SLOT_SIZE_BYTES,
+    TRANSMIT_SIGNATURE,
+    PortKind,
+)
+from xdp_runtime.state import XDP_FRAME_BYTES
+from xdp_runtime.template import Template
+
+SKB_SHARED_INFO_BYTES = 320  # SKB_DATA_ALIGN(sizeof(struct skb_shared_info))
+DESC_BYTES = 16  # struct xdp_desc: u64 address, u32 length, u32 options
+NEED_WAKEUP = 1  # XDP_RING_NEED_WAKEUP
+MIN_LENGTH_BYTES = 14  # ETH_HLEN: the kernel swallows a shorter packet, frame and all
+
+# --- a queue's memory: byte offsets; every field is 8 bytes unless it says otherwise -------------
+UMEM = 0  # pointer
+FRAME_SIZE = 8
+TAIL = 16  # FRAME_END, as an offset into the chunk
+POLLFD = 24  # struct pollfd: i32 fd, i16 events, i16 revents
+FLAGS = 32
+STACK = 40  # pointer to the free frames' addresses, u64 each
+FREE = 48  # how many they are
+
+# A ring's fields, from the offset where its line starts.  MINE is our counter, in memory the
+# kernel reads as a u32; SEEN is its counter as we read it last (of RX and COMPLETION extended to
+# 64 bits; of FILL and TX that plus the ring's size: how far we may produce).
+RX, FILL, TX, COMPLETION = 64, 128, 192, 256
+ARRAY, PRODUCER, CONSUMER, RING_FLAGS, MASK, MINE, SEEN, PUBLISHED = range(0, 64, 8)
+
+# counters, for Python to read
+TX_FULL = 320  # packets given up: no room in the TX ring
+NO_FRAME = 328  # foreign packets given up: no free frame
+WAKEUPS = 336  # system calls that woke the kernel
+WAKE_ERRORS = 344  # of these, failed for another reason than "come again"
+WAKE_ERRNO = 352  # the last such errno
+MALFORMED = 360  # packets given up: no length the kernel would send
+FRAMES = 368  # how many frames there are in all
+BLOCK_SIZE_BYTES = 384  # the stack follows
+
+# FLAGS
+WAKE_ALWAYS = 1  # bound without XDP_USE_NEED_WAKEUP
+ZERO_COPY = 2
+
+_U32 = 0xFFFFFFFF
+_MSG_DONTWAIT = 0x40
+_EAGAIN, _EBUSY, _ENOBUFS = 11, 16, 105  # more to send; the device dropped one; no memory now
+_TX_CALLS_MAX = 16  # sendto() calls in one flush
+
+Factory = Callable[..., Any]
+
+
+def _receive(m: Any) -> Factory:
+    def afxdp_receive(q, batch, budget):  # type: ignore
+        mine = m.load_u64(q, RX + MINE)
+        seen = m.load_u64(q, RX + SEEN)
+        if seen - mine < budget:
+            produced = m.acquire_u32(m.load_ptr(q, RX + PRODUCER), 0)
+            seen = mine + (m.sub(produced, mine) & _U32)
+            m.store_u64(q, RX + SEEN, seen)
+        n = budget if seen - mine > budget else seen - mine
+        if n == 0:
+            return 0
+        ring, mask = m.load_ptr(q, RX + ARRAY), m.load_u64(q, RX + MASK)
+        umem, tail = m.load_ptr(q, UMEM), m.load_u64(q, TAIL)
+        in_chunk = m.load_u64(q, FRAME_SIZE) - 1
+        consumer = m.load_ptr(q, RX + CONSUMER)
+        for i in range(n):
+            desc = m.inside(ring, ((mine + i) & mask) * DESC_BYTES)
+            address = m.load_u64(desc, 0)
+            chunk = address & ~in_chunk
+            end = address + m.load_u32(desc, 8)
+            slot = m.inside(batch, i * SLOT_SIZE_BYTES)
+            m.store_ptr(slot, DATA, m.inside(umem, address))
+            m.store_ptr(slot, DATA_END, m.inside(umem, end))
+            m.store_ptr(slot, HARD_START, m.inside(umem, chunk + XDP_FRAME_BYTES))
+            room = chunk + tail if chunk + tail > end else end
+            m.store_ptr(slot, FRAME_END, m.inside(umem, room))
+            m.store_u64(slot, COOKIE, chunk)
+        m.store_u64(q, RX + MINE, mine + n)
+        m.release_u32(consumer, 0, mine + n)
+        return n
+
+    return afxdp_receive
+
+
+def _release(m: Any) -> Factory:
+    def afxdp_release(q, slot):  # type: ignore
+        free = m.load_u64(q, FREE)
+        m.store_u64(m.load_ptr(q, STACK), free * 8, m.load_u64(slot, COOKIE))
+        m.store_u64(q, FREE, free + 1)
+        return 0
+
+    return afxdp_release
+
+
+def _reclaim(m: Any) -> Factory:
+    def afxdp_reclaim(q):  # type: ignore
+        """Sent frames, back onto the stack -> how many.  Their addresses are those we sent."""
+        mine = m.load_u64(q, COMPLETION + MINE)
+        produced = m.acquire_u32(m.load_ptr(q, COMPLETION + PRODUCER), 0)
+        n = m.sub(produced, mine) & _U32
+        if n == 0:
+            return 0
+        ring, mask = m.load_ptr(q, COMPLETION + ARRAY), m.load_u64(q, COMPLETION + MASK)
+        stack, free = m.load_ptr(q, STACK), m.load_u64(q, FREE)
+        in_chunk = m.load_u64(q, FRAME_SIZE) - 1
+        for i in range(n):
+            address = m.load_u64(ring, ((mine + i) & mask) * 8)
+            m.store_u64(stack, (free + i) * 8, address & ~in_chunk)
+        m.store_u64(q, FREE, free + n)
+        m.store_u64(q, COMPLETION + MINE, mine + n)
+        m.release_u32(m.load_ptr(q, COMPLETION + CONSUMER), 0, mine + n)
+        return n
+
+    return afxdp_reclaim
+
+
+RECLAIM = Template("afxdp_reclaim", _reclaim, "i64(ptr)", inline=False)
+
+
+def _push(m: Any) -> Factory:
+    reclaim = m.extern(RECLAIM)
+
+    def afxdp_push(q):  # type: ignore
+        """Publish what was put into TX, have the kernel send it, take back what it has sent."""
+        tx = m.load_u64(q, TX + MINE)
+        if tx != m.load_u64(q, TX + PUBLISHED):
+            m.release_u32(m.load_ptr(q, TX + PRODUCER), 0, tx)
+            m.store_u64(q, TX + PUBLISHED, tx)
+        reclaim(q)
+        flags, ring_flags = m.load_u64(q, FLAGS), m.load_ptr(q, TX + RING_FLAGS)
+        done, before = 0, -1
+        for _ in range(_TX_CALLS_MAX):
+            waiting = m.sub(tx, m.acquire_u32(m.load_ptr(q, TX + CONSUMER), 0)) & _U32
+            if waiting == before and done == 0:
+                return 0  # no progress: the rest waits for the next flush
+            before = waiting
+            if flags & ZERO_COPY:  # frames taken may still need the driver to complete them
+                waiting = tx - m.load_u64(q, COMPLETION + MINE)
+            if waiting == 0:
+                return 0
+            if flags & WAKE_ALWAYS == 0 and m.relaxed_u32(ring_flags, 0) & NEED_WAKEUP == 0:
+                return 0
+            m.store_u64(q, WAKEUPS, m.load_u64(q, WAKEUPS) + 1)
+            said = m.c_sendto(m.load_u32(q, POLLFD), m.null(), 0, _MSG_DONTWAIT, m.null(), 0)
+            why = m.errno()
+            done = reclaim(q)
+            if said >= 0:
+                return 0
+            if why != _EAGAIN and why != _EBUSY and why != _ENOBUFS:
+                m.store_u64(q, WAKE_ERRORS, m.load_u64(q, WAKE_ERRORS) + 1)
+                m.store_u64(q, WAKE_ERRNO, why)
+                return 0
+            if why != _EAGAIN:
+                return 0
+        return 0
+
+    return afxdp_push
+
+
+PUSH = Template("afxdp_push", _push, "i64(ptr)", (RECLAIM,), inline=False)
+
+
+def _has_room(m: Any) -> Factory:
+    push = m.extern(PUSH)
+
+    def afxdp_has_room(q):  # type: ignore
+        """The TX ring looked full: see how far the kernel is, else wake it -> 1, or 0 if full."""
+        tx, size = m.load_u64(q, TX + MINE), m.load_u64(q, TX + MASK) + 1
+        for attempt in range(2):
+            if attempt == 1:
+                push(q)
+            consumed = m.acquire_u32(m.load_ptr(q, TX + CONSUMER), 0)
+            may_produce = tx - (m.sub(tx, consumed) & _U32) + size
+            m.store_u64(q, TX + SEEN, may_produce)
+            if tx != may_produce:
+                return 1
+        m.store_u64(q, TX_FULL, m.load_u64(q, TX_FULL) + 1)
+        return 0
+
+    return afxdp_has_room
+
+
+HAS_ROOM = Template("afxdp_has_room", _has_room, "i64(ptr)", (PUSH,), inline=False)
+
+
+def _transmit(m: Any) -> Factory:
+    has_room = m.extern(HAS_ROOM)
+
+    def afxdp_transmit(q, slot):  # type: ignore
+        data, chunk = m.load_ptr(slot, DATA), m.load_u64(slot, COOKIE)
+        length = m.diff(m.load_ptr(slot, DATA_END), data)
+        address = m.diff(data, m.load_ptr(q, UMEM))
+        size = m.load_u64(q, FRAME_SIZE)
+        fits = m.ule(MIN_LENGTH_BYTES, length) and m.ule(length, size - (address - chunk))
+        tx = m.load_u64(q, TX + MINE)
+        if not fits or (tx == m.load_u64(q, TX + SEEN) and has_room(q) == 0):
+            if not fits:
+                m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
+            free = m.load_u64(q, FREE)
+            m.store_u64(m.load_ptr(q, STACK), free * 8, chunk)
+            m.store_u64(q, FREE, free + 1)
+            return 0
+        desc = m.inside(m.load_ptr(q, TX + ARRAY), (tx & m.load_u64(q, TX + MASK)) * DESC_BYTES)
+        m.store_u64(desc, 0, address)
+        m.store_u64(desc, 8, length)  # and no options
+        m.store_u64(q, TX + MINE, tx + 1)
+        return 1
+
+    return afxdp_transmit
+
+
+def _send(m: Any) -> Factory:
+    has_room, push = m.extern(HAS_ROOM), m.extern(PUSH)
+
+    def afxdp_send(q, data, length):  # type: ignore
+        if not (m.ule(MIN_LENGTH_BYTES, length) and m.ule(length, m.load_u64(q, FRAME_SIZE))):
+            m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
+            return 0
+        tx = m.load_u64(q, TX + MINE)
+        if tx == m.load_u64(q, TX + SEEN) and has_room(q) == 0:
+            return 0
+        if m.load_u64(q, FREE) == 0:
+            push(q)
+        free = m.load_u64(q, FREE)
+        if free == 0:
+            m.store_u64(q, NO_FRAME, m.load_u64(q, NO_FRAME) + 1)
+            return 0
+        chunk = m.load_u64(m.load_ptr(q, STACK), (free - 1) * 8)
+        m.store_u64(q, FREE, free - 1)
+        m.copy(m.inside(m.load_ptr(q, UMEM), chunk), data, length)
+        desc = m.inside(m.load_ptr(q, TX + ARRAY), (tx & m.load_u64(q, TX + MASK)) * DESC_BYTES)
+        m.store_u64(desc, 0, chunk)
+        m.store_u64(desc, 8, length)
+        m.store_u64(q, TX + MINE, tx + 1)
+        return 1
+
+    return afxdp_send
+
+
+def _flush(m: Any) -> Factory:
+    push = m.extern(PUSH)
+
+    def afxdp_flush(q):  # type: ignore
+        if m.load_u64(q, TX + MINE) != m.load_u64(q, COMPLETION + MINE):
+            push(q)
+        mine, free = m.load_u64(q, FILL + MINE), m.load_u64(q, FREE)
+        may_produce = m.load_u64(q, FILL + SEEN)
+        if may_produce - mine < free:
+            consumed = m.acquire_u32(m.load_ptr(q, FILL + CONSUMER), 0)
+            outstanding = m.sub(mine, consumed) & _U32
+            may_produce = mine - outstanding + m.load_u64(q, FILL + MASK) + 1
+            m.store_u64(q, FILL + SEEN, may_produce)
+        n = free if may_produce - mine > free else may_produce - mine
+        if n > 0:
+            ring, mask = m.load_ptr(q, FILL + ARRAY), m.load_u64(q, FILL + MASK)
+            stack = m.load_ptr(q, STACK)
+            for i in range(n):
+                m.store_u64(ring, ((mine + i) & mask) * 8, m.load_u64(stack, (free - 1 - i) * 8))
+            m.store_u64(q, FREE, free - n)
+            m.store_u64(q, FILL + MINE, mine + n)
+            m.release_u32(m.load_ptr(q, FILL + PRODUCER), 0, mine + n)
+        if m.relaxed_u32(m.load_ptr(q, FILL + RING_FLAGS), 0) & NEED_WAKEUP:
+            m.store_u64(q, WAKEUPS, m.load_u64(q, WAKEUPS) + 1)
+            m.c_poll(m.inside(q, POLLFD), 1, 0)
+        return 0
+
+    return afxdp_flush
+
+
+AFXDP = PortKind(
+    "afxdp",
+    receive=Template("afxdp_receive", _receive, RECEIVE_SIGNATURE),
+    release=Template("afxdp_release", _release, RELEASE_SIGNATURE),
+    transmit=Template("afxdp_transmit", _transmit, TRANSMIT_SIGNATURE, (HAS_ROOM,)),
+    send=Template("afxdp_send", _send, SEND_SIGNATURE, (HAS_ROOM, PUSH), inline=False),
+    flush=Template("afxdp_flush", _flush, FLUSH_SIGNATURE, (PUSH,)),
+)
