@@ -1,0 +1,202 @@
+"""Maps as plain dicts and lists: the living definition of what a map operation does.
+
+A value is a `bytearray` that keeps its identity as long as its element lives, so a pointer into it
+stays good; what is deleted or replaced stays readable for whoever still points at it, as under RCU.
+Error numbers and the order of the checks are those of kernel/bpf/arraymap.c and hashtab.c as a
+program sees them.  (The syscall looks at BPF_F_LOCK before anything else.)
+
+What the kernel leaves open is decided here: LRU evicts exactly the least recently used element, an
+update counts as use, and an update that fails evicts nothing; `items` is in order of insertion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from xdp_runtime.errors import LoadError
+from xdp_runtime.maps.family import (
+    BPF_EXIST,
+    BPF_F_LOCK,
+    BPF_NOEXIST,
+    E2BIG,
+    EEXIST,
+    EINVAL,
+    ENOENT,
+)
+from xdp_runtime.object import MapSpec, MapType
+
+
+class ModelMap(Protocol):
+    """`cpu` matters only to per-CPU maps.  Keys and values have exactly the sizes of `spec`."""
+
+    spec: MapSpec
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        """The element's memory, as bpf_map_lookup_elem gives it to a program."""
+
+    def peek(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        """The same from user space, where it is no use of the element."""
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        """0 or -errno"""
+
+    def delete(self, key: bytes) -> int:
+        """0 or -errno"""
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class ModelArray:
+    """ARRAY and PERCPU_ARRAY.  An element always exists; a CPU's copy is made when first used."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        self._per_cpu = spec.type == MapType.PERCPU_ARRAY
+        self._cells: dict[tuple[int, int], bytearray] = {}
+
+    def _cell(self, index: int, cpu: int) -> bytearray:
+        at = (cpu if self._per_cpu else 0, index)
+        if at not in self._cells:
+            initial = self.spec.initial if index == 0 else b""
+            self._cells[at] = bytearray(initial.ljust(self.spec.value_size, b"\0"))
+        return self._cells[at]
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        index = int.from_bytes(key, "little")
+        return self._cell(index, cpu) if index < self.spec.max_entries else None
+
+    peek = lookup
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        index = int.from_bytes(key, "little")
+        if flags & ~BPF_F_LOCK > BPF_EXIST:
+            return -EINVAL
+        if index >= self.spec.max_entries:
+            return -E2BIG
+        if flags & BPF_NOEXIST:
+            return -EEXIST
+        if flags & BPF_F_LOCK:  # no struct bpf_spin_lock in the value
+            return -EINVAL
+        self._cell(index, cpu)[:] = value
+        return 0
+
+    def delete(self, key: bytes) -> int:
+        return -EINVAL
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        for index in range(self.spec.max_entries):
+            yield index.to_bytes(4, "little"), bytes(self._cell(index, cpu))
+
+
+class ModelHash:
+    """HASH: an update replaces the element, so the old value's memory no longer changes."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        self._cells: dict[bytes, bytearray] = {}
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        return self._cells.get(bytes(key))
+
+    def peek(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        return self._cells.get(bytes(key))
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        key = bytes(key)
+        if error := self._check(key, flags):
+            return error
+        if key not in self._cells and len(self._cells) >= self.spec.max_entries:
+            return -E2BIG
+        self._cells[key] = bytearray(value)
+        return 0
+
+    def _check(self, key: bytes, flags: int) -> int:
+        if flags > BPF_EXIST:
+            return -EINVAL
+        if flags == BPF_NOEXIST and key in self._cells:
+            return -EEXIST
+        if flags == BPF_EXIST and key not in self._cells:
+            return -ENOENT
+        return 0
+
+    def delete(self, key: bytes) -> int:
+        return 0 if self._cells.pop(bytes(key), None) is not None else -ENOENT
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        for key, cell in self._cells.items():
+            yield key, bytes(cell)
+
+
+class ModelLruHash(ModelHash):
+    """LRU_HASH: `_cells` is in order of use, the oldest first."""
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        key = bytes(key)
+        cell = self._cells.pop(key, None)
+        if cell is not None:
+            self._cells[key] = cell
+        return cell
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        key = bytes(key)
+        if error := self._check(key, flags):
+            return error
+        self._cells.pop(key, None)
+        if len(self._cells) >= self.spec.max_entries:
+            del self._cells[next(iter(self._cells))]
+        self._cells[key] = bytearray(value)
+        return 0
+
+
+class ModelProgArray:
+    """PROG_ARRAY: names of programs; a program cannot look them up, only tail-call them."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        self._names: dict[int, str] = dict(spec.slots)
+
+    def program(self, index: int) -> str | None:
+        return self._names.get(index)
+
+    def assign(self, index: int, name: str) -> int:
+        """0 or -errno, as user space's update"""
+        if index >= self.spec.max_entries:
+            return -E2BIG
+        self._names[index] = name
+        return 0
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        return None
+
+    peek = lookup
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        return -EINVAL
+
+    def delete(self, key: bytes) -> int:
+        index = int.from_bytes(key, "little")
+        if index >= self.spec.max_entries:
+            return -E2BIG
+        return 0 if self._names.pop(index, None) is not None else -ENOENT
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        for index, name in sorted(self._names.items()):
+            yield index.to_bytes(4, "little"), name.encode()
+
+
+def make_model(spec: MapSpec) -> ModelMap:
+    """An empty map (a globals map has its initial value).  Raises LoadError for other types."""
+    match spec.type:
+        case MapType.ARRAY | MapType.PERCPU_ARRAY:
+            return ModelArray(spec)
+        case MapType.HASH:
+            return ModelHash(spec)
+        case MapType.LRU_HASH:
+            return ModelLruHash(spec)
+        case MapType.PROG_ARRAY:
+            return ModelProgArray(spec)
+        case _:
+            known = {int(kind): kind.name for kind in MapType}
+            kind = known.get(spec.type, f"number {spec.type}")
+            raise LoadError(f"map {spec.name}", f"there is no reference model of type {kind}")
