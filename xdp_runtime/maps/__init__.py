@@ -1,0 +1,36 @@
+"""Maps: one file a family; `Map` (map.py) is shared memory in a family's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xdp_runtime.errors import LoadError
+from xdp_runtime.maps.array import ArrayFamily, ProgArrayFamily
+from xdp_runtime.maps.family import Family
+from xdp_runtime.maps.hash import HashFamily
+from xdp_runtime.maps.lru import LruHashFamily
+from xdp_runtime.object import MapSpec, MapType
+
+FAMILIES: Mapping[int, Family] = {
+    MapType.HASH: HashFamily(),
+    MapType.ARRAY: ArrayFamily(per_cpu=False),
+    MapType.PROG_ARRAY: ProgArrayFamily(),
+    MapType.PERCPU_ARRAY: ArrayFamily(per_cpu=True),
+    MapType.LRU_HASH: LruHashFamily(),
+}
+
+
+def type_name(number: int) -> str:
+    """BPF_MAP_TYPE_* without the prefix, or "unknown"."""
+    return MapType(number).name if number in set(MapType) else "unknown"
+
+
+def family_of(spec: MapSpec) -> Family:
+    """The family of this map's type.  Raises LoadError for a type not supported."""
+    family = FAMILIES.get(spec.type)
+    if family is None:
+        have = ", ".join(type_name(number) for number in FAMILIES)
+        raise LoadError(f"map {spec.name}",
+                        f"map type {spec.type} ({type_name(spec.type)}) is not supported",
+                        f"supported: {have}")
+    return family

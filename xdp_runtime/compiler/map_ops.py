@@ -1,0 +1,113 @@
+"""The operations of a map as functions: IR that a program's module exports, or a module of its own.
+
+Each operation of a map becomes `@"map.<index>.<operation>"`, a function without the leading
+parameters (regions are symbols, sizes are constants): lookup(worker, key), peek(worker, key),
+update(worker, key, value, flags), delete(worker, key), next_key(worker, key, out), and
+read(worker, key, out) where the family has it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from xdp_runtime.compiler import cache, target, templates
+from xdp_runtime.compiler.link import declaration
+from xdp_runtime.maps import family_of
+from xdp_runtime.object import MapSpec
+from xdp_runtime.template import Template
+
+if TYPE_CHECKING:
+    from xdp_runtime.maps.map import Map
+
+_CTYPES = {"i64": ctypes.c_int64, "ptr": ctypes.c_void_p}
+
+
+def symbol_name(index: int, name: str) -> str:
+    """The symbol of a region or an operation of map `index`."""
+    return f"map.{index}.{name}"
+
+
+def region_declarations(index: int, spec: MapSpec, workers: int) -> str:
+    """The map's regions as external symbols; pages, so aligned to them."""
+    return "".join(
+        f'@"{symbol_name(index, region.name)}" = external global i8, align 4096\n'
+        for region in family_of(spec).regions(spec, workers))
+
+
+def operation_wrappers(index: int, spec: MapSpec, workers: int) -> str:
+    """Definitions of the map's operations; regions and templates are declared elsewhere."""
+    family = family_of(spec)
+    leading = [f'ptr @"{symbol_name(index, p)}"' if isinstance(p, str) else f"i64 {p}"
+               for p in family.parameters(spec, workers)]
+    return "".join(_wrapper(symbol_name(index, name), template, leading)
+                   for name, template in sorted(family.operations.items()))
+
+
+def _wrapper(symbol: str, template: Template, leading: Sequence[str]) -> str:
+    own = [f"{kind} %a{i}" for i, kind in enumerate(template.parameters[len(leading):])]
+    return f"""
+define {template.result} @"{symbol}"({", ".join(own)}) {{
+  %result = call {template.result} @{template.name}({", ".join([*leading, *own])})
+  ret {template.result} %result
+}}
+"""
+
+
+def operation_symbols(index: int, spec: MapSpec) -> list[str]:
+    """What operation_wrappers defines: the exports of a module."""
+    return [symbol_name(index, name) for name in sorted(family_of(spec).operations)]
+
+
+def bind_operations(code: target.Code, index: int, spec: MapSpec,
+                    workers: int) -> dict[str, Callable[..., Any]]:
+    """The exported operations as ctypes functions, as Map.bind takes them."""
+    family = family_of(spec)
+    skip = len(family.parameters(spec, workers))
+    return {
+        name: code.function(symbol_name(index, name), _CTYPES[template.result],
+                            *(_CTYPES[p] for p in template.parameters[skip:]))
+        for name, template in family.operations.items()
+    }
+
+
+def module(maps: Sequence[MapSpec], workers: int, more: Iterable[Template] = (),
+           text: str = "", exports: Iterable[str] = ()) -> Any:
+    """An LLVM module with the operations of these maps exported, not yet optimised.
+
+    `text` is more IR that may call them and the templates in `more`; `exports` its symbols."""
+    used = [t for spec in maps for t in family_of(spec).operations.values()] + list(more)
+    wanted = templates.closure(used)
+    parts = [target.pause_definition().replace("define internal", "define", 1),
+             *(declaration(t) + "\n" for t in wanted)]
+    names = list(exports)
+    for index, spec in enumerate(maps):
+        parts.append(region_declarations(index, spec, workers))
+        parts.append(operation_wrappers(index, spec, workers))
+        names += operation_symbols(index, spec)
+    bitcodes = [templates.bitcode(t) for t in wanted]
+    return target.link("".join(parts) + text, bitcodes, names)
+
+
+def imports(maps: Iterable[tuple[int, Map]]) -> dict[str, int]:
+    """Region symbols of the maps, each with its index, and where they are in this process."""
+    return {symbol_name(index, region): address
+            for index, one in maps for region, address in one.symbols().items()}
+
+
+def compile_operations(one: Map) -> Mapping[str, Callable[..., Any]]:
+    """Compile and bind the operations of one map, without any program."""
+    spec, workers = one.spec, one.workers
+    name = cache.key("map-operations", target.host_fingerprint(), spec.type, spec.key_size,
+                     spec.value_size, spec.max_entries, spec.flags, workers)[:32] + ".map.o"
+    image = cache.get(name)
+    if image is None:
+        built = module([spec], workers)
+        target.optimise(built)
+        image = target.emit_object(built)
+        cache.put(name, image)
+    code = target.Code(image, imports([(0, one)]), operation_symbols(0, spec))
+    operations = bind_operations(code, 0, spec, workers)
+    one.bind(operations)
+    return operations

@@ -1,0 +1,386 @@
+"""HASH: the operations of a hash map over the table of hash_table.py.
+
+Return codes are those of kernel/bpf/hashtab.c.  Iteration visits buckets in order and the keys of
+a bucket in the order of their bytes as words, so that an update of a key, which moves its element,
+does not move it past the iterating process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xdp_runtime.maps.family import E2BIG, EEXIST, EINVAL, ENOENT, Region
+from xdp_runtime.maps.hash_table import (
+    COUNT,
+    FIND,
+    FRESH,
+    GIVE,
+    HASH,
+    HASH_OF,
+    HEAD_BYTES,
+    KEY,
+    LIVE,
+    LOCKED,
+    MATCH,
+    NEXT,
+    REFERENCED,
+    SEED_0,
+    TAIL,
+    TAKE,
+    UNLINK,
+    UNLOCK,
+    Factory,
+    quarantine,
+    stride,
+)
+from xdp_runtime.object import MapFlag, MapSpec
+from xdp_runtime.template import Template
+
+# head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine; worker
+LEADING = "ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64"
+
+_LOW = 0xFFFFFFFF
+_ONE = 1 << 32
+_KEY_MAX_BYTES = 512  # a program's stack
+_ELEMENT_MAX_BYTES = (1 << 22) - 56  # KMALLOC_MAX_SIZE - sizeof(struct htab_elem)
+_ELEMENTS_MAX_BYTES = 1 << 35  # what a link of 32 bits in units of 8 bytes reaches
+_FLAGS = (MapFlag.NO_PREALLOC | MapFlag.NO_COMMON_LRU | MapFlag.NUMA_NODE | MapFlag.ZERO_SEED
+          | MapFlag.RDONLY | MapFlag.WRONLY | MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG)
+
+
+def _lookup(m: Any) -> Factory:
+    find = m.extern(FIND)
+
+    def hash_lookup(  # type: ignore
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        worker, key
+    ):
+        return find(head, buckets, elements, key_size, mask, 0, key)
+
+    return hash_lookup
+
+
+def _read(m: Any) -> Factory:
+    hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
+
+    def hash_read(  # type: ignore
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        worker, key, out
+    ):
+        hashed = hash_of(head, key, key_size)
+        bucket = m.inside(buckets, (hashed & mask) << 3)
+        while True:
+            word = m.acquire_u64(bucket, 0)
+            link = word & _LOW
+            result = -ENOENT
+            steps = 0
+            while link != 0:
+                element = m.inside(elements, link << 3)
+                if match(element, key, key_size, hashed) != 0:
+                    value = m.inside(element, KEY + ((key_size + 7) & ~7))
+                    at = 0
+                    while at + 8 <= value_size:
+                        m.store_u64(out, at, m.acquire_u64(value, at))
+                        at += 8
+                    if at < value_size:
+                        rest = m.acquire_u64(value, at)
+                        while at < value_size:
+                            m.store_u8(out, at, rest & 255)
+                            rest = m.lshr(rest, 8)
+                            at += 1
+                    result = 0
+                    link = 0
+                else:
+                    link = m.acquire_u32(element, NEXT)
+                    steps += 1
+                    if steps & 63 == 0 and m.lshr(m.acquire_u64(bucket, 0) ^ word, 32) != 0:
+                        link = 0
+            if m.lshr(m.acquire_u64(bucket, 0) ^ word, 32) == 0:
+                return result
+            m.pause()
+
+    return hash_read
+
+
+def make_update(name: str, room: Template) -> Template:
+    """The update template of a family; `room` is called in a full table: 0 or -errno."""
+
+    def factory(m: Any) -> Factory:
+        hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
+        lock, unlock, take, give = (m.extern(t) for t in (LOCKED, UNLOCK, TAKE, GIVE))
+        unlink, make_room = m.extern(UNLINK), m.extern(room)
+
+        def hash_update(  # type: ignore
+            head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+            quarantine, worker, key, value, flags
+        ):
+            if not m.ule(flags, 2):
+                return -EINVAL
+            hashed = hash_of(head, key, key_size)
+            bucket = m.inside(buckets, (hashed & mask) << 3)
+            lock(head)
+            old = m.relaxed_u64(bucket, 0) & _LOW
+            while old != 0 and match(m.inside(elements, old << 3), key, key_size, hashed) == 0:
+                old = m.load_u32(m.inside(elements, old << 3), NEXT)
+            count = m.load_u32(head, COUNT)
+            result = 0
+            if old != 0:
+                if flags == 1:
+                    result = -EEXIST
+            elif flags == 2:
+                result = -ENOENT
+            elif count >= max_entries:
+                result = make_room(head, buckets, elements, stride, mask)
+                count = m.load_u32(head, COUNT)
+            if result != 0:
+                unlock(head)
+                return result
+            new = take(head, elements, stride, end, quarantine)
+            element = m.inside(elements, new << 3)
+            m.store_u32(element, HASH, hashed)
+            referenced = 0
+            if old != 0:
+                referenced = 1
+            m.store_u8(element, REFERENCED, referenced)
+            m.store_u8(element, LIVE, 1)
+            at = 0
+            while at + 8 <= key_size:
+                m.store_u64(element, KEY + at, m.load_u64(key, at))
+                at += 8
+            if at < key_size:
+                m.store_u64(element, KEY + at, tail(key, at, key_size - at))
+            m.copy(m.inside(element, KEY + ((key_size + 7) & ~7)), value, value_size)
+            word = m.relaxed_u64(bucket, 0)
+            first = word & _LOW
+            word = word & ~_LOW
+            if old == 0:
+                m.relaxed_store_u32(element, NEXT, first)
+                m.release_u64(bucket, 0, word | new)
+                m.store_u32(head, COUNT, count + 1)
+            else:
+                if old == first:
+                    m.relaxed_store_u32(
+                        element, NEXT, m.load_u32(m.inside(elements, old << 3), NEXT))
+                    m.release_u64(bucket, 0, m.add(word, _ONE) | new)
+                else:
+                    m.relaxed_store_u32(element, NEXT, first)
+                    m.release_u64(bucket, 0, m.add(word, _ONE) | new)
+                    unlink(bucket, elements, old)
+                give(head, elements, old)
+            unlock(head)
+            return 0
+
+        return hash_update
+
+    return Template(name, factory, f"i64({LEADING}, ptr, ptr, i64)",
+                    uses=(HASH_OF, MATCH, TAIL, LOCKED, UNLOCK, TAKE, GIVE, UNLINK, room))
+
+
+def _refuse(m: Any) -> Factory:
+    def hash_full(head, buckets, elements, stride, mask):  # type: ignore
+        return -E2BIG
+
+    return hash_full
+
+
+def _delete(m: Any) -> Factory:
+    hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
+    lock, unlock, give = m.extern(LOCKED), m.extern(UNLOCK), m.extern(GIVE)
+    unlink = m.extern(UNLINK)
+
+    def hash_delete(  # type: ignore
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        worker, key
+    ):
+        hashed = hash_of(head, key, key_size)
+        bucket = m.inside(buckets, (hashed & mask) << 3)
+        lock(head)
+        link = m.relaxed_u64(bucket, 0) & _LOW
+        while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
+            link = m.load_u32(m.inside(elements, link << 3), NEXT)
+        result = -ENOENT
+        if link != 0:
+            unlink(bucket, elements, link)
+            give(head, elements, link)
+            m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
+            result = 0
+        unlock(head)
+        return result
+
+    return hash_delete
+
+
+def _order(m: Any) -> Factory:
+    def hash_order(a, b, words_bytes):  # type: ignore
+        at = 0
+        while at < words_bytes:
+            x = m.acquire_u64(a, at)
+            y = m.acquire_u64(b, at)
+            if x != y:
+                if m.ult(x, y):
+                    return -1
+                return 1
+            at += 8
+        return 0
+
+    return hash_order
+
+
+def _least(m: Any) -> Factory:
+    order = m.extern(ORDER)
+
+    def hash_least(bucket, elements, key_size, after, out):  # type: ignore
+        padded = (key_size + 7) & ~7
+        while True:
+            word = m.acquire_u64(bucket, 0)
+            link = word & _LOW
+            best = 0
+            steps = 0
+            while link != 0:
+                element = m.inside(elements, link << 3)
+                key = m.inside(element, KEY)
+                if after == 0 or order(key, m.inside(elements, (after << 3) + KEY), padded) > 0:
+                    if best == 0 or order(
+                            key, m.inside(elements, (best << 3) + KEY), padded) < 0:
+                        best = link
+                link = m.acquire_u32(element, NEXT)
+                steps += 1
+                if steps & 63 == 0 and m.lshr(m.acquire_u64(bucket, 0) ^ word, 32) != 0:
+                    link = 0
+            if best != 0:
+                at = 0
+                while at < key_size:
+                    m.store_u8(out, at, m.load_u8(elements, (best << 3) + KEY + at))
+                    at += 1
+            if m.lshr(m.acquire_u64(bucket, 0) ^ word, 32) == 0:
+                return best
+            if after != 0:
+                return -1
+            m.pause()
+
+    return hash_least
+
+
+def _next_key(m: Any) -> Factory:
+    least, hash_of, match = m.extern(LEAST), m.extern(HASH_OF), m.extern(MATCH)
+
+    def hash_next_key(  # type: ignore
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        worker, key, out
+    ):
+        index = 0
+        if not m.is_null(key):
+            hashed = hash_of(head, key, key_size)
+            bucket = m.inside(buckets, (hashed & mask) << 3)
+            found = -1
+            while found < 0:
+                word = m.acquire_u64(bucket, 0)
+                link = word & _LOW
+                steps = 0
+                while link != 0 and match(
+                        m.inside(elements, link << 3), key, key_size, hashed) == 0:
+                    link = m.acquire_u32(m.inside(elements, link << 3), NEXT)
+                    steps += 1
+                    if steps & 63 == 0 and m.lshr(m.acquire_u64(bucket, 0) ^ word, 32) != 0:
+                        link = 0
+                if m.lshr(m.acquire_u64(bucket, 0) ^ word, 32) != 0:
+                    m.pause()
+                elif link == 0:
+                    found = 0
+                    index = -1
+                else:
+                    # `link` names the key; -1 if the chain changed, so it may do so no longer
+                    found = least(bucket, elements, key_size, link, out)
+                    if found >= 0 and m.lshr(m.acquire_u64(bucket, 0) ^ word, 32) != 0:
+                        found = -1
+            if found > 0:
+                return 0
+            if index < 0:
+                index = 0
+            else:
+                index = (hashed & mask) + 1
+        while index <= mask:
+            bucket = m.inside(buckets, index << 3)
+            if m.relaxed_u64(bucket, 0) & _LOW != 0:
+                if least(bucket, elements, key_size, 0, out) > 0:
+                    return 0
+            index += 1
+        return -ENOENT
+
+    return hash_next_key
+
+
+LOOKUP = Template("hash_lookup", _lookup, f"ptr({LEADING}, ptr)", uses=(FIND,))
+READ = Template("hash_read", _read, f"i64({LEADING}, ptr, ptr)", uses=(HASH_OF, MATCH),
+                inline=False)
+FULL = Template("hash_full", _refuse, "i64(ptr, ptr, ptr, i64, i64)")
+UPDATE = make_update("hash_update", FULL)
+DELETE = Template("hash_delete", _delete, f"i64({LEADING}, ptr)",
+                  uses=(HASH_OF, MATCH, LOCKED, UNLOCK, GIVE, UNLINK))
+ORDER = Template("hash_order", _order, "i64(ptr, ptr, i64)")
+LEAST = Template("hash_least", _least, "i64(ptr, ptr, i64, i64, ptr)", uses=(ORDER,),
+                 inline=False)
+NEXT_KEY = Template("hash_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
+                    uses=(LEAST, HASH_OF, MATCH), inline=False)
+
+
+class HashFamily:
+    """HASH.  `read(key, out)` beside the usual operations copies a value whole."""
+
+    per_cpu = False
+    count = ("head", COUNT)  # where the number of entries is kept: region, offset of a u32
+
+    def __init__(self) -> None:
+        self.operations: Mapping[str, Template] = {
+            "lookup": LOOKUP, "peek": LOOKUP, "read": READ, "update": UPDATE, "delete": DELETE,
+            "next_key": NEXT_KEY,
+        }
+
+    def check(self, spec: MapSpec) -> str | None:
+        flags = MapFlag(spec.flags)
+        if flags & ~_FLAGS:
+            return f"flags {spec.flags:#x} are not known for a hash map"
+        if flags & MapFlag.RDONLY_PROG and flags & MapFlag.WRONLY_PROG:
+            return "it can be neither read nor written by programs"
+        if flags & MapFlag.NO_COMMON_LRU and not self._takes_no_common_lru():
+            return "BPF_F_NO_COMMON_LRU is for LRU maps"
+        if spec.max_entries == 0:
+            return "max_entries is 0"
+        if not 0 < spec.key_size <= _KEY_MAX_BYTES:
+            return f"key size is {spec.key_size}, must be 1 to {_KEY_MAX_BYTES}"
+        if spec.value_size == 0:
+            return "value size is 0"
+        if spec.key_size + spec.value_size >= _ELEMENT_MAX_BYTES:
+            return f"value size is {spec.value_size}, too large for a hash map"
+        if spec.max_entries > 1 << 31 or self._end(spec) > _ELEMENTS_MAX_BYTES:
+            return f"{spec.max_entries} entries of this size are more than {1 << 35} bytes"
+        return None
+
+    def _takes_no_common_lru(self) -> bool:
+        return False
+
+    def _end(self, spec: MapSpec) -> int:
+        """Size of the elements region: the unused first one, the entries, the spare ones."""
+        size = stride(spec.key_size, spec.value_size)
+        return size * (1 + spec.max_entries + quarantine(size))
+
+    def _buckets(self, spec: MapSpec) -> int:
+        return 1 << (spec.max_entries - 1).bit_length()
+
+    def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
+        return (Region("head", HEAD_BYTES), Region("buckets", 8 * self._buckets(spec)),
+                Region("elements", self._end(spec)))
+
+    def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
+        size = stride(spec.key_size, spec.value_size)
+        return ("head", "buckets", "elements", spec.key_size, spec.value_size, size,
+                self._buckets(spec) - 1, spec.max_entries, self._end(spec) // 8, quarantine(size))
+
+    def initialise(self, spec: MapSpec, memory: Mapping[str, memoryview], seed: int) -> None:
+        """`seed` is 128 bits; BPF_F_ZERO_SEED makes it 0."""
+        if spec.flags & MapFlag.ZERO_SEED:
+            seed = 0
+        head, first = memory["head"], stride(spec.key_size, spec.value_size) // 8
+        head[SEED_0:SEED_0 + 16] = seed.to_bytes(16, "little")
+        head[FRESH:FRESH + 4] = first.to_bytes(4, "little")

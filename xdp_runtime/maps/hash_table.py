@@ -1,0 +1,307 @@
+"""The table under HASH and LRU_HASH: chains of elements in three regions, read without a lock.
+
+    head      line 0: the two seeds (only read)          line 1: the lock
+              line 2: count, fresh, oldest, newest, waiting, hand (only under the lock)
+    buckets   u64 each: link of the chain's first element | sequence << 32
+    elements  u32 next, u32 hash, u8 referenced, u8 live, u32 queue link, key, value
+
+A link is an element's offset in units of 8 bytes (an x86 addressing mode multiplies by 8 for
+nothing); 0 ends a chain, and the first stride of `elements` is left unused for it.  Keys and values
+are padded to 8 bytes, keys with zeros.  An element of up to 64 bytes lies in one cache line.
+
+Writers hold the lock.  Readers do not, and an element may be reused while a reader stands on it.
+What makes that safe is the bucket's sequence number, which counts unlinked elements:
+
+- A reader takes first link and sequence with one load, walks, and believes in a *hit* always: the
+  element it compared was in the chain at some moment of the lookup.  It believes in a *miss* only
+  if the sequence is still the same: then nothing was unlinked, so nothing it walked was reused.
+  (The kernel's end-of-chain markers detect a walk that ended in another chain, but not one that
+  passed a place before the key moved there by an update; hence not those.)
+- Insert publishes a complete element as first of its chain; the sequence stays.
+- Delete unlinks, then counts; only then may the element be reused.
+- Update publishes the new element as first and counts, unlinks the old one, and counts again; if
+  the old element was the first, one store does it all.  Readers see the old value or the new.
+- Who copies a value out (`read`) checks the sequence after the copy: same rule, so never torn.
+
+A freed element waits in a queue of `quarantine` others before it is reused, so that a program
+that still holds a pointer into it has some time: at least that many updates by others.  Elements
+never used before are taken in order of address, so an empty table occupies no memory.
+
+All loads of what a writer may be writing are acquire loads: free on x86, ldar on Arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xdp_runtime.maps.family import round_up
+from xdp_runtime.template import Template
+
+Factory = Callable[..., Any]
+
+SEED_0, SEED_1, LOCK = 0, 8, 64
+COUNT, FRESH, OLDEST, NEWEST, WAITING, HAND = 128, 132, 136, 140, 144, 148
+HEAD_BYTES = 192
+
+NEXT, HASH, REFERENCED, LIVE, QUEUE, KEY = 0, 4, 8, 9, 12, 16
+
+_LOW = 0xFFFFFFFF
+_ONE = 1 << 32  # one unlinked element in a bucket word
+_SPINS = 200  # about 5 us of pauses before the lock's owner is taken to be preempted
+_LONG_KEY = 64  # from here on the stored hash is compared before the key
+_K0 = 0x2D358DCCAA6C78A5  # odd constants with 32 bits set (wyhash)
+_K1 = 0x4B33A62ED433D4A3
+
+
+def value_offset(key_size: int) -> int:
+    return KEY + round_up(key_size, 8)
+
+
+def stride(key_size: int, value_size: int) -> int:
+    """Bytes from one element to the next; small elements do not straddle cache lines."""
+    size = value_offset(key_size) + round_up(value_size, 8)
+    if size <= 64:
+        return 32 if size <= 32 else 64
+    return round_up(size, 16)
+
+
+def quarantine(stride_bytes: int) -> int:
+    """How many freed elements wait before the oldest is reused: up to 256 KiB of them."""
+    return max(2, min(64, (1 << 18) // stride_bytes))
+
+
+def _tail(m: Any) -> Factory:
+    def table_tail(key, at, rest):  # type: ignore
+        word = 0
+        shift = 0
+        if rest & 4:
+            word = m.load_u32(key, at)
+            at += 4
+            shift = 32
+        if rest & 2:
+            word |= m.load_u16(key, at) << shift
+            at += 2
+            shift += 16
+        if rest & 1:
+            word |= m.load_u8(key, at) << shift
+        return word
+
+    return table_tail
+
+
+# the last `rest` < 8 bytes of a key as a word
+TAIL = Template("table_tail", _tail, "i64(ptr, i64, i64)")
+
+
+def _hash(m: Any) -> Factory:
+    tail = m.extern(TAIL)
+
+    def table_hash(head, key, key_size):  # type: ignore
+        # pairs of words multiplied, each pair with constants of its own, products xored: the
+        # multiplications do not wait for each other
+        seed_0 = m.load_u64(head, SEED_0)
+        seed_1 = m.load_u64(head, SEED_1)
+        result = 0
+        k = _K0
+        at = 0
+        while at + 16 <= key_size:
+            a = m.load_u64(key, at) ^ seed_0 ^ k
+            b = m.load_u64(key, at + 8) ^ seed_1 ^ m.mul(k, _K1)
+            result ^= m.mum(a, b)
+            k = m.add(k, _K1)
+            at += 16
+        rest = key_size - at
+        if rest > 0:
+            b = seed_1 ^ m.mul(k, _K1)
+            a = seed_0 ^ k
+            if rest >= 8:
+                a ^= m.load_u64(key, at)
+                if rest > 8:
+                    b ^= tail(key, at + 8, rest - 8)
+            else:
+                a ^= tail(key, at, rest)
+            result ^= m.mum(a, b)
+        return result
+
+    return table_hash
+
+
+HASH_OF = Template("table_hash", _hash, "i64(ptr, ptr, i64)", uses=(TAIL,))
+
+
+def _match(m: Any) -> Factory:
+    tail = m.extern(TAIL)
+
+    def table_match(element, key, key_size, hashed):  # type: ignore
+        if key_size >= _LONG_KEY and m.acquire_u32(element, HASH) != hashed & _LOW:
+            return 0
+        different = 0
+        at = 0
+        while at + 8 <= key_size:
+            different |= m.acquire_u64(element, KEY + at) ^ m.load_u64(key, at)
+            at += 8
+        if at < key_size:
+            different |= m.acquire_u64(element, KEY + at) ^ tail(key, at, key_size - at)
+        if different == 0:
+            return 1
+        return 0
+
+    return table_match
+
+
+# 1 if the element's key is this key
+MATCH = Template("table_match", _match, "i64(ptr, ptr, i64, i64)", uses=(TAIL,))
+
+
+def _find(m: Any) -> Factory:
+    hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
+
+    def table_find(head, buckets, elements, key_size, mask, mark, key):  # type: ignore
+        hashed = hash_of(head, key, key_size)
+        bucket = m.inside(buckets, (hashed & mask) << 3)
+        word = m.acquire_u64(bucket, 0)
+        while True:
+            link = word & _LOW
+            steps = 0
+            while link != 0:
+                element = m.inside(elements, link << 3)
+                if match(element, key, key_size, hashed) != 0:
+                    if mark != 0 and m.load_u8(element, REFERENCED) == 0:
+                        m.store_u8(element, REFERENCED, 1)
+                    return m.inside(element, KEY + ((key_size + 7) & ~7))
+                link = m.acquire_u32(element, NEXT)
+                steps += 1
+                # a walk that went astray might go round for ever
+                if steps & 63 == 0 and m.lshr(m.acquire_u64(bucket, 0) ^ word, 32) != 0:
+                    link = 0
+            again = m.acquire_u64(bucket, 0)
+            if m.lshr(again ^ word, 32) == 0:
+                return m.null()
+            word = again
+
+    return table_find
+
+
+# the value of this key, or null, without the lock; `mark` (0 or 1) marks it as referenced
+FIND = Template("table_find", _find, "ptr(ptr, ptr, ptr, i64, i64, i64, ptr)",
+                uses=(HASH_OF, MATCH))
+
+
+def _wait(m: Any) -> Factory:
+    def table_wait(head):  # type: ignore
+        spins = 0
+        while True:
+            while m.relaxed_u32(head, LOCK) != 0:
+                m.pause()
+                spins += 1
+                if spins >= _SPINS:
+                    m.c_sched_yield()
+                    spins = 0
+            if m.cas_u32(head, LOCK, 0, 1):
+                return 0
+
+    return table_wait
+
+
+WAIT = Template("table_wait", _wait, "i64(ptr)", inline=False)
+
+
+def _lock(m: Any) -> Factory:
+    wait = m.extern(WAIT)
+
+    def table_lock(head):  # type: ignore
+        if not m.cas_u32(head, LOCK, 0, 1):
+            wait(head)
+        return 0
+
+    return table_lock
+
+
+LOCKED = Template("table_lock", _lock, "i64(ptr)", uses=(WAIT,))
+
+
+def _unlock(m: Any) -> Factory:
+    def table_unlock(head):  # type: ignore
+        m.release_u32(head, LOCK, 0)
+        return 0
+
+    return table_unlock
+
+
+UNLOCK = Template("table_unlock", _unlock, "i64(ptr)")
+
+
+def _take(m: Any) -> Factory:
+    def table_take(head, elements, stride, end, quarantine):  # type: ignore
+        waiting = m.load_u32(head, WAITING)
+        fresh = m.load_u32(head, FRESH)
+        if waiting > quarantine or fresh >= end:
+            link = m.load_u32(head, OLDEST)
+            m.store_u32(head, OLDEST, m.load_u32(m.inside(elements, link << 3), QUEUE))
+            m.store_u32(head, WAITING, waiting - 1)
+            return link
+        m.store_u32(head, FRESH, fresh + (stride >> 3))
+        return fresh
+
+    return table_take
+
+
+# an unused element, under the lock; there is always one, for there are `quarantine` spare ones
+TAKE = Template("table_take", _take, "i64(ptr, ptr, i64, i64, i64)")
+
+
+def _give(m: Any) -> Factory:
+    def table_give(head, elements, link):  # type: ignore
+        m.store_u8(m.inside(elements, link << 3), LIVE, 0)
+        waiting = m.load_u32(head, WAITING)
+        if waiting == 0:
+            m.store_u32(head, OLDEST, link)
+        else:
+            m.store_u32(m.inside(elements, m.load_u32(head, NEWEST) << 3), QUEUE, link)
+        m.store_u32(head, NEWEST, link)
+        m.store_u32(head, WAITING, waiting + 1)
+        return 0
+
+    return table_give
+
+
+# an unlinked element back into the queue, under the lock
+GIVE = Template("table_give", _give, "i64(ptr, ptr, i64)")
+
+
+def _before(m: Any) -> Factory:
+    def table_before(elements, first, link):  # type: ignore
+        before = 0
+        while first != link:
+            before = first
+            first = m.load_u32(m.inside(elements, first << 3), NEXT)
+        return before
+
+    return table_before
+
+
+# the link in front of `link` in the chain that starts at `first`, 0 if it is the first
+BEFORE = Template("table_before", _before, "i64(ptr, i64, i64)")
+
+
+def _unlink(m: Any) -> Factory:
+    before_of = m.extern(BEFORE)
+
+    def table_unlink(bucket, elements, link):  # type: ignore
+        word = m.relaxed_u64(bucket, 0)
+        first = word & _LOW
+        after = m.load_u32(m.inside(elements, link << 3), NEXT)
+        before = before_of(elements, first, link)
+        if before == 0:
+            first = after
+        else:
+            m.release_u32(m.inside(elements, before << 3), NEXT, after)
+        m.release_u64(bucket, 0, m.add(word & ~_LOW, _ONE) | first)
+        return 0
+
+    return table_unlink
+
+
+# take an element out of its chain, under the lock
+UNLINK = Template("table_unlink", _unlink, "i64(ptr, ptr, i64)", uses=(BEFORE,))
