@@ -1,8 +1,8 @@
 """BTF, the type information in an object: a reader for the .BTF and .BTF.ext sections.
 
-Layout and kinds are those of the kernel's include/uapi/linux/btf.h.  One frozen dataclass a
-kind; type ids index `Btf.types`, id 0 is `Void`.  All offsets and sizes are bytes unless a name
-says bits.  Values of a type go to Python and back in `btf_values.py`.
+Layout and kinds are those of the kernel's include/uapi/linux/btf.h; the kinds are in
+`btf_types.py` and can be had from here.  Type ids index `Btf.types`.  Values of a type go to
+Python and back in `btf_values.py`, instruction tables are read by `btf_ext.py`.
 
 Input is not trusted: anything that is truncated, refers past its section or to itself raises
 LoadError with one sentence.
@@ -16,170 +16,73 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from xdp_runtime.btf_types import (
+    INT_BOOL,
+    INT_CHAR,
+    INT_SIGNED,
+    Array,
+    Const,
+    DataSec,
+    DeclTag,
+    EnumType,
+    Float,
+    Func,
+    FuncProto,
+    Fwd,
+    Int,
+    Member,
+    Ptr,
+    Restrict,
+    SectionVar,
+    Struct,
+    Type,
+    Typedef,
+    TypeTag,
+    Union,
+    Var,
+    Void,
+    Volatile,
+)
 from xdp_runtime.errors import LoadError
+
+__all__ = [
+    "INT_BOOL",
+    "INT_CHAR",
+    "INT_SIGNED",
+    "MAGIC",
+    "MAX_DEPTH",
+    "MAX_SIZE",
+    "POINTER_SIZE",
+    "Array",
+    "Btf",
+    "Const",
+    "DataSec",
+    "DeclTag",
+    "EnumType",
+    "Float",
+    "Func",
+    "FuncProto",
+    "Fwd",
+    "Int",
+    "Member",
+    "Ptr",
+    "Restrict",
+    "SectionVar",
+    "Struct",
+    "Type",
+    "TypeTag",
+    "Typedef",
+    "Union",
+    "Var",
+    "Void",
+    "Volatile",
+]
 
 MAGIC = 0xEB9F
 POINTER_SIZE = 8
 MAX_DEPTH = 32  # MAX_RESOLVE_DEPTH, libbpf btf.c: a longer chain of types is a cycle
 MAX_SIZE = 0x7FFF_FFFF  # no type, section or map value in BPF is larger
 
-INT_SIGNED, INT_CHAR, INT_BOOL = 1, 2, 4
-
-
-@dataclass(frozen=True, slots=True)
-class Void:
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Int:
-    name: str
-    size: int
-    encoding: int  # INT_SIGNED | INT_CHAR | INT_BOOL
-    bit_offset: int
-    bits: int
-
-    @property
-    def signed(self) -> bool:
-        return bool(self.encoding & INT_SIGNED)
-
-
-@dataclass(frozen=True, slots=True)
-class Ptr:
-    type: int
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    type: int
-    index_type: int
-    count: int
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    name: str
-    type: int
-    bit_offset: int
-    bit_size: int = 0  # 0: not a bit field
-
-
-@dataclass(frozen=True, slots=True)
-class Struct:
-    name: str
-    size: int
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Union:
-    name: str
-    size: int
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EnumType:
-    """BTF_KIND_ENUM and BTF_KIND_ENUM64; `values` are (name, value)."""
-
-    name: str
-    size: int
-    signed: bool
-    values: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Fwd:
-    name: str
-    is_union: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Typedef:
-    name: str
-    type: int
-
-
-@dataclass(frozen=True, slots=True)
-class Volatile:
-    type: int
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Const:
-    type: int
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Restrict:
-    type: int
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Func:
-    name: str
-    type: int
-    linkage: int  # 0 static, 1 global, 2 extern
-
-
-@dataclass(frozen=True, slots=True)
-class FuncProto:
-    return_type: int
-    params: tuple[tuple[str, int], ...]  # (name, type); a last ("", 0) means "..."
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Var:
-    name: str
-    type: int
-    linkage: int  # 0 static, 1 global, 2 extern
-
-
-@dataclass(frozen=True, slots=True)
-class SectionVar:
-    """A variable of a data section: the id of its Var, where it is and how long."""
-
-    var: int
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class DataSec:
-    name: str
-    size: int
-    vars: tuple[SectionVar, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Float:
-    name: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeclTag:
-    name: str
-    type: int
-    component: int  # member or parameter number, -1: the declaration itself
-
-
-@dataclass(frozen=True, slots=True)
-class TypeTag:
-    name: str
-    type: int
-
-
-Type = (
-    Void | Int | Ptr | Array | Struct | Union | EnumType | Fwd | Typedef | Volatile | Const
-    | Restrict | Func | FuncProto | Var | DataSec | Float | DeclTag | TypeTag
-)
 T = TypeVar("T", bound=Type)
 
 _HEADER = struct.Struct("<HBBIIIII")

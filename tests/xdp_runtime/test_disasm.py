@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_program_text_shows_functions_and_source_once_a_line() -> None:
     assert "    28: call pc+34 <classify>" in lines
     assert "    13: r2 = func[+27] ll <visit>" in lines
     assert "     1: r1 = map_value[.data]+0 ll" in lines
-    assert not any(a == b and a.startswith(";") for a, b in zip(lines, lines[1:], strict=False))
+    assert not any(a == b and a.startswith(";") for a, b in pairwise(lines))
     assert ";" not in format_program(spec, obj, source=False)
 
 
@@ -183,8 +184,8 @@ def test_same_text_as_llvm_objdump(name: str) -> None:
             if not header[2].startswith("LBB"):
                 function, base = header[2], int(header[1], 16) // 8
                 theirs[function] = {}
-        elif insn := re.fullmatch(r"\s*(\d+):\t(.*?)(?: <.*>)?", line):
-            theirs[function][int(insn[1]) - base] = insn[2]
+        elif code := re.fullmatch(r"\s*(\d+):\t(.*?)(?: <.*>)?", line):
+            theirs[function][int(code[1]) - base] = code[2]
     compared = 0
     for spec in read_object(OBJECTS / f"{name}.o").programs:
         for slot, insn in enumerate(spec.insns[:spec.functions[0].end]):

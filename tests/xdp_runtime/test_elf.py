@@ -1,0 +1,310 @@
+"""Objects as clang writes them, linked as libbpf links them; and everything that is not one."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import resource
+import struct
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from xdp_runtime import isa
+from xdp_runtime.elf import program_kind, read_object
+from xdp_runtime.errors import LoadError
+from xdp_runtime.object import Function, GlobalKind, MapFlag, MapSpec, MapType, Object
+
+OBJECTS = Path(__file__).parent / "objects"
+READABLE = ["alu", "globals", "legacy", "legacy_nobtf", "maps", "multi", "pass"]
+ALL = sorted(OBJECTS.glob("*.o"))
+
+
+def load(name: str) -> Object:
+    return read_object(OBJECTS / f"{name}.o")
+
+
+def patched(name: str, section: str, offset: int, data: bytes) -> bytes:
+    """The object's bytes with `data` at `offset` of a section (or its header: "@section")."""
+    raw = bytearray((OBJECTS / f"{name}.o").read_bytes())
+    elf = ELFFile(BytesIO(bytes(raw)))
+    index = elf.get_section_index(section.removeprefix("@"))
+    assert index is not None
+    header = elf["e_shoff"] + 64 * index
+    base = header if section[0] == "@" else elf.get_section(index)["sh_offset"]
+    raw[base + offset:base + offset + len(data)] = data
+    return bytes(raw)
+
+
+def test_smallest_program() -> None:
+    obj = load("pass")
+    program = obj.program()
+    assert (obj.name, obj.license, obj.maps) == ("pass.o", "GPL", ())
+    assert (program.name, program.section, program.kind) == ("xdp_pass", "xdp", "xdp")
+    assert program.insns == (isa.Mov(False, 0, isa.Imm(2)), isa.Exit())
+    assert program.functions == (Function("xdp_pass", 0, 2, True),)
+    line, = program.lines
+    assert (line.slot, line.file, line.line, line.text) == (0, "./pass.c", 8, "\treturn XDP_PASS;")
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_objects_are_deterministic_values(name: str) -> None:
+    first, again = load(name), read_object((OBJECTS / f"{name}.o").read_bytes(), f"{name}.o")
+    assert first == again
+    assert hash(first) == hash(again)
+    thawed = pickle.loads(pickle.dumps(first))
+    assert thawed == first
+    assert thawed.btf == first.btf
+
+
+def test_sections_and_kinds() -> None:
+    assert [(p.name, p.section, p.kind) for p in load("multi").programs] == [
+        ("one", "xdp", "xdp"), ("two", "xdp", "xdp"), ("frags", "xdp.frags", "xdp.frags"),
+        ("dev", "xdp/devmap", "xdp/devmap"), ("cpu", "xdp.frags/cpumap", "xdp.frags/cpumap"),
+        ("legacy_name", "xdp_legacy", "xdp"), ("legacy_dev", "xdp_devmap/egress", "xdp/devmap"),
+        ("custom", "xdp/custom", "xdp"), ("frags_custom", "xdp.frags/custom", "xdp.frags"),
+        ("optional", "xdp", "xdp"), ("classifier", "tc", "tc")]
+
+
+@pytest.mark.parametrize(("section", "kind"), [
+    ("xdp", "xdp"), ("xdp_fw", "xdp"), ("xdp/fw", "xdp"), ("xdp/fw/2", "xdp"),
+    ("xdp.frags", "xdp.frags"), ("xdp.frags/x", "xdp.frags"), ("xdp/cpumap", "xdp/cpumap"),
+    ("xdp/devmap/x", "xdp/devmap"), ("xdp.frags/devmap", "xdp.frags/devmap"),
+    ("xdp_cpumap/x", "xdp/cpumap"), ("xdp_devmap", "xdp/devmap"), ("xdpx", "xdpx"),
+    ("tc", "tc"), ("kprobe/xdp", "kprobe/xdp"),
+])
+def test_kind_of_a_section(section: str, kind: str) -> None:
+    assert program_kind(section) == kind
+
+
+def test_several_programs_of_a_section_are_cut_apart() -> None:
+    obj = load("multi")
+    assert [p.functions for p in obj.programs[:2]] == [
+        (Function("one", 0, 5, True),), (Function("two", 0, 6, True),)]
+    assert obj.program("two").insns[-1] == isa.Exit()
+    assert obj.program("two").lines[0].slot == 0
+
+
+def test_btf_maps() -> None:
+    obj = load("maps")
+    maps = {m.name: m for m in obj.maps}
+    assert list(maps) == ["first", "second", "outer", "jumps", "stats", "flows", "xsks", "events"]
+    flows, btf = maps["flows"], obj.btf
+    assert btf is not None
+    assert (flows.type, flows.key_size, flows.value_size, flows.max_entries, flows.flags) == (
+        MapType.LRU_HASH, 20, 16, 1024, MapFlag.NO_COMMON_LRU)
+    assert btf.type(flows.key_type_id).name == "flow"
+    assert btf.type(flows.value_type_id).name == "counter"
+    assert maps["stats"] == MapSpec("stats", MapType.PERCPU_ARRAY, 4, 16, 5, pinning=1)
+    assert maps["events"] == MapSpec("events", MapType.RINGBUF, 0, 0, 4096)
+    outer = maps["outer"]
+    assert (outer.type, outer.key_size, outer.value_size) == (MapType.ARRAY_OF_MAPS, 4, 4)
+    assert outer.slots == ((0, "first"), (3, "second"))
+    assert outer.inner is not None
+    assert (outer.inner.type, outer.inner.max_entries, outer.inner.value_size) == (
+        MapType.ARRAY, 8, 8)
+    assert maps["jumps"].slots == ((2, "xdp_leaf"),)
+    used = [obj.maps[i.map].name for i in obj.program("xdp_root").insns
+            if isinstance(i, isa.LoadMap)]
+    assert sorted(used) == ["events", "flows", "jumps", "outer", "xsks"]
+
+
+@pytest.mark.parametrize("name", ["legacy", "legacy_nobtf"])
+def test_legacy_maps(name: str) -> None:
+    obj = load(name)
+    assert obj.maps == (MapSpec("old_hash", MapType.HASH, 4, 8, 100, MapFlag.NO_PREALLOC),
+                        MapSpec("old_array", MapType.ARRAY, 4, 4, 2))
+    program = obj.program()
+    assert [i.map for i in program.insns if isinstance(i, isa.LoadMap)] == [1, 0]
+    assert bool(program.lines) == (name == "legacy")
+
+
+def test_globals_are_maps_of_one_value() -> None:
+    obj = load("globals")
+    maps = {m.name: m for m in obj.maps}
+    assert list(maps) == ["counters", ".rodata", ".data", ".rodata.tables", ".data.own",
+                          ".rodata.hidden", ".bss"]
+    shown = {m.name: (m.global_kind, m.value_size, MapFlag(m.flags)) for m in obj.maps[1:]}
+    read_only, shared = MapFlag.RDONLY_PROG, MapFlag.MMAPABLE
+    assert shown == {
+        ".rodata": (GlobalKind.RODATA, 50, read_only | shared),
+        ".data": (GlobalKind.DATA, 8, shared),
+        ".rodata.tables": (GlobalKind.RODATA, 16, read_only | shared),
+        ".data.own": (GlobalKind.DATA, 8, shared),
+        ".rodata.hidden": (GlobalKind.RODATA, 4, read_only),  # only a static variable
+        ".bss": (GlobalKind.BSS, 24, shared)}
+    assert all((m.type, m.key_size, m.max_entries) == (MapType.ARRAY, 4, 1) for m in obj.maps[1:])
+    assert maps[".rodata.tables"].initial == struct.pack("<4I", 1, 2, 4, 8)
+    assert maps[".data"].initial == struct.pack("<Q", 0x1122334455667788)
+    assert maps[".bss"].initial == b""
+    assert obj.btf is not None
+    layout = obj.btf.decode_value(maps[".bss"].value_type_id, bytes(24))
+    assert layout == {"dropped": 0, "recent": [0, 0, 0, 0]}
+
+
+def test_references_to_globals_carry_their_offset() -> None:
+    obj = load("globals")
+    loads = [(obj.maps[i.map].name, i.offset) for i in obj.program("xdp_globals").insns
+             if isinstance(i, isa.LoadMapValue)]
+    assert (".rodata", 40) in loads  # the string, section symbol + addend
+    assert (".bss", 8) in loads  # a static variable, likewise
+    assert (".data", 0) in loads  # a global variable, by its own symbol
+
+
+def test_functions_are_appended_as_libbpf_does() -> None:
+    """Layout and offsets are those the kernel shows for this object after libbpf 1.1 loaded it."""
+    obj = load("globals")
+    program = obj.program("xdp_globals")
+    assert program.functions == (
+        Function("xdp_globals", 0, 41, True), Function("visit", 41, 53),
+        Function("square", 53, 63), Function("classify", 63, 76, True),
+        Function("weigh", 76, 91))
+    calls = {slot: i.off for slot, i in enumerate(program.insns) if isinstance(i, isa.CallLocal)}
+    assert calls == {28: 34, 35: 40, 43: 9, 73: 2, 77: -25, 81: -29}
+    assert program.insns[13] == isa.LoadFunc(2, 27)
+    other = obj.program("xdp_other")
+    assert [f.name for f in other.functions] == ["xdp_other", "classify", "weigh", "square"]
+    assert {slot: i.off for slot, i in enumerate(other.insns) if isinstance(i, isa.CallLocal)} \
+        == {1: 5, 17: 2, 21: 13, 25: 9}
+
+
+def test_lines_follow_their_functions() -> None:
+    program = load("globals").program("xdp_globals")
+    assert [line.slot for line in program.lines] == sorted(line.slot for line in program.lines)
+    first = {f.name: next(n.text.strip() for n in program.lines if f.start <= n.slot < f.end)
+             for f in program.functions}
+    assert first["square"] == "static __noinline __u64 square(__u64 x)"
+    assert first["xdp_globals"] == "int xdp_globals(struct xdp_md *ctx)"
+    assert all(line.slot < len(program.insns) for line in program.lines)
+    assert all(program.insns[line.slot] is not None for line in program.lines)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("badmap", "map odd: unknown map attribute colour"),
+    ("bigendian", "big-endian BPF object (compile with clang -target bpfel)"),
+    ("core", "section xdp, instruction 1: CO-RE relocation of net_device (access 0:0)"),
+    ("kfunc", "function xdp_kfunc, instruction 7: calls the extern bpf_xdp_metadata_rx_hash, which"),
+    ("ksym", "function xdp_ksym, instruction 1: refers to the weak extern bpf_prog_active"),
+    ("kconfig", "instruction 0: refers to the kernel configuration value CONFIG_HZ, which is not"),
+])
+def test_what_is_not_supported_is_named(name: str, message: str) -> None:
+    with pytest.raises(LoadError) as error:
+        load(name)
+    assert message in str(error.value)
+    assert str(OBJECTS / f"{name}.o") in str(error.value)
+
+
+def test_files_that_are_not_objects(tmp_path: Path) -> None:
+    good = (OBJECTS / "pass.o").read_bytes()
+    cases: list[tuple[bytes, str]] = [
+        (b"", "is empty"),
+        (b"#!/bin/sh\n", "is not an ELF file"),
+        (b"\x7fEL", "cut off after 3 bytes"),
+        (good[:40], "cut off after 40 bytes"),
+        (good[:300], "section table lies past the end"),
+        (good[:18] + b"\x3e\0" + good[20:], "x86-64 object file, not BPF"),
+        (good[:18] + b"\x99\x99" + good[20:], "machine 39321 object file, not BPF"),
+        (good[:16] + b"\2" + good[17:], "ELF executable, not an object file"),
+        (good[:4] + b"\1" + good[5:], "32-bit ELF file"),
+        (good[:60] + b"\0\0" + good[62:], "has no sections"),
+    ]
+    for number, (data, why) in enumerate(cases):
+        path = tmp_path / f"{number}.o"
+        path.write_bytes(data)
+        with pytest.raises(LoadError, match=why) as error:
+            read_object(path)
+        assert error.value.what == str(path)
+    with pytest.raises(LoadError, match="no such file"):
+        read_object(tmp_path / "missing.o")
+    with pytest.raises(LoadError, match="is a directory"):
+        read_object(tmp_path)
+    with pytest.raises(LoadError, match="x86-64 .*, not BPF .compile with clang -target bpf"):
+        read_object(sys.executable)
+
+
+@pytest.mark.parametrize(("data", "why"), [
+    (patched("pass", "xdp", 8, b"\xff"), "function xdp_pass, instruction 1: unknown opcode 0xff"),
+    (patched("pass", "@xdp", 32, struct.pack("<Q", 12)), "not whole 8-byte instructions"),
+    (patched("pass", "@xdp", 32, struct.pack("<Q", 1 << 40)), "xdp reaches past the end"),
+    (patched("pass", "@xdp", 8, struct.pack("<Q", 2)), "holds no program"),  # not executable
+    (patched("pass", "@.symtab", 44, struct.pack("<I", 0)), ""),
+    (patched("alu", "@.bss", 32, struct.pack("<Q", 1 << 33)), ".bss of 8589934592 bytes is absurd"),
+    (patched("alu", "@.bss", 32, struct.pack("<Q", 4)), "lies outside the 4 bytes of .bss"),
+    (patched("alu", ".relxdp", 8, struct.pack("<II", 1, 9999)), "symbol 9999 does not exist"),
+    (patched("alu", ".relxdp", 0, struct.pack("<Q", 1 << 40)), "lies outside the section"),
+    (patched("alu", ".relxdp", 0, struct.pack("<Q", 56)), "in the middle of a 64-bit load"),
+    (patched("alu", ".relxdp", 0, struct.pack("<Q", 24)), "instruction that takes none"),
+    (patched("alu", ".relxdp", 0, struct.pack("<Q", 49)), "relocation makes no sense"),
+    (patched("alu", "xdp", 48, b"\x18\x12"), ""),  # overwritten by its relocation
+    (patched("alu", "xdp", 68 * 8, b"\x18\x11"), "instruction 68: refers to a map or symbol, but"),
+    (patched("globals", ".text", 10 * 8 + 4, struct.pack("<i", 3)),
+     "function classify, instruction 10: refers to what is not the start of a function"),
+    (patched("globals", ".text", 10 * 8 + 4, struct.pack("<i", 1 << 30)), "not the start"),
+    (patched("globals", "xdp/other", 8 + 4, struct.pack("<i", 9)), "not the start"),
+    (patched("globals", "@.maps", 32, struct.pack("<Q", 8)), "map counters: lies outside section"),
+    (patched("globals", "@.BTF", 32, struct.pack("<Q", 0)), "has BTF-defined maps but no BTF"),
+    (patched("globals", ".BTF", 0, b"\0"), ": BTF: wrong magic"),
+    (patched("globals", ".BTF.ext", 32, b"\4"), ": BTF.ext: function info records of 4 bytes"),
+    (patched("legacy", "maps", 20, b"\1"), "map old_hash: unknown map attribute after map_flags"),
+    (patched("legacy", "@maps", 32, struct.pack("<Q", 47)), "does not hold 2 definitions"),
+    (patched("legacy", "@maps", 32, struct.pack("<Q", 24)), "does not hold 2 definitions"),
+    (patched("maps", ".rel.maps", 0, struct.pack("<Q", 0)), "initialised but holds no values"),
+])
+def test_damaged_objects(data: bytes, why: str) -> None:
+    if not why:
+        read_object(data)
+        return
+    with pytest.raises(LoadError) as error:
+        read_object(data, "x.o")
+    assert why in str(error.value)
+    assert str(error.value).startswith("x.o")
+
+
+def test_any_prefix_of_an_object_is_refused() -> None:
+    data = (OBJECTS / "maps.o").read_bytes()
+    for length in range(0, len(data), 7):
+        with pytest.raises(LoadError):
+            read_object(data[:length])
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """One to sixteen wrong bytes or words, half of them where the headers and tables are."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        tail = min(len(out), 64 * 22)
+        at = rng.randrange(len(out)) if rng.random() < 0.6 else len(out) - 1 - rng.randrange(tail)
+        size = rng.choice((1, 1, 2, 4, 8))
+        out[at:at + size] = rng.choice((b"\xff" * size, bytes(size), rng.randbytes(size),
+                                        b"\x7f" * size, bytes([out[at] ^ 1 << rng.randrange(8)])))
+    return bytes(out)
+
+
+def test_mutants_raise_nothing_but_load_errors() -> None:
+    """Within a second each, without growing by 200 MB."""
+    rng = random.Random(42)
+    originals = [path.read_bytes() for path in ALL]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    accepted = 0
+    for _ in range(4000):
+        mutant = mutate(rng.choice(originals), rng)
+        start = time.perf_counter()
+        try:
+            read_object(mutant)
+            accepted += 1
+        except LoadError as error:
+            assert "\n" not in str(error)
+        assert time.perf_counter() - start < 1
+    assert 100 < accepted < 3900
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+def test_reading_is_lazy_about_pyelftools() -> None:
+    code = "import sys, xdp_runtime.elf; print('elftools' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "False"
