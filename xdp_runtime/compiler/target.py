@@ -58,7 +58,7 @@ def pause_definition() -> str:
     """`xdpu.pause`, the spin-wait hint of this architecture."""
     arch = machine().triple.split("-")[0]
     asm = _PAUSE.get(arch, "")
-    return ("define internal void @xdpu.pause() alwaysinline {\n"
+    return ("define void @xdpu.pause() alwaysinline {\n"
             f'  call void asm sideeffect "{asm}", "~{{memory}}"()\n  ret void\n}}\n')
 
 

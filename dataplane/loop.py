@@ -1,0 +1,348 @@
+"""The worker loop: receive a batch -> prefetch -> run -> sort by verdict -> flush.
+
+Written as templates, so it is compiled into one module with the program it runs.  A worker owns
+*flows*: a receive queue with what happens to its packets.  There are two roles:
+
+    PROGRAM  packets run through the XDP program; its verdict decides
+    STACK    frames that the kernel's stack sent through its TAP; they leave by the interface
+
+The ports of a run are named by link-time wrappers (`dispatch`): "front" are the ports programs
+run on, "back" those behind which the stack lives.  With one kind of port on a side, a wrapper is a
+plain call and disappears; with several it is a switch on the flow's kind.
+
+A worker that finds nothing spins for a while, then sleeps in poll(2) on its ports and on an event
+that `stop` signals.  How long it spins adapts: a sleep that ended at once was not worth it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dataplane import port, stats
+from dataplane.port import PortKind
+from xdp_runtime import state as st
+from xdp_runtime.compiler.link import ENTRY, Unit
+from xdp_runtime.template import Template
+
+WORKER = "xdpu.worker"  # i64(ptr control), exported
+FLOWS_MAX = 32
+
+# the control block of a worker: byte offsets
+C_STOP = 0  # u32, set to 1 by Python: leave at the next batch boundary
+C_WORKER_ID = 4  # u32
+C_BATCH_SIZE = 8  # u32
+C_BUSY_POLL = 12  # u32, 1: never sleep
+C_FLOWS = 16  # u32
+C_EXIT_WHEN_IDLE = 20  # u32, 1: return when a round brings nothing (files)
+C_PROGRAM_MEMORY = 24  # ptr, the program's worker memory
+C_BATCH = 32  # ptr, slots
+C_POLLFDS = 40  # ptr, struct pollfd[]
+C_POLLFD_COUNT = 48  # u32
+C_ROUNDS = 64  # u64, rounds done; a watchdog sees whether it moves
+C_FLOW_TABLE = 128
+
+# a flow
+F_KIND = 0  # u32, number of its port kind on its side
+F_ROLE = 4  # u32
+F_QUEUE = 8  # ptr, the port queue's memory
+F_IFINDEX = 16  # u32
+F_RX_QUEUE = 20  # u32
+F_PARTNER = 24  # u32, flow + 1: where PASS goes, or where the stack's frames leave; 0: none
+F_STATS = 32  # ptr
+FLOW_SIZE_BYTES = 64
+CONTROL_SIZE_BYTES = C_FLOW_TABLE + FLOW_SIZE_BYTES * FLOWS_MAX
+
+ROLE_PROGRAM, ROLE_STACK = 0, 1
+_SPIN_MIN, _SPIN_MAX = 64, 4096  # rounds without a packet before sleeping
+_SLEEP_MS = 100
+_EAGER_WAKEUPS = 64  # fruitless wake-ups in a row before a short unconditional sleep
+
+_ABORTED, _DROP, _PASS, _TX, _REDIRECT = (int(v) for v in st.Verdict)
+Factory = Callable[..., Any]
+
+
+def _program_flow(m: Any) -> Factory:
+    count_up = m.extern(COUNT_UP)
+    program = m.symbol(ENTRY, "i32(ptr)")
+    receive = m.symbol("xdpu.front.receive", "i64(i64, ptr, ptr, i64)")
+    dispose = m.extern(DISPOSE)
+
+    def program_flow(control, flow):  # type: ignore
+        batch = m.load_ptr(control, C_BATCH)
+        kind, q = m.load_u32(flow, F_KIND), m.load_ptr(flow, F_QUEUE)
+        count = receive(kind, q, batch, m.load_u32(control, C_BATCH_SIZE))
+        if count == 0:
+            return 0
+        for i in range(count):
+            m.prefetch(m.load_ptr(batch, i * port.SLOT_SIZE_BYTES + port.DATA), 0)
+        run = m.gep(m.alloca(st.STATE_SIZE_BYTES), 0)
+        counters = m.load_ptr(flow, F_STATS)
+        ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
+        worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
+        received = 0
+        for i in range(count):
+            slot = m.gep(batch, i * port.SLOT_SIZE_BYTES)
+            data, end = m.load_ptr(slot, port.DATA), m.load_ptr(slot, port.DATA_END)
+            received += m.diff(end, data)
+            m.store_ptr(run, st.DATA, data)
+            m.store_ptr(run, st.DATA_END, end)
+            m.store_ptr(run, st.DATA_META, data)
+            m.store_ptr(run, st.HARD_START, m.load_ptr(slot, port.HARD_START))
+            m.store_ptr(run, st.FRAME_END, m.load_ptr(slot, port.FRAME_END))
+            m.store_u32(run, st.INGRESS_IFINDEX, ifindex)
+            m.store_u32(run, st.RX_QUEUE_INDEX, rx_queue)
+            m.store_u32(run, st.EGRESS_IFINDEX, 0)
+            m.store_u32(run, st.WORKER_ID, worker)
+            m.store_u32(run, st.REDIRECT_IFINDEX, 0)
+            m.store_u32(run, st.TAIL_CALLS, 0)
+            m.store_u32(run, st.FAULT, 0)
+            m.store_ptr(run, st.WORKER, memory)
+            verdict = program(run)
+            m.store_u32(slot, port.VERDICT, verdict)
+            m.store_u32(slot, port.TARGET, m.load_u32(run, st.REDIRECT_IFINDEX))
+            m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
+            m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
+            m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
+            fault = m.load_u32(run, st.FAULT)
+            if fault != 0:
+                where = stats.FAULT_BOUNDS
+                if fault == 2:
+                    where = stats.FAULT_NULL
+                if fault == 4:
+                    where = stats.FAULT_BUDGET
+                count_up(counters, where, 1)
+                m.store_u64(counters, stats.LAST_FAULT_INSN, m.load_u32(run, st.FAULT_INSN))
+        count_up(counters, stats.RX_PACKETS, count)
+        count_up(counters, stats.RX_BYTES, received)
+        count_up(counters, stats.BATCHES, 1)
+        dispose(control, flow, batch, count)
+        m.store_u64(memory, st.W_EPOCH, m.load_u64(memory, st.W_EPOCH) + 1)
+        return count
+
+    return program_flow
+
+
+def _dispose(m: Any) -> Factory:
+    count_up = m.extern(COUNT_UP)
+    release = m.symbol("xdpu.front.release", "i64(i64, ptr, ptr)")
+    transmit = m.symbol("xdpu.front.transmit", "i64(i64, ptr, ptr)")
+    send = m.symbol("xdpu.front.send", "i64(i64, ptr, ptr, i64)")
+    deliver = m.symbol("xdpu.back.send", "i64(i64, ptr, ptr, i64)")
+    find = m.extern(FIND_FLOW)
+
+    def dispose(control, flow, batch, count):  # type: ignore
+        """Each packet to where its verdict says; every frame goes back or out exactly once."""
+        kind, q = m.load_u32(flow, F_KIND), m.load_ptr(flow, F_QUEUE)
+        counters = m.load_ptr(flow, F_STATS)
+        partner = m.load_u32(flow, F_PARTNER)
+        aborted = dropped = passed = sent = redirected = sent_bytes = 0
+        tx_full = no_port = redirect_full = pass_full = invalid = 0
+        for i in range(count):
+            slot = m.gep(batch, i * port.SLOT_SIZE_BYTES)
+            verdict = m.load_u32(slot, port.VERDICT)
+            data = m.load_ptr(slot, port.DATA)
+            length = m.diff(m.load_ptr(slot, port.DATA_END), data)
+            if verdict == _TX:
+                sent += 1
+                if transmit(kind, q, slot) == 0:
+                    tx_full += 1
+                else:
+                    sent_bytes += length
+                continue
+            if verdict == _PASS:
+                passed += 1
+                if partner != 0:
+                    other = m.gep(control, C_FLOW_TABLE + (partner - 1) * FLOW_SIZE_BYTES)
+                    if deliver(m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE), data,
+                               length) == 0:
+                        pass_full += 1
+            elif verdict == _DROP:
+                dropped += 1
+            elif verdict == _REDIRECT:
+                redirected += 1
+                target = m.load_u32(slot, port.TARGET)
+                if target == m.load_u32(flow, F_IFINDEX):
+                    if transmit(kind, q, slot) == 0:
+                        redirect_full += 1
+                    else:
+                        sent_bytes += length
+                    continue
+                other = find(control, target)
+                if m.is_null(other):
+                    no_port += 1
+                elif send(m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE), data,
+                          length) == 0:
+                    redirect_full += 1
+                else:
+                    sent_bytes += length
+            else:
+                aborted += 1
+                if verdict != _ABORTED:
+                    invalid += 1
+            release(kind, q, slot)
+        count_up(counters, stats.ABORTED, aborted)
+        count_up(counters, stats.DROP, dropped)
+        count_up(counters, stats.PASS, passed)
+        count_up(counters, stats.TX, sent)
+        count_up(counters, stats.REDIRECT, redirected)
+        count_up(counters, stats.TX_BYTES, sent_bytes)
+        count_up(counters, stats.TX_FULL, tx_full)
+        count_up(counters, stats.REDIRECT_NO_PORT, no_port)
+        count_up(counters, stats.REDIRECT_FULL, redirect_full)
+        count_up(counters, stats.PASS_FULL, pass_full)
+        count_up(counters, stats.INVALID_VERDICT, invalid)
+        return 0
+
+    return dispose
+
+
+def _find_flow(m: Any) -> Factory:
+    def find_flow(control, ifindex):  # type: ignore
+        """This worker's flow on an interface, or null."""
+        for i in range(m.load_u32(control, C_FLOWS)):
+            flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
+            if m.load_u32(flow, F_IFINDEX) == ifindex and m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
+                return flow
+        return m.null()
+
+    return find_flow
+
+
+def _stack_flow(m: Any) -> Factory:
+    count_up = m.extern(COUNT_UP)
+    receive = m.symbol("xdpu.back.receive", "i64(i64, ptr, ptr, i64)")
+    release = m.symbol("xdpu.back.release", "i64(i64, ptr, ptr)")
+    send = m.symbol("xdpu.front.send", "i64(i64, ptr, ptr, i64)")
+
+    def stack_flow(control, flow):  # type: ignore
+        batch = m.load_ptr(control, C_BATCH)
+        kind, q = m.load_u32(flow, F_KIND), m.load_ptr(flow, F_QUEUE)
+        count = receive(kind, q, batch, m.load_u32(control, C_BATCH_SIZE))
+        if count == 0:
+            return 0
+        partner = m.load_u32(flow, F_PARTNER)
+        other = m.gep(control, C_FLOW_TABLE + (partner - 1) * FLOW_SIZE_BYTES)
+        other_kind, other_queue = m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE)
+        full = sent_bytes = 0
+        for i in range(count):
+            slot = m.gep(batch, i * port.SLOT_SIZE_BYTES)
+            data = m.load_ptr(slot, port.DATA)
+            length = m.diff(m.load_ptr(slot, port.DATA_END), data)
+            if send(other_kind, other_queue, data, length) == 0:
+                full += 1
+            sent_bytes += length
+            release(kind, q, slot)
+        counters = m.load_ptr(flow, F_STATS)
+        count_up(counters, stats.STACK_PACKETS, count)
+        count_up(counters, stats.STACK_BYTES, sent_bytes)
+        count_up(counters, stats.STACK_FULL, full)
+        return count
+
+    return stack_flow
+
+
+def _worker(m: Any) -> Factory:
+    count_up = m.extern(COUNT_UP)
+    program_flow, stack_flow = m.extern(PROGRAM_FLOW), m.extern(STACK_FLOW)
+    flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
+    flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
+
+    def worker(control):  # type: ignore
+        flows = m.load_u32(control, C_FLOWS)
+        rounds = idle = fruitless = 0
+        spin = _SPIN_MIN
+        while m.acquire_u32(control, C_STOP) == 0:
+            work = 0
+            for i in range(flows):
+                flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
+                if m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
+                    work += program_flow(control, flow)
+                elif idle > 0 or rounds & 15 == 0:  # asking a TAP is a system call
+                    work += stack_flow(control, flow)
+            rounds += 1
+            if work != 0 or idle == 0:
+                for i in range(flows):
+                    flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
+                    q = m.load_ptr(flow, F_QUEUE)
+                    if m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
+                        flush_front(m.load_u32(flow, F_KIND), q)
+                    else:
+                        flush_back(m.load_u32(flow, F_KIND), q)
+                m.store_u64(control, C_ROUNDS, rounds)
+            if work != 0:
+                idle = fruitless = 0
+                continue
+            idle += 1
+            if m.load_u32(control, C_EXIT_WHEN_IDLE) != 0:
+                return 1
+            if m.load_u32(control, C_BUSY_POLL) != 0 or idle < spin:
+                m.pause()
+                continue
+            counters = m.load_ptr(control, C_FLOW_TABLE + F_STATS)
+            count_up(counters, stats.IDLE_POLLS, 1)
+            ready = m.c_poll(m.load_ptr(control, C_POLLFDS), m.load_u32(control, C_POLLFD_COUNT),
+                             _SLEEP_MS)
+            fruitless += 1
+            if fruitless > _EAGER_WAKEUPS:  # a descriptor that is always ready, e.g. in error
+                m.c_poll(m.null(), 0, 1)
+            if ready > 0 and spin < _SPIN_MAX:
+                spin *= 2
+            elif ready <= 0 and spin > _SPIN_MIN:
+                spin = spin // 2
+            idle = 1
+        return 0
+
+    return worker
+
+
+def _count_up(m: Any) -> Factory:
+    def count_up(counters, offset, value):  # type: ignore
+        m.store_u64(counters, offset, m.load_u64(counters, offset) + value)
+        return 0
+
+    return count_up
+
+
+COUNT_UP = Template("count_up", _count_up, "i64(ptr, i64, i64)")
+FIND_FLOW = Template("find_flow", _find_flow, "ptr(ptr, i64)")
+DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, i64)", (COUNT_UP, FIND_FLOW))
+PROGRAM_FLOW = Template("program_flow", _program_flow, "i64(ptr, ptr)", (DISPOSE, COUNT_UP))
+STACK_FLOW = Template("stack_flow", _stack_flow, "i64(ptr, ptr)", (COUNT_UP,), inline=False)
+LOOP = Template("worker_loop", _worker, "i64(ptr)", (PROGRAM_FLOW, STACK_FLOW, COUNT_UP))
+
+
+def unit(front: Sequence[PortKind], back: Sequence[PortKind]) -> Unit:
+    """The loop over these kinds of ports, to be linked around a program."""
+    templates = [LOOP]
+    for kind in (*front, *back):
+        templates += [kind.receive, kind.release, kind.transmit, kind.send, kind.flush]
+    text = "\n".join([
+        dispatch("front", front), dispatch("back", back),
+        f'define i64 @"{WORKER}"(ptr %control) {{',
+        "  %result = call i64 @worker_loop(ptr %control)", "  ret i64 %result", "}",
+    ])
+    return Unit("loop", text, tuple(dict.fromkeys(templates)), (WORKER,))
+
+
+def dispatch(side: str, kinds: Sequence[PortKind]) -> str:
+    """Link-time wrappers `xdpu.<side>.<operation>(kind, q, ...)` over the kinds of a side."""
+    shapes = {"receive": ("ptr %b, i64 %n", "ptr %b, i64 %n"), "release": ("ptr %s", "ptr %s"),
+              "transmit": ("ptr %s", "ptr %s"), "send": ("ptr %d, i64 %n", "ptr %d, i64 %n"),
+              "flush": ("", "")}
+    out = []
+    for operation, (params, arguments) in shapes.items():
+        head = f'define internal i64 @"xdpu.{side}.{operation}"(i64 %kind, ptr %q'
+        out.append(head + (f", {params}" if params else "") + ") alwaysinline {")
+        call = f", {arguments}" if arguments else ""
+        cases = " ".join(f"i64 {i}, label %k{i}" for i in range(1, len(kinds)))
+        if not kinds:
+            out += ["  ret i64 0", "}"]
+            continue
+        out.append(f"  switch i64 %kind, label %k0 [ {cases} ]")
+        for i, kind in enumerate(kinds):
+            template = getattr(kind, operation)
+            out += [f"k{i}:", f"  %r{i} = call i64 @{template.name}(ptr %q{call})",
+                    f"  ret i64 %r{i}"]
+        out.append("}")
+    return "\n".join(out)

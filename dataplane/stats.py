@@ -1,0 +1,116 @@
+"""Counters in shared memory: anyone may read them, nobody stops for it.
+
+One page of header (JSON: names, workers, flows, interfaces), then a block of 512 bytes for each
+flow of each worker: u64 counters in the order of COUNTERS, written by its worker alone, with no
+two workers on one cache line.  Names are public API.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+COUNTERS = (
+    "rx_packets",  # packets received and run through the program
+    "rx_bytes",
+    "aborted",  # verdict ABORTED, or a verdict that does not exist
+    "drop",  # verdict DROP
+    "pass",  # verdict PASS
+    "tx",  # verdict TX
+    "redirect",  # verdict REDIRECT
+    "batches",  # receive calls that brought something
+    "tx_bytes",  # bytes sent by TX and REDIRECT
+    "tx_full",  # verdict TX, but no room to send: lost
+    "redirect_no_port",  # redirect to an interface that is not part of this run: lost
+    "redirect_full",  # redirect, but no room to send: lost
+    "pass_full",  # verdict PASS, but the stack's TAP took it not: lost
+    "invalid_verdict",  # of `aborted`: verdicts that do not exist
+    "fault_bounds",  # of `aborted`: stopped by a run-time bounds check
+    "fault_null",  # of `aborted`: stopped by a null check
+    "fault_budget",  # of `aborted`: loop budget used up
+    "last_fault_insn",  # instruction slot of the latest fault (not a count)
+    "stack_packets",  # frames the kernel's stack sent through its TAP
+    "stack_bytes",
+    "stack_full",  # of those, no room on the interface: lost
+    "idle_polls",  # times the worker went to sleep in poll(2)
+)
+(RX_PACKETS, RX_BYTES, ABORTED, DROP, PASS, TX,
+ REDIRECT, BATCHES, TX_BYTES, TX_FULL, REDIRECT_NO_PORT, REDIRECT_FULL,
+ PASS_FULL, INVALID_VERDICT, FAULT_BOUNDS, FAULT_NULL, FAULT_BUDGET, LAST_FAULT_INSN,
+ STACK_PACKETS, STACK_BYTES, STACK_FULL, IDLE_POLLS) = (
+    8 * _i for _i in range(len(COUNTERS)))  # byte offsets in a flow's block, for the loop
+FLOW_BYTES = 512
+HEADER_BYTES = 4096
+_MAGIC = b"XDPUSTA1"
+assert len(COUNTERS) * 8 <= FLOW_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class FlowName:
+    """Whose counters a block holds."""
+
+    worker: int
+    port: str
+    queue: int
+
+
+class Stats:
+    """The counters of a run; `create` for its owner, `open` for anyone else."""
+
+    def __init__(self, memory: mmap.mmap, flows: Sequence[FlowName], path: Path | None) -> None:
+        self._memory, self.flows, self.path = memory, tuple(flows), path
+        self._cells = memoryview(memory).cast("Q")
+
+    @classmethod
+    def create(cls, flows: Sequence[FlowName], directory: Path | None) -> Stats:
+        size = HEADER_BYTES + FLOW_BYTES * len(flows)
+        path = directory / "stats" if directory else None
+        if path is None:
+            memory = mmap.mmap(-1, size)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                os.ftruncate(fd, size)
+                memory = mmap.mmap(fd, size)
+            finally:
+                os.close(fd)
+        header = json.dumps({
+            "counters": COUNTERS,
+            "flows": [[f.worker, f.port, f.queue] for f in flows],
+        }).encode()
+        memory[8 : 12] = len(header).to_bytes(4, "little")
+        memory[12 : 12 + len(header)] = header
+        memory[:8] = _MAGIC  # last: a reader that sees it sees all
+        return cls(memory, flows, path)
+
+    @classmethod
+    def open(cls, path: Path) -> Stats:
+        """Map a running program's counters.  Raises ValueError when it is no such file."""
+        with path.open("r+b") as file:
+            memory = mmap.mmap(file.fileno(), 0)
+        if memory[:8] != _MAGIC:
+            raise ValueError(f"{path} does not hold counters")
+        header = json.loads(memory[12 : 12 + int.from_bytes(memory[8:12], "little")])
+        return cls(memory, [FlowName(*f) for f in header["flows"]], path)
+
+    def address(self, flow: int) -> int:
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        return base + HEADER_BYTES + FLOW_BYTES * flow
+
+    def flow(self, index: int) -> dict[str, int]:
+        start = (HEADER_BYTES + FLOW_BYTES * index) // 8
+        return {name: self._cells[start + i] for i, name in enumerate(COUNTERS)}
+
+    def total(self, flows: Iterable[int] | None = None) -> dict[str, int]:
+        chosen = range(len(self.flows)) if flows is None else flows
+        sums = dict.fromkeys(COUNTERS, 0)
+        for index in chosen:
+            for name, value in self.flow(index).items():
+                sums[name] = max(sums[name], value) if name.startswith("last_") else (
+                    sums[name] + value)
+        return sums

@@ -1,0 +1,128 @@
+"""Calls between BPF functions, unfolded: one frame for each call site on each path to it.
+
+A BPF program cannot recurse, so cloning a function for each of its call sites ends.  It lets the
+analysis see a callee with the kinds its caller passes, pointers into the caller's stack included,
+as the kernel's verifier does for static functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdp_runtime.errors import VerifyError
+from xdp_runtime.isa import (
+    MAX_CALL_FRAMES,
+    CallLocal,
+    Exit,
+    Insn,
+    Insns,
+    Jump,
+    JumpIf,
+    LoadImm64,
+    LoadFunc,
+    LoadMap,
+    LoadMapValue,
+    MayGoto,
+)
+
+MAX_UNFOLDED_SLOTS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One activation: a function entered at `entry` from `parent` at slot `call_slot`."""
+
+    id: int
+    depth: int
+    entry: int
+    parent: Frame | None
+    call_slot: int
+    leaders: tuple[int, ...]  # first slots of basic blocks, in order
+    returns: bool
+
+
+Node = tuple[int, int]  # (frame id, slot)
+
+
+def width(insn: Insn) -> int:
+    return 2 if isinstance(insn, LoadImm64 | LoadMap | LoadMapValue | LoadFunc) else 1
+
+
+def successors(insns: Insns, slot: int) -> tuple[int, ...]:
+    """Slots that may run next within the same function; a local call is stepped over."""
+    insn = insns[slot]
+    assert insn is not None
+    following = slot + width(insn)
+    match insn:
+        case Jump(off):
+            targets: tuple[int, ...] = (following + off,)
+        case JumpIf(off=off) | MayGoto(off=off):
+            targets = (following, following + off)
+        case Exit():
+            targets = ()
+        case _:
+            targets = (following,)
+    for target in targets:
+        if not 0 <= target < len(insns):
+            what = "jump" if target != following else "execution"
+            raise VerifyError(f"instruction {slot}", f"{what} leaves the program at slot {target}",
+                              insn=slot)
+        if insns[target] is None:
+            raise VerifyError(f"instruction {slot}", "jump into the middle of a 64-bit load",
+                              insn=slot)
+    return targets
+
+
+def _function(insns: Insns, entry: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...],
+                                                  bool, int]:
+    """(leaders, (call slot, callee entry) pairs, has an exit, slots) of the function at `entry`."""
+    leaders, calls, seen, todo, returns = {entry}, [], set(), [entry], False
+    while todo:
+        slot = todo.pop()
+        if slot in seen:
+            continue
+        seen.add(slot)
+        insn = insns[slot]
+        if isinstance(insn, CallLocal):
+            target = slot + 1 + insn.off
+            if not 0 <= target < len(insns) or insns[target] is None:
+                raise VerifyError(f"instruction {slot}", "call of no function", insn=slot)
+            calls.append((slot, target))
+            leaders.add(slot + 1)
+        returns |= isinstance(insn, Exit)
+        following = successors(insns, slot)
+        if isinstance(insn, Jump | JumpIf | MayGoto):
+            leaders.update(following)
+        todo.extend(following)
+    return tuple(sorted(leaders)), tuple(sorted(calls)), returns, len(seen)
+
+
+def unfold(insns: Insns) -> tuple[list[Frame], dict[Node, Frame]]:
+    """All frames (the program's own first) and the frame that each call node enters."""
+    functions: dict[int, tuple[tuple[int, ...], tuple[tuple[int, int], ...], bool, int]] = {}
+    frames: list[Frame] = []
+    entered: dict[Node, Frame] = {}
+    slots = 0
+
+    def enter(entry: int, parent: Frame | None, call_slot: int) -> Frame:
+        nonlocal slots
+        depth = parent.depth + 1 if parent else 0
+        if depth >= MAX_CALL_FRAMES:
+            raise VerifyError(f"instruction {call_slot}",
+                              f"calls nest deeper than {MAX_CALL_FRAMES} frames, or recurse",
+                              insn=call_slot)
+        if entry not in functions:
+            functions[entry] = _function(insns, entry)
+        leaders, calls, returns, count = functions[entry]
+        slots += count
+        if slots > MAX_UNFOLDED_SLOTS:
+            raise VerifyError("program", f"more than {MAX_UNFOLDED_SLOTS} instructions once its "
+                              "calls are unfolded", "make fewer functions __noinline")
+        frame = Frame(len(frames), depth, entry, parent, call_slot, leaders, returns)
+        frames.append(frame)
+        for slot, target in calls:
+            entered[(frame.id, slot)] = enter(target, frame, slot)
+        return frame
+
+    enter(0, None, -1)
+    return frames, entered

@@ -1,0 +1,158 @@
+"""Put a program together: its lowered functions, its maps' operations, the loop around it.
+
+One textual module declares every memory region as an external symbol and calls templates by name;
+the templates' bitcode is linked in, everything but the exports becomes internal, and LLVM sees it
+all at once.  What comes out is an object file that any process on this machine can load.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from xdp_runtime.compiler import cache
+from xdp_runtime.isa import LoadMap
+from xdp_runtime.maps import family_of
+from xdp_runtime.object import MapSpec, MapType, Object, ProgramSpec
+from xdp_runtime.template import Template
+
+ENTRY = "xdpu.program"  # i32(ptr state): what a loop template calls
+RUN = "xdpu.run"  # the same, exported
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Code that is linked around a program, such as a worker loop.
+
+    `text` is LLVM assembly that may call the templates and @"xdpu.program"; `exports` are
+    functions that Python calls; `externals` are symbols given an address when the code is loaded.
+    """
+
+    name: str
+    text: str = ""
+    templates: tuple[Template, ...] = ()
+    exports: tuple[str, ...] = ()
+    externals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Machine code that is not loaded yet."""
+
+    object_code: bytes
+    exports: tuple[str, ...]
+    symbols: tuple[str, ...]  # external data symbols to be bound
+    from_cache: bool = field(default=False, compare=False)
+
+
+def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
+    """Programs compiled with `entry`, it first: all XDP programs once it uses a PROG_ARRAY."""
+    uses = any(isinstance(insn, LoadMap) and obj.maps[insn.map].type == MapType.PROG_ARRAY
+               for insn in entry.insns if 0 <= getattr(insn, "map", -1) < len(obj.maps))
+    if not uses:
+        return [entry]
+    return [entry, *(p for p in obj.programs if p.is_xdp and p is not entry)]
+
+
+def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
+                    units: Sequence[Unit] = ()) -> Image:
+    """Machine code for `entry` and everything it can reach.  Raises LoadError, VerifyError."""
+    programs = tail_call_targets(obj, entry)
+    key = _content_key(obj, programs, workers, opt, units)
+    found = cache.get(key)
+    if found is not None:
+        return _unpack(found)
+    from xdp_runtime.compiler import target
+
+    module, exports, symbols = build_module(obj, entry, workers, units)
+    target.optimise(module, opt)
+    image = Image(target.emit_object(module, opt), exports, symbols)
+    cache.put(key, _pack(image))
+    return image
+
+
+def build_module(obj: Object, entry: ProgramSpec, workers: int,
+                 units: Sequence[Unit] = ()) -> tuple[object, tuple[str, ...], tuple[str, ...]]:
+    """(linked but not optimised LLVM module, exports, external data symbols)"""
+    from xdp_runtime.compiler import map_ops, target, templates
+    from xdp_runtime.compiler.lower import Lowering
+
+    needed: dict[str, Template] = {}
+    programs = tail_call_targets(obj, entry)
+    numbers = range(len(programs))
+    bodies = []
+    for number, program in enumerate(programs):
+        lowered = Lowering(program, number, obj.maps, workers, numbers).lower()
+        needed |= lowered.templates
+        bodies.append(lowered.text)
+    exports = [RUN]
+    wrappers = []
+    for index, spec in enumerate(obj.maps):
+        wrappers.append(map_ops.operation_wrappers(index, spec, workers))
+        needed |= {t.name: t for t in family_of(spec).operations.values()}
+        exports += map_ops.operation_symbols(index, spec)
+    for unit in units:
+        needed |= {t.name: t for t in unit.templates}
+        exports += unit.exports
+    symbols = region_symbols(obj.maps, workers)
+    externals = [name for unit in units for name in unit.externals]
+    wanted = templates.closure(needed.values())
+    text = "\n".join([
+        *(f'@"{name}" = external global i8, align 64' for name in [*symbols, *externals]),
+        *(declaration(template) for template in wanted),
+        _intrinsics(),
+        *bodies,
+        f'define internal i32 @"{ENTRY}"(ptr %state) alwaysinline {{',
+        '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
+        f'define i32 @"{RUN}"(ptr %state) {{',
+        '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
+        *wrappers,
+        *(unit.text for unit in units),
+        target.pause_definition(),
+        '!0 = !{!"branch_weights", i32 2000, i32 1}',
+        "",
+    ])
+    module = target.link(text, [templates.bitcode(t) for t in wanted], exports)
+    return module, tuple(exports), (*symbols, *externals)
+
+
+def declaration(template: Template) -> str:
+    return f"declare {template.result} @{template.name}({', '.join(template.parameters)})"
+
+
+def region_symbols(maps: Iterable[MapSpec], workers: int) -> list[str]:
+    return [f"map.{index}.{region.name}" for index, spec in enumerate(maps)
+            for region in family_of(spec).regions(spec, workers)]
+
+
+def _intrinsics() -> str:
+    swaps = [f"declare i{n} @llvm.bswap.i{n}(i{n})" for n in (16, 32, 64)]
+    return "\n".join([*swaps, "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"])
+
+
+def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt: int,
+                 units: Sequence[Unit]) -> str:
+    from xdp_runtime.compiler import target
+
+    parts: list[str] = [target.host_fingerprint(), str(workers), str(opt)]
+    for program in programs:
+        parts += [program.name, program.kind, repr(program.insns)]
+    # initial contents are written to memory, not compiled
+    parts += [f"{m.name}|{m.type}|{m.key_size}|{m.value_size}|{m.max_entries}|{m.flags}"
+              for m in obj.maps]
+    for unit in units:
+        parts += [unit.name, unit.text, *unit.exports, *unit.externals,
+                  *(t.name for t in unit.templates)]
+    return f"program-{cache.key(*parts)[:40]}.o"
+
+
+def _pack(image: Image) -> bytes:
+    head = json.dumps({"exports": image.exports, "symbols": image.symbols}).encode()
+    return len(head).to_bytes(4, "little") + head + image.object_code
+
+
+def _unpack(raw: bytes) -> Image:
+    size = int.from_bytes(raw[:4], "little")
+    head = json.loads(raw[4 : 4 + size])
+    return Image(raw[4 + size :], tuple(head["exports"]), tuple(head["symbols"]), True)

@@ -1,0 +1,174 @@
+"""Program: an Object's program, analysed, lowered and compiled for this machine, with its maps.
+
+    program = load(read_object("firewall.o"))
+    result = program.run(packet)          # verdict, bytes
+    program.maps["blocked_ports"].update(...)
+
+`load` is also what the worker loop builds on: it passes the loop as a `Unit`, and the loop, the
+program and the maps become one module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from xdp_runtime import state as st
+from xdp_runtime.compiler import link
+from xdp_runtime.errors import LoadError, OutOfMemory
+from xdp_runtime.maps.map import Map
+from xdp_runtime.object import MapType, Object, ProgramSpec
+
+_TAILROOM = 320  # SKB_DATA_ALIGN(sizeof(struct skb_shared_info)), what the kernel keeps behind
+_FRAME = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What one packet came to.  `retval` is the program's return value as u32."""
+
+    retval: int
+    data_out: bytes
+    meta: bytes
+    redirect_ifindex: int
+    fault: st.Fault
+    fault_insn: int
+    duration_ns: float = 0.0
+
+    @property
+    def verdict(self) -> st.Verdict:
+        known = self.retval <= max(st.Verdict)
+        return st.Verdict(self.retval) if known else st.Verdict.ABORTED
+
+
+class Program:
+    """A compiled program and its maps.  Close it, or use it as a context manager."""
+
+    def __init__(self, obj: Object, spec: ProgramSpec, maps: Sequence[Map], workers: int,
+                 image: link.Image, addresses: Mapping[str, int] | None = None) -> None:
+        from xdp_runtime.compiler import map_ops
+        from xdp_runtime.compiler.target import Code
+
+        self.object, self.spec, self.workers, self.image = obj, spec, workers, image
+        self.all_maps = list(maps)
+        self.maps: dict[str, Map] = {m.spec.name: m for m in maps}
+        self._memory = mmap.mmap(-1, _round(st.WORKER_SIZE_BYTES) * workers)
+        self._view = (ctypes.c_char * len(self._memory)).from_buffer(self._memory)
+        imports = dict(addresses or {})
+        for index, m in enumerate(maps):
+            imports |= {f"map.{index}.{name}": where for name, where in m.symbols().items()}
+        self.code = Code(image.object_code, {s: imports[s] for s in image.symbols}, image.exports)
+        self._run = self.code.function(link.RUN, ctypes.c_uint32, ctypes.c_void_p)
+        for index, m in enumerate(maps):
+            m.bind(map_ops.bind_operations(self.code, index, m.spec, workers))
+        self._fill_program_arrays()
+
+    def worker_memory(self, worker: int) -> int:
+        """Address of a worker's private memory (state.py, W_*)."""
+        return ctypes.addressof(self._view) + worker * _round(st.WORKER_SIZE_BYTES)
+
+    def worker_bytes(self, worker: int) -> memoryview:
+        start = worker * _round(st.WORKER_SIZE_BYTES)
+        return memoryview(self._memory)[start : start + st.WORKER_SIZE_BYTES]
+
+    def program_number(self, name: str) -> int:
+        """The number a PROG_ARRAY slot holds for a program, or KeyError."""
+        for number, program in enumerate(link.tail_call_targets(self.object, self.spec)):
+            if name == program.name:
+                return number
+        raise KeyError(f"program {name!r} is not compiled with {self.spec.name}")
+
+    def _fill_program_arrays(self) -> None:
+        for m in self.all_maps:
+            if m.spec.type != MapType.PROG_ARRAY:
+                continue
+            for index, name in m.spec.slots:
+                try:
+                    number = self.program_number(name)
+                except KeyError:
+                    continue  # an array that this program never tail-calls through
+                m.update(index.to_bytes(4, "little"), (number + 1).to_bytes(4, "little"))
+
+    def run(self, packet: bytes, *, ingress_ifindex: int = 0, rx_queue: int = 0, worker: int = 0,
+            headroom: int = st.HEADROOM_BYTES) -> RunResult:
+        """Run once on a copy of `packet`, with the room around it that the kernel gives."""
+        size = max(_FRAME, _round(headroom + len(packet) + _TAILROOM))
+        frame = (ctypes.c_char * size)()
+        run = (ctypes.c_char * st.STATE_SIZE_BYTES)()
+        base = ctypes.addressof(frame)
+        ctypes.memmove(base + headroom, packet, len(packet))
+        self._prepare(run, base, headroom, len(packet), size, ingress_ifindex, rx_queue, worker)
+        retval = self._run(ctypes.addressof(run))
+        return self._result(retval, run)
+
+    def _prepare(self, run: Any, base: int, headroom: int, length: int, size: int,
+                 ingress_ifindex: int, rx_queue: int, worker: int) -> None:
+        pointers = {st.DATA: base + headroom, st.DATA_END: base + headroom + length,
+                    st.DATA_META: base + headroom, st.HARD_START: base + st.XDP_FRAME_BYTES,
+                    st.FRAME_END: base + size - _TAILROOM, st.WORKER: self.worker_memory(worker)}
+        for offset, value in pointers.items():
+            ctypes.c_uint64.from_buffer(run, offset).value = value
+        numbers = {st.INGRESS_IFINDEX: ingress_ifindex, st.RX_QUEUE_INDEX: rx_queue,
+                   st.WORKER_ID: worker}
+        for offset, value in numbers.items():
+            ctypes.c_uint32.from_buffer(run, offset).value = value
+
+    def _result(self, retval: int, run: Any, duration_ns: float = 0.0) -> RunResult:
+        def pointer(offset: int) -> int:
+            return ctypes.c_uint64.from_buffer(run, offset).value
+
+        def number(offset: int) -> int:
+            return ctypes.c_uint32.from_buffer(run, offset).value
+
+        data, end, meta = pointer(st.DATA), pointer(st.DATA_END), pointer(st.DATA_META)
+        return RunResult(
+            retval, ctypes.string_at(data, end - data), ctypes.string_at(meta, data - meta),
+            number(st.REDIRECT_IFINDEX), st.Fault(number(st.FAULT)), number(st.FAULT_INSN),
+            duration_ns)
+
+    def close(self) -> None:
+        for m in self.all_maps:
+            m.close()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3,
+         directory: Path | None = None, units: Sequence[link.Unit] = (),
+         addresses: Mapping[str, int] | None = None) -> Program:
+    """Compile a program of the object (default: its first XDP program) and create its maps.
+
+    `directory` holds the maps' memory as named files; None keeps it anonymous.  Raises LoadError,
+    VerifyError, OutOfMemory; nothing is left behind then.
+    """
+    spec = obj.program(name)
+    if not spec.is_xdp:
+        raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
+                        'put it in SEC("xdp")')
+    image = link.compile_program(obj, spec, workers, opt, units)
+    maps: list[Map] = []
+    try:
+        for map_spec in obj.maps:
+            maps.append(Map.create(map_spec, workers, directory))
+        return Program(obj, spec, maps, workers, image, addresses)
+    except BaseException as error:
+        for m in maps:
+            m.close()
+        if isinstance(error, MemoryError):
+            raise OutOfMemory(f"maps of {obj.name}", "no memory") from error
+        raise
+
+
+def _round(size: int) -> int:
+    return (size + 4095) // 4096 * 4096
+
