@@ -116,6 +116,10 @@ def _parse_link(body: bytes) -> Link:
                 kind != "tun" or bool(data.get(IFLA_TUN_PERSIST, b"\1")[0]))
 
 
+def read_indices(net: nl.Netlink) -> set[int]:
+    return {_parse_link(body).index for body in net.dump(nl.RTM_GETLINK, bytes(16))}
+
+
 def read_addresses(net: nl.Netlink, index: int) -> tuple[Address, ...]:
     """In the order to add them in."""
     found = [Address.from_bytes(body, 8) for body in net.dump(nl.RTM_GETADDR, bytes(8))]

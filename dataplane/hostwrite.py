@@ -35,7 +35,8 @@ def dress_tap(net: nl.Netlink, state: HostState, tap: Link) -> None:
     wanted = [plain for a in state.addresses
               if (plain := a.moved(tap.index, link.name, tap.name).aged(0)) is not None]
     _must(put_addresses(net, tap.index, wanted))
-    _must(put_routes(net, tap.index, [r.moved(link.index, tap.index) for r in state.routes]))
+    _must(put_routes(net, tap.index, link.index,
+                     [r.moved(link.index, tap.index) for r in state.routes]))
     _must(put_neighbours(net, tap.index, [n.moved(tap.index) for n in state.neighbours]))
     write_sysctls(tap.name, {key: state.sysctls[key] for key in QUIET if key in state.sysctls})
 
@@ -78,11 +79,12 @@ def put_back(net: nl.Netlink, state: HostState, link: Link, tap: Link,
         if (link.index in route.interfaces and route.proto == RTPROT_KERNEL
                 and not route.automatic and route.key not in keys | before):
             remove(net, nl.RTM_DELROUTE, route.written())
+    there = hostnet.read_indices(net)           # a leg by a TAP that is gone: see `repair`
     aged = [plain for r in wanted if (plain := r.aged(elapsed_s)) is not None
-            and plain.source not in expired]
-    put_routes(net, link.index, aged)
+            and plain.source not in expired and there.issuperset(r.interfaces)]
+    put_routes(net, link.index, tap.index, aged)
     _undress_tap(net, state, tap, tap_sysctls)
-    failed += put_routes(net, link.index, aged)     # again: some needed the TAP's out of the way
+    failed += put_routes(net, link.index, tap.index, aged)  # some needed the TAP's out of the way
     failed += put_dependents(net, state.dependents)
     failed += put_neighbours(net, link.index, [n.moved(link.index) for n in state.neighbours])
     _restore_sysctls(link.name, state.sysctls, QUIET)
@@ -181,8 +183,9 @@ def put_addresses(net: nl.Netlink, index: int, wanted: list[Address]) -> list[st
     return failed
 
 
-def put_routes(net: nl.Netlink, index: int, wanted: list[Route]) -> list[str]:
-    """Adds the missing ones, as often as it helps: a gateway needs its route first."""
+def put_routes(net: nl.Netlink, index: int, twin: int, wanted: list[Route]) -> list[str]:
+    """Adds the missing ones, as often as it helps: a gateway needs its route first.
+    `twin` is the interface that has had them until now."""
     routes = hostnet.read_routes(net)
     present = {r.key for r in hostnet.placed([r for r in routes if index in r.interfaces], routes)
                if r.key not in _ahead_keys(wanted) or r.ahead}
@@ -192,7 +195,7 @@ def put_routes(net: nl.Netlink, index: int, wanted: list[Route]) -> list[str]:
         failed: list[tuple[Route, nl.NetlinkError]] = []
         for route in pending:
             try:
-                _add_route(net, route)
+                _add_route(net, route, index, twin, routes)
             except nl.NetlinkError as e:
                 failed.append((route, e))
         if not failed or len(failed) == len(pending) or not any(
@@ -205,14 +208,20 @@ def _ahead_keys(wanted: list[Route]) -> set[tuple[object, ...]]:
     return {r.key for r in wanted if r.ahead}
 
 
-def _add_route(net: nl.Netlink, route: Route) -> None:
+def _add_route(net: nl.Netlink, route: Route, index: int, twin: int, routes: list[Route]) -> None:
+    """IPv4 keeps the twin's route beside ours until it is removed.  IPv6 would join two with a
+    gateway into one with two legs, of which the dead one stays: there ours takes its place."""
     plain = route.written()
     flags = nl.NLM_F_CREATE | nl.NLM_F_APPEND
     if route.ahead:
         remove(net, nl.RTM_DELROUTE, plain)
         flags = nl.NLM_F_CREATE
-    elif route.family == socket.AF_INET6 and len(set(route.interfaces)) > 1:
-        flags = nl.NLM_F_CREATE | nl.NLM_F_REPLACE      # the other interfaces' legs are there still
+    elif route.family == socket.AF_INET6 and (route.gateway or route.legs):
+        rivals = {i for r in routes if r.slot == route.slot for i in r.interfaces}
+        if len(set(route.interfaces)) > 1 or (rivals and rivals <= {index, twin}):
+            flags = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
+        elif twin in rivals:
+            remove(net, nl.RTM_DELROUTE, plain.moved(index, twin))
     try:
         net.request(nl.RTM_NEWROUTE, plain.message(), flags)
     except nl.NetlinkError as e:
@@ -223,11 +232,12 @@ def _add_route(net: nl.Netlink, route: Route) -> None:
 def put_dependents(net: nl.Netlink, wanted: Iterable[Route]) -> list[str]:
     """Routes of other interfaces that the kernel drops with their source address."""
     failed = []
-    present = {r.key for r in hostnet.read_routes(net)}
+    routes = hostnet.read_routes(net)
+    present = {r.key for r in routes}
     for route in wanted:
         if route.key not in present:
             try:
-                _add_route(net, route)
+                _add_route(net, route, 0, 0, routes)
             except nl.NetlinkError as e:
                 if e.errno not in _GONE:
                     failed.append(f"route {route}, {e.strerror}")

@@ -219,6 +219,10 @@ class Route(Record):
         return _address_text(self.get(RTA_PREFSRC)) or None
 
     @property
+    def legs(self) -> bool:
+        return self.get(RTA_MULTIPATH) is not None
+
+    @property
     def interfaces(self) -> tuple[int, ...]:
         """Indices it goes out by, one for each leg."""
         legs = self.get(RTA_MULTIPATH)

@@ -193,23 +193,27 @@ def restore(path: Path) -> str:
 
 
 def repair(run_dir: Path) -> list[str]:
-    """Mends what dead owners left, newest first; `run_dir` is the root or one run's directory.
-    Journals of other network namespaces stay for a run there."""
+    """Mends what dead owners left; `run_dir` is the root or one run's directory.
+    Journals of other network namespaces stay for a run there.
+
+    Newest first, then once more what failed: of two interfaces taken over together the second
+    journal has routes that lean on the first one's addresses."""
     found = []
     for path in _journals(Path(run_dir)):
         with contextlib.suppress(PortError):
             found.append(Journal.read(path))
-    done = []
-    here = network_namespace()
-    for journal in sorted(found, key=lambda j: j.taken_at_s, reverse=True):
-        old = journal.owner.boot_id != rundir.boot_id()
-        if not old and (journal.owner.alive() or journal.namespace != here):
-            continue
+    here, boot = network_namespace(), rundir.boot_id()
+    left = [j for j in sorted(found, key=lambda j: j.taken_at_s, reverse=True)
+            if j.owner.boot_id != boot or (j.namespace == here and not j.owner.alive())]
+    done: list[str] = []
+    failed: dict[Path, str] = {}
+    for journal in left * 2:
         try:
             done.append(restore(journal.path))
+            failed.pop(journal.path, None)
         except PortError as e:
-            done.append(str(e))
-    return [line for line in done if line]
+            failed[journal.path] = str(e)
+    return [line for line in done if line] + list(failed.values())
 
 
 def _journals(folder: Path) -> list[Path]:
