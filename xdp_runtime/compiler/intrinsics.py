@@ -200,6 +200,8 @@ ult = _binary(lambda b, x, y: b.icmp_unsigned("<", x, y), boolean=True)
 ule = _binary(lambda b, x, y: b.icmp_unsigned("<=", x, y), boolean=True)
 udiv = _binary(lambda b, x, y: b.udiv(x, y))  # the divisor must not be 0
 urem = _binary(lambda b, x, y: b.urem(x, y))  # the divisor must not be 0
+# the smaller of two signed numbers; Python's min() would be a call into Numba's own library
+smaller = _binary(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
 mum = _binary(_mulhi)  # low and high half of the 128-bit product, xored
 
 
