@@ -46,7 +46,7 @@ def operation_wrappers(index: int, spec: MapSpec, workers: int) -> str:
 
 
 def _wrapper(symbol: str, template: Template, leading: Sequence[str]) -> str:
-    own = [f"{kind} %a{i}" for i, kind in enumerate(template.parameters[len(leading):])]
+    own = [f"{kind} %a{i}" for i, kind in enumerate(own_parameters(template))]
     return f"""
 define {template.result} @"{symbol}"({", ".join(own)}) {{
   %result = call {template.result} @{template.name}({", ".join([*leading, *own])})
@@ -60,16 +60,25 @@ def operation_symbols(index: int, spec: MapSpec) -> list[str]:
     return [symbol_name(index, name) for name in sorted(family_of(spec).operations)]
 
 
-def bind_operations(code: target.Code, index: int, spec: MapSpec,
-                    workers: int) -> dict[str, Callable[..., Any]]:
+def own_parameters(template: Template) -> tuple[str, ...]:
+    """An operation's parameters from `worker` on: the last i64 in front of a pointer."""
+    kinds = template.parameters
+    worker = max(i for i in range(len(kinds) - 1) if kinds[i:i + 2] == ("i64", "ptr"))
+    return kinds[worker:]
+
+
+def ctypes_signature(template: Template) -> tuple[Any, ...]:
+    """(result, *parameters) of the function that operation_wrappers makes of an operation."""
+    return tuple(_CTYPES[kind] for kind in (template.result, *own_parameters(template)))
+
+
+def bind_operations(code: target.Code, index: int, spec: MapSpec) -> dict[str, Callable[..., Any]]:
     """The exported operations as ctypes functions, as Map.bind takes them."""
-    family = family_of(spec)
-    skip = len(family.parameters(spec, workers))
-    return {
-        name: code.function(symbol_name(index, name), _CTYPES[template.result],
-                            *(_CTYPES[p] for p in template.parameters[skip:]))
-        for name, template in family.operations.items()
-    }
+    bound = {}
+    for name, template in family_of(spec).operations.items():
+        bound[name] = code.function(symbol_name(index, name), *ctypes_signature(template))
+        bound[name].code = code  # the functions live as long as the code does
+    return bound
 
 
 def module(maps: Sequence[MapSpec], workers: int, more: Iterable[Template] = (),
@@ -108,6 +117,6 @@ def compile_operations(one: Map) -> Mapping[str, Callable[..., Any]]:
         image = target.emit_object(built)
         cache.put(name, image)
     code = target.Code(image, imports([(0, one)]), operation_symbols(0, spec))
-    operations = bind_operations(code, 0, spec, workers)
+    operations = bind_operations(code, 0, spec)
     one.bind(operations)
     return operations

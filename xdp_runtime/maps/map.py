@@ -1,0 +1,264 @@
+"""Map: shared memory in a family's layout, and its view for Python.
+
+    m = Map.create(spec, workers=2, directory=Path("/run/xdpu/lb"))
+    compile_operations(m)            # or the program that uses it binds them
+    m[key] = value
+    for key, value in m.items(): ...
+
+Memory is what programs and other processes share; the operations on it are compiled code, bound by
+whoever compiled them.  Keys and values are bytes of exactly the map's sizes; the value of a per-CPU
+map is a list, one a worker.  Refusals are OSErrors with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from xdp_runtime.errors import LoadError
+from xdp_runtime.maps import family_of, layout, type_name
+from xdp_runtime.maps.family import BPF_ANY, ENOENT, Family
+from xdp_runtime.maps.memory import Memory
+from xdp_runtime.maps.typed import Codec, TypedMap
+from xdp_runtime.object import MapSpec, MapType
+
+Value = bytes | list[bytes]  # a list for per-CPU maps
+
+_ARRAYS = {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.PROG_ARRAY}
+
+
+class Map:
+    """Made by `create` or `open`; not usable after `close`."""
+
+    def __init__(self, header: layout.Header, memory: Memory, owned: bool) -> None:
+        self.spec: MapSpec = header.spec
+        self.workers = header.workers
+        self.family: Family = family_of(header.spec)
+        self.regions = header.regions
+        self.codec: Codec | None = None
+        self._memory: Memory | None = memory
+        self._owned = owned
+        self._operations: Mapping[str, Callable[..., Any]] = {}
+
+    @classmethod
+    def create(cls, spec: MapSpec, workers: int, directory: Path | None = None,
+               seed: int | None = None) -> Map:
+        """A fresh map: the file `directory`/<name>, or nameless memory.
+
+        `seed` (128 bits) is that of the hash, random if not given.  Raises LoadError, OutOfMemory.
+        """
+        what = f"map {spec.name}"
+        if workers < 1:
+            raise ValueError(f"{what}: {workers} workers")
+        if why := family_of(spec).check(spec):
+            raise LoadError(what, why, "the kernel refuses such a map, too")
+        if directory is not None and ("/" in spec.name or spec.name in ("", ".", "..")):
+            raise LoadError(what, "its name cannot be that of a file")
+        if seed is None:
+            seed = int.from_bytes(os.urandom(16), "little")
+        regions, size_bytes = layout.plan(spec, workers)
+        header = layout.Header(spec, workers, seed, os.getpid(), size_bytes, regions)
+        page = layout.encode(header)
+        memory = Memory.create(spec.name, size_bytes, directory)
+        made = cls(header, memory, owned=True)
+        try:
+            memory.map[:len(page)] = page
+            views = {region.name: made.memory(region.name) for region in regions}
+            made.family.initialise(spec, views, seed)
+            for view in views.values():
+                view.release()
+            if directory is not None:
+                memory.publish(directory / spec.name, what)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    @classmethod
+    def open(cls, path: Path) -> Map:
+        """A map that another process created.  Raises LoadError, OutOfMemory."""
+        memory, page = Memory.open(path)
+        try:
+            return cls(layout.decode(page, len(memory.map), str(path)), memory, owned=False)
+        except BaseException:
+            memory.close()
+            raise
+
+    # --- memory ---------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path | None:
+        return self._mapped.path if self._owned else None
+
+    @property
+    def _mapped(self) -> Memory:
+        if self._memory is None:
+            raise ValueError(f"map {self.spec.name} is closed")
+        return self._memory
+
+    def symbols(self) -> dict[str, int]:
+        """Where the regions are in this process."""
+        base = self._mapped.address
+        return {region.name: base + region.offset for region in self.regions}
+
+    def memory(self, region: str) -> memoryview:
+        """A region's bytes.  A view that is kept keeps the memory mapped."""
+        for one in self.regions:
+            if one.name == region:
+                return memoryview(self._mapped.map)[one.offset:one.offset + one.size_bytes]
+        raise KeyError(region)
+
+    @property
+    def data(self) -> memoryview:
+        """The values of an ARRAY as they lie in memory, `stride` apart: globals are one value."""
+        if self.spec.type != MapType.ARRAY:
+            raise TypeError(f"map {self.spec.name} is {type_name(self.spec.type)}, not an ARRAY")
+        view = self.memory("values")
+        return view[:self.spec.value_size] if self.spec.max_entries == 1 else view
+
+    def close(self) -> None:
+        """Unmap; the process that created a file also removes it."""
+        memory, self._memory, self._operations = self._memory, None, {}
+        if memory is not None:
+            if self._owned:
+                memory.unlink()
+            memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    # --- operations -----------------------------------------------------------------------------
+
+    def bind(self, operations: Mapping[str, Callable[..., Any]]) -> None:
+        """Take the compiled operations: functions by name, first parameter the worker."""
+        self._operations = operations
+
+    def _operation(self, name: str) -> Callable[..., Any]:
+        try:
+            return self._operations[name]
+        except KeyError:
+            self._mapped  # noqa: B018  # closed?
+            raise RuntimeError(f"map {self.spec.name}: no compiled {name} is bound") from None
+
+    @property
+    def _cpus(self) -> range:
+        return range(self.workers if self.family.per_cpu else 1)
+
+    def lookup(self, key: bytes) -> Value | None:
+        """The value of a key, None if there is none."""
+        self._check_key(key)
+        size = self.spec.value_size
+        if "read" in self._operations:
+            out = ctypes.create_string_buffer(size)
+            return out.raw if self._operation("read")(0, key, out) == 0 else None
+        values = []
+        for worker in self._cpus:
+            address = self._operation("peek")(worker, key)
+            if not address:
+                return None
+            values.append(ctypes.string_at(address, size))
+        return values if self.family.per_cpu else values[0]
+
+    def update(self, key: bytes, value: Value, flags: int = BPF_ANY) -> None:
+        """Insert or replace; `flags` is BPF_ANY, BPF_NOEXIST or BPF_EXIST."""
+        self._check_key(key)
+        values = value if isinstance(value, list) else [value]
+        if len(values) != len(self._cpus):
+            raise ValueError(f"map {self.spec.name}: {len(self._cpus)} values, got {len(values)}")
+        for one in values:
+            if len(one) != self.spec.value_size:
+                raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} "
+                                 f"bytes, got {len(one)}")
+        operation = self._operation("update")
+        for worker, one in enumerate(values):
+            self._raise(operation(worker, key, one, flags))
+
+    def delete(self, key: bytes) -> None:
+        """Remove a key; FileNotFoundError (ENOENT) if it is not there."""
+        self._check_key(key)
+        self._raise(self._operation("delete")(0, key))
+
+    def next_key(self, key: bytes | None = None) -> bytes | None:
+        """None starts, None ends; a key that is not there starts again."""
+        if key is not None:
+            self._check_key(key)
+        out = ctypes.create_string_buffer(self.spec.key_size)
+        status = self._operation("next_key")(0, key, out)
+        if status == -ENOENT:
+            return None
+        self._raise(status)
+        return out.raw
+
+    def keys(self) -> Iterator[bytes]:
+        """Keys, each once unless others delete meanwhile; deleting the last one given is fine."""
+        key = self.next_key()
+        while key is not None:
+            after = self.next_key(key)
+            yield key
+            key = after
+
+    def items(self) -> Iterator[tuple[bytes, Value]]:
+        for key in self.keys():
+            value = self.lookup(key)
+            if value is not None:
+                yield key, value
+
+    @property
+    def typed(self) -> TypedMap:
+        """The map as Python values.  Raises LoadError if its definition has no types."""
+        if self.codec is None:
+            raise LoadError(f"map {self.spec.name}", "has no BTF types",
+                            "define it with __type(key, ...) and __type(value, ...)")
+        return TypedMap(self, self.codec)
+
+    def __len__(self) -> int:
+        if self.spec.type in _ARRAYS:
+            return self.spec.max_entries
+        region, offset = getattr(self.family, "count")  # noqa: B009  # families that count
+        return int.from_bytes(self.memory(region)[offset:offset + 4], "little")
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.keys()
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and self.lookup(key) is not None
+
+    def __getitem__(self, key: bytes) -> Value:
+        value = self.lookup(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: bytes, value: Value) -> None:
+        self.update(key, value)
+
+    def __delitem__(self, key: bytes) -> None:
+        try:
+            self.delete(key)
+        except FileNotFoundError:
+            raise KeyError(key) from None
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        return (f"<Map {spec.name} {type_name(spec.type)} key {spec.key_size} value "
+                f"{spec.value_size} entries {spec.max_entries}>")
+
+    def _check_key(self, key: bytes) -> None:
+        if len(key) != self.spec.key_size:
+            raise ValueError(
+                f"map {self.spec.name}: a key has {self.spec.key_size} bytes, got {len(key)}")
+
+    def _raise(self, status: int) -> None:
+        if status:
+            raise OSError(-status, os.strerror(-status), self.spec.name)

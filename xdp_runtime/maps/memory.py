@@ -1,0 +1,141 @@
+"""Shared memory for a map: a sparse file under a directory, or a nameless memfd.
+
+Pages exist once they are touched.  A file appears under its name only when its content is complete.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from xdp_runtime.errors import LoadError, OutOfMemory
+
+_MIB = 1 << 20
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EDQUOT}
+_MAP_NORESERVE = 0x4000  # the mmap module does not name it
+_HUGE_FROM_BYTES = 8 * _MIB  # ask for huge pages from this size on
+
+
+def available_bytes() -> int:
+    """Memory this process may still use: the machine's, or less if its cgroup says so."""
+    fields = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        fields[name] = int(rest.split()[0]) * 1024
+    room = fields["MemAvailable"] + fields.get("SwapFree", 0)
+    with suppress(OSError, ValueError):
+        own = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+        group = Path("/sys/fs/cgroup" + own)
+        limit = int((group / "memory.max").read_text())
+        room = min(room, limit - int((group / "memory.current").read_text()))
+    return room
+
+
+class Memory:
+    """One mapping, shared with whoever maps the same file.  `close` unmaps it."""
+
+    def __init__(self, fd: int, size_bytes: int, what: str) -> None:
+        try:
+            self.map = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED | _MAP_NORESERVE)
+        except (OSError, ValueError) as error:
+            raise OutOfMemory(what, f"{_mib(size_bytes)} cannot be mapped: {error}",
+                              "lower max_entries, or raise `ulimit -v`") from error
+        if size_bytes >= _HUGE_FROM_BYTES:
+            with suppress(OSError):  # a wish
+                self.map.madvise(mmap.MADV_HUGEPAGE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self.path: Path | None = None
+
+    @classmethod
+    def create(cls, name: str, size_bytes: int, directory: Path | None) -> Memory:
+        """Zeroed memory; `publish` gives it its name.  Raises OutOfMemory, LoadError."""
+        what = f"map {name}"
+        check_room(what, size_bytes, directory)
+        temporary: str | None = None
+        fd = -1
+        try:
+            if directory is None:
+                fd = os.memfd_create(f"xdpu.{name[:200]}", os.MFD_CLOEXEC)
+            else:
+                fd, temporary = tempfile.mkstemp(prefix=".map.", dir=directory)
+            os.ftruncate(fd, size_bytes)
+            memory = cls(fd, size_bytes, what)
+        except OSError as error:
+            if temporary is not None:
+                os.unlink(temporary)
+            if error.errno in _NO_ROOM:
+                raise OutOfMemory(what, f"no room for {_mib(size_bytes)}: {error.strerror}",
+                                  "lower max_entries, or make room") from error
+            raise LoadError(what, f"cannot be created in {directory}: {error.strerror}") from error
+        except OutOfMemory:
+            if temporary is not None:
+                os.unlink(temporary)
+            raise
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        memory.path = Path(temporary) if temporary else None
+        return memory
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[Memory, bytes]:
+        """Map an existing file; its first page as it was read.  Raises LoadError, OutOfMemory."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise LoadError(f"map {path}", f"cannot be opened: {error.strerror}") from error
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or not status.st_size:
+                raise LoadError(str(path), "is not a map of xdpu")
+            return cls(fd, status.st_size, f"map {path}"), os.pread(fd, mmap.PAGESIZE, 0)
+        finally:
+            os.close(fd)
+
+    def publish(self, path: Path, what: str) -> None:
+        """Give a created file its name.  Raises LoadError if there is one of that name."""
+        assert self.path is not None
+        try:
+            os.link(self.path, path)
+        except OSError as error:
+            why = f"{path}: {error.strerror}"
+            mend = ("another program uses this directory, or one that died left it: remove it"
+                    if error.errno == errno.EEXIST else "")
+            raise LoadError(what, why, mend) from error
+        finally:
+            self.unlink()
+        self.path = path
+
+    def unlink(self) -> None:
+        if self.path is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
+            self.path = None
+
+    def close(self) -> None:
+        # a view that someone still holds keeps the mapping until it is gone
+        with suppress(BufferError):
+            self.map.close()
+
+
+def check_room(what: str, size_bytes: int, directory: Path | None) -> None:
+    """Refuse what would fail, or kill the process, once the memory is touched."""
+    room, where = available_bytes(), "this machine has"
+    if directory is not None:
+        with suppress(OSError):
+            disk = os.statvfs(directory)
+            if disk.f_bavail * disk.f_frsize < room:
+                room, where = disk.f_bavail * disk.f_frsize, f"{directory} has"
+    if size_bytes > room:
+        raise OutOfMemory(what, f"needs {_mib(size_bytes)}, {where} {_mib(room)} available",
+                          "lower max_entries, or make room")
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{(size_bytes + _MIB - 1) // _MIB} MiB"

@@ -1,0 +1,104 @@
+"""A map as Python values instead of bytes, by the BTF types of its definition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from xdp_runtime.object import MapSpec
+
+if TYPE_CHECKING:
+    from xdp_runtime.btf import Btf
+    from xdp_runtime.maps.map import Map
+
+
+class Codec(Protocol):
+    """Keys and values of one map, to Python and back."""
+
+    def decode_key(self, key: bytes) -> Any: ...
+    def encode_key(self, key: Any) -> bytes: ...
+    def decode_value(self, value: bytes) -> Any: ...
+    def encode_value(self, value: Any) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BtfCodec:
+    """By BTF; what has no type stays bytes."""
+
+    btf: Btf
+    key_type_id: int
+    value_type_id: int
+
+    @classmethod
+    def of(cls, btf: Btf | None, spec: MapSpec) -> BtfCodec | None:
+        """The codec of a map, None if its definition has no types."""
+        if btf is None or not (spec.key_type_id or spec.value_type_id):
+            return None
+        return cls(btf, spec.key_type_id, spec.value_type_id)
+
+    def decode_key(self, key: bytes) -> Any:
+        return self.btf.decode_value(self.key_type_id, key) if self.key_type_id else key
+
+    def encode_key(self, key: Any) -> bytes:
+        return self.btf.encode_value(self.key_type_id, key) if self.key_type_id else bytes(key)
+
+    def decode_value(self, value: bytes) -> Any:
+        return self.btf.decode_value(self.value_type_id, value) if self.value_type_id else value
+
+    def encode_value(self, value: Any) -> bytes:
+        if self.value_type_id:
+            return self.btf.encode_value(self.value_type_id, value)
+        return bytes(value)
+
+
+class TypedMap:
+    """Like Map; the value of a per-CPU map is a list, one a worker."""
+
+    def __init__(self, raw: Map, codec: Codec) -> None:
+        self.raw, self.codec = raw, codec
+
+    def _decode(self, value: bytes | list[bytes]) -> Any:
+        if isinstance(value, list):
+            return [self.codec.decode_value(one) for one in value]
+        return self.codec.decode_value(value)
+
+    def _encode(self, value: Any) -> bytes | list[bytes]:
+        if self.raw.family.per_cpu:
+            return [self.codec.encode_value(one) for one in value]
+        return self.codec.encode_value(value)
+
+    def lookup(self, key: Any) -> Any:
+        value = self.raw.lookup(self.codec.encode_key(key))
+        return None if value is None else self._decode(value)
+
+    def update(self, key: Any, value: Any, flags: int = 0) -> None:
+        self.raw.update(self.codec.encode_key(key), self._encode(value), flags)
+
+    def delete(self, key: Any) -> None:
+        self.raw.delete(self.codec.encode_key(key))
+
+    def keys(self) -> Iterator[Any]:
+        return (self.codec.decode_key(key) for key in self.raw.keys())
+
+    def items(self) -> Iterator[tuple[Any, Any]]:
+        return ((self.codec.decode_key(key), self._decode(value))
+                for key, value in self.raw.items())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.keys()
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __contains__(self, key: Any) -> bool:
+        return self.codec.encode_key(key) in self.raw
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._decode(self.raw[self.codec.encode_key(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.raw[self.codec.encode_key(key)] = self._encode(value)
+
+    def __delitem__(self, key: Any) -> None:
+        del self.raw[self.codec.encode_key(key)]
