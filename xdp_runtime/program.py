@@ -65,7 +65,7 @@ class Program:
         self.code = Code(image.object_code, {s: imports[s] for s in image.symbols}, image.exports)
         self._run = self.code.function(link.RUN, ctypes.c_uint32, ctypes.c_void_p)
         for index, m in enumerate(maps):
-            m.bind(map_ops.bind_operations(self.code, index, m.spec, workers))
+            m.bind(map_ops.bind_operations(self.code, index, m.spec))
         self._fill_program_arrays()
 
     def worker_memory(self, worker: int) -> int:

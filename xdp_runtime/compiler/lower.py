@@ -725,7 +725,9 @@ class Lowering:
                     target = kind.map
                 case Arg.CTX:
                     arguments.append("ptr %state")
-                case Arg.ANYTHING | Arg.SIZE | Arg.SIZE_OR_ZERO:
+                case Arg.UNCHECKED if isinstance(self.state.regs[position], Uninit):
+                    arguments.append("i64 0")
+                case Arg.ANYTHING | Arg.UNCHECKED | Arg.SIZE | Arg.SIZE_OR_ZERO:
                     arguments.append(f"i64 {self.number_of(position)}")
                 case Arg.MAP_KEY:
                     arguments.append(f"ptr {self.address(position, 0, self.maps[target].key_size)}")

@@ -271,6 +271,8 @@ class Provenance:
             if isinstance(left, Scalar):
                 raise self.refuse(slot, f"a pointer ({_name(right)}) is subtracted from a number")
             return Scalar()
+        if not is64 and op is AluOp.SUB:
+            return Scalar(None, 0xFFFFFFFF)  # a length in 32 bits, as the kernel allows root
         if not is64 or op not in (AluOp.ADD, AluOp.SUB):
             pointer = right if isinstance(left, Scalar) else left
             raise self.refuse(slot, f"{op.name.lower()} on a pointer ({_name(pointer)})")
@@ -359,6 +361,8 @@ class Provenance:
         target: MapSpec | None = None
         result: Kind = Scalar()
         for position, arg in enumerate(helper.args, 1):
+            if arg is Arg.UNCHECKED:
+                continue
             kind = self.read(state, position, slot)
             if arg is Arg.MAP:
                 if not isinstance(kind, MapPtr):
@@ -413,7 +417,7 @@ class Provenance:
             case Arg.SIZE | Arg.SIZE_OR_ZERO:
                 if arg is Arg.SIZE and kind == constant(0):
                     raise self.refuse(slot, f"{helper.name}: length 0 in r{position}")
-            case Arg.MAP:
+            case Arg.MAP | Arg.UNCHECKED:
                 raise AssertionError("handled by the caller")
             case _:
                 assert_never(arg)
@@ -449,10 +453,10 @@ class Provenance:
                 callee = entered[(frame.id, slot)]
                 return [((callee.id, callee.entry), self.enter(state, callee))]
             if isinstance(insn, Exit):
-                self.read(state, 0, slot)
                 if frame.parent is None:
-                    if not isinstance(state.regs[0], Scalar):
-                        raise self.refuse(slot, f"r0 ({_name(state.regs[0])}) is no verdict")
+                    verdict = self.read(state, 0, slot)
+                    if not isinstance(verdict, Scalar):
+                        raise self.refuse(slot, f"r0 ({_name(verdict)}) is no verdict")
                     return []
                 return [((frame.parent.id, frame.call_slot + 1), self.leave(state, frame))]
             self.step(state, slot, frame)
