@@ -124,9 +124,10 @@ def main(run_dir: str, parent: str) -> int:
     try:
         lines = repair(Path(run_dir))
     except Exception as e:                      # nobody listens: leave it for the next run to see
-        lines, failed = [], f"{type(e).__name__}: {e}"
+        failed = f"{type(e).__name__}: {e}"
+        lines = [failed]
     with contextlib.suppress(OSError):
-        (Path(run_dir) / "keeper.log").write_text("".join(f"{line}\n" for line in [*lines, failed]))
+        (Path(run_dir) / "keeper.log").write_text("".join(f"{line}\n" for line in lines))
     return 1 if failed else 0
 
 

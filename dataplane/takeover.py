@@ -199,13 +199,16 @@ def repair(run_dir: Path) -> list[str]:
     Newest first, then once more what failed: of two interfaces taken over together the second
     journal has routes that lean on the first one's addresses."""
     found = []
+    done: list[str] = []
     for path in _journals(Path(run_dir)):
-        with contextlib.suppress(PortError):
+        try:
             found.append(Journal.read(path))
+        except PortError as e:
+            if path.exists():                   # not just mended by another
+                done.append(str(e))
     here, boot = network_namespace(), rundir.boot_id()
     left = [j for j in sorted(found, key=lambda j: j.taken_at_s, reverse=True)
             if j.owner.boot_id != boot or (j.namespace == here and not j.owner.alive())]
-    done: list[str] = []
     failed: dict[Path, str] = {}
     for journal in left * 2:
         try:

@@ -451,6 +451,36 @@ def test_persistent_tap_is_left_as_found(net: Net) -> None:
     assert_same(before, net.state())
 
 
+def test_expired_address_stays_away(net: Net) -> None:
+    plain(net)
+    net.ip("addr add 10.4.0.1/24 dev eth0 valid_lft 3 preferred_lft 3")
+    net.ip("addr add fd04::1/64 dev eth0 valid_lft 3 preferred_lft 3 nodad")
+    holder = net.hold("eth0")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    time.sleep(3.2)
+    assert net.repair().startswith("interface eth0: put back")
+    shown = net.ip("addr show dev eth0")
+    assert "10.0.0.1/24" in shown and "10.4.0.1" not in shown and "fd04::1" not in shown
+    assert "10.4.0.0" not in net.ip("route")
+
+
+def test_renewed_lease_counts(net: Net) -> None:
+    """A DHCP client that renewed on the TAP meanwhile."""
+    net.ip("addr add 10.4.0.1/24 dev eth0 valid_lft 60 preferred_lft 60")
+    holder = net.hold("eth0")
+    net.ip("addr change 10.4.0.1/24 dev xdpu0 valid_lft 9000 preferred_lft 9000")
+    holder.communicate("done\n")
+    address = json.loads(net.ip("-j addr show dev eth0"))[0]["addr_info"][0]
+    assert address["local"] == "10.4.0.1" and address["valid_life_time"] > 8900
+
+
+def test_unreadable_journal_is_told(net: Net) -> None:
+    (net.folder / "t").mkdir(parents=True)
+    (net.folder / "t" / "takeover-3.json").write_text("{")
+    assert "takeover-3.json: cannot be read" in net.repair()
+
+
 def test_gone_interface(net: Net) -> None:
     plain(net)
     holder = net.hold("eth0")
