@@ -313,9 +313,15 @@ class Machine:
                 assert_never(insn)
 
     def _alu(self, op: AluOp, is64: bool, a: Value, b: Value) -> Value:
-        """Pointers may be moved by numbers and subtracted from each other, no more."""
+        """Pointers may be moved by numbers and subtracted from each other, no more.
+
+        On 32 bits only subtraction is allowed, and gives a number, as in the kernel with
+        CAP_PERFMON: it is how clang computes a packet's length.
+        """
         if not isinstance(a, Pointer) and not isinstance(b, Pointer):
             return alu(op, is64, a, b)
+        if op is AluOp.SUB and not is64:
+            return alu(op, is64, number_of(a), number_of(b))
         if is64:
             match op, a, b:
                 case AluOp.ADD, Pointer(), int():
@@ -329,10 +335,11 @@ class Machine:
         raise Trap(TrapKind.POINTER, f"{op.name} on {64 if is64 else 32} bits of a pointer")
 
     def _mov(self, is64: bool, value: Value, sign_bits: int) -> Value:
+        """Part of a pointer is a number."""
         if isinstance(value, Pointer):
-            if not is64 or sign_bits:
-                raise Trap(TrapKind.POINTER, "partial copy of a pointer")
-            return value
+            if is64 and not sign_bits:
+                return value
+            value = value.address
         if sign_bits:
             value = sign_extend(value, sign_bits)
         return value if is64 else value & 0xFFFFFFFF

@@ -1,9 +1,9 @@
 """bpf_trace_printk: text from a program, into a ring in the worker's memory.
 
 The format is checked as bpf_bprintf_prepare() does it: %d %i %u %x %X with l or ll, %c, %p and
-%px, with the flags 0 + - and space and a width; "%%"; at most three arguments; only printable
-ASCII and white space; a NUL within the size given.  Everything else is -EINVAL, and so are, here,
-the forms that read the kernel's memory or symbols: %s %pks %pus %pI4 %pI6 %pi4 %pi6 %pS %ps %pB.
+%px, with the flags 0 + - and space and a width; "%%"; at most three arguments; no ASCII control
+characters but white space; a NUL within the size given.  Everything else is -EINVAL, and so are,
+here, the forms that read memory or symbols: %s %pks %pus %pI4 %pI6 %pi4 %pi6 %pS %ps %pB.
 %p and %pK print the number itself, where the kernel prints a hash of it.
 
 The result is the length of the whole text, as in the kernel, even where the record holds only its
@@ -34,13 +34,21 @@ _POINTER_DIGITS = 16
 _LEFT, _PLUS, _SPACE, _ZERO, _SIGNED, _UPPER = 1, 2, 4, 8, 16, 32
 _FLAGS = {ord("-"): _LEFT, ord("+"): _PLUS, ord(" "): _SPACE, ord("0"): _ZERO}
 _WHITE = b"\t\n\v\f\r "
+# what may follow %p: the end, white space or punctuation, in the kernel's Latin-1 ctype
+_AFTER_POINTER = (b"\0" + _WHITE + bytes(range(0xA0, 0xC0)) + b"\xd7\xf7"
+                  + bytes(c for c in range(0x21, 0x7F) if not chr(c).isalnum()))
+
+# characters, as constants for the templates
+_PERCENT, _MINUS, _PLUS_SIGN, _BLANK = map(ord, "%-+ ")
+_0, _9, _A, _a, _z = map(ord, "09Aaz")
+_c, _d, _i, _l, _p, _u, _x, _K, _X = map(ord, "cdilpuxKX")
 
 
 # --- what a message is, in plain Python ------------------------------------------------------------
 def format_message(text: bytes, arguments: tuple[int, ...]) -> bytes | None:
     """The text that trace_printk writes, or None where it returns -EINVAL."""
     end = text.find(b"\0")
-    if end < 0 or any(not (0x20 <= c < 0x7F or c in _WHITE) for c in text[:end]):
+    if end < 0 or any((c < 0x20 and c not in _WHITE) or c == 0x7F for c in text[:end]):
         return None
     text, out, at, used = text[: end + 1], bytearray(), 0, 0
     while at < end:
@@ -61,7 +69,7 @@ def format_message(text: bytes, arguments: tuple[int, ...]) -> bytes | None:
         while text[at] in _FLAGS:
             flags |= _FLAGS[text[at]]
             at += 1
-        while chr(text[at]).isdigit():
+        while text[at] in b"0123456789":
             width = min(width * 10 + text[at] - ord("0"), _WIDTH_MAX)
             at += 1
         if text[at] == ord("c"):
@@ -74,7 +82,7 @@ def format_message(text: bytes, arguments: tuple[int, ...]) -> bytes | None:
             at += 1
             if chr(text[at]) in "xK":
                 at += 1
-            elif chr(text[at]).isalnum():
+            elif text[at] not in _AFTER_POINTER:
                 return None
             bits, base, flags, width = 64, 16, flags & _LEFT | _ZERO, width or _POINTER_DIGITS
         else:
@@ -115,7 +123,7 @@ def _interpret_trace_printk(
     message = format_message(text, arguments)
     if message is None:
         return -EINVAL
-    machine.trace.append(message[:TEXT_BYTES].decode("latin-1"))
+    machine.trace.append(message[:TEXT_BYTES].decode(errors="replace"))
     return len(message)
 
 
@@ -137,7 +145,9 @@ def _trace_fill(m: Any) -> Factory:
     put = m.extern(TRACE_PUT)
 
     def trace_fill(record, at, c, count):  # type: ignore
-        end = at + max(count, 0)
+        if count <= 0:
+            return at
+        end = at + count
         while at < end and at < TEXT_BYTES:
             at = put(record, at, c)
         return end
@@ -157,19 +167,19 @@ def _trace_number(m: Any) -> Factory:
         sign = 0
         if flags & _SIGNED != 0:
             if value < 0:
-                sign = ord("-")
+                sign = _MINUS
                 value = m.sub(0, value)
             elif flags & _PLUS != 0:
-                sign = ord("+")
+                sign = _PLUS_SIGN
             elif flags & _SPACE != 0:
-                sign = ord(" ")
+                sign = _BLANK
         digits = m.gep(m.alloca(24), 0)
         count = 0
         while True:
             digit = m.urem(value, base)
             if digit > 9:
-                digit += (ord("A") if flags & _UPPER != 0 else ord("a")) - 10 - ord("0")
-            m.store_u8(digits, count, digit + ord("0"))
+                digit += (_A if flags & _UPPER != 0 else _a) - 10 - _0
+            m.store_u8(digits, count, digit + _0)
             count += 1
             value = m.udiv(value, base)
             if value == 0:
@@ -178,16 +188,16 @@ def _trace_number(m: Any) -> Factory:
         if sign != 0:
             padding -= 1
         if flags & (_LEFT | _ZERO) == 0:
-            at = fill(record, at, ord(" "), padding)
+            at = fill(record, at, _BLANK, padding)
         if sign != 0:
             at = put(record, at, sign)
         if flags & (_LEFT | _ZERO) == _ZERO:
-            at = fill(record, at, ord("0"), padding)
+            at = fill(record, at, _0, padding)
         while count > 0:
             count -= 1
             at = put(record, at, m.load_u8(digits, count))
         if flags & _LEFT != 0:
-            at = fill(record, at, ord(" "), padding)
+            at = fill(record, at, _BLANK, padding)
         return at
 
     return trace_number
@@ -211,36 +221,39 @@ def _trace_field(m: Any) -> Factory:
         width = 0
         while True:
             c = m.load_u8(text, i)
-            if c == ord("-"):
+            if c == _MINUS:
                 flags |= _LEFT
-            elif c == ord("+"):
+            elif c == _PLUS_SIGN:
                 flags |= _PLUS
-            elif c == ord(" "):
+            elif c == _BLANK:
                 flags |= _SPACE
-            elif c == ord("0"):
+            elif c == _0:
                 flags |= _ZERO
             else:
                 break
             i += 1
-        while m.load_u8(text, i) >= ord("0") and m.load_u8(text, i) <= ord("9"):
-            width = min(width * 10 + m.load_u8(text, i) - ord("0"), _WIDTH_MAX)
+        while m.load_u8(text, i) >= _0 and m.load_u8(text, i) <= _9:
+            width = width * 10 + m.load_u8(text, i) - _0
+            if width > _WIDTH_MAX:  # noqa: PLR1730  (no min() in templates)
+                width = _WIDTH_MAX
             i += 1
         kind = m.load_u8(text, i)
         i += 1
-        if kind == ord("c"):
+        if kind == _c:
             if flags & _LEFT == 0:
-                at = fill(record, at, ord(" "), width - 1)
+                at = fill(record, at, _BLANK, width - 1)
             at = put(record, at, argument & 0xFF)
             if flags & _LEFT != 0:
-                at = fill(record, at, ord(" "), width - 1)
+                at = fill(record, at, _BLANK, width - 1)
             m.store_u64(position, 0, at)
             return i
         base = 10
-        if kind == ord("p"):
+        if kind == _p:
             c = m.load_u8(text, i)
-            if c == ord("x") or c == ord("K"):
+            if c == _x or c == _K:
                 i += 1
-            elif (c >= ord("0") and c <= ord("9")) or (c | 32 >= ord("a") and c | 32 <= ord("z")):
+            elif (c >= _0 and c <= _9) or (c | 32 >= _a and c | 32 <= _z) or (
+                    c >= 0x80 and (c < 0xA0 or c > 0xBF) and c != 0xD7 and c != 0xF7):
                 return -EINVAL
             base = 16
             flags = (flags & _LEFT) | _ZERO
@@ -249,20 +262,20 @@ def _trace_field(m: Any) -> Factory:
         else:
             wide = False
             for _ in range(2):
-                if kind == ord("l"):
+                if kind == _l:
                     wide = True
                     kind = m.load_u8(text, i)
                     i += 1
-            if kind == ord("d") or kind == ord("i"):
+            if kind == _d or kind == _i:
                 flags |= _SIGNED
                 if not wide:
                     argument = ((argument & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
-            elif kind == ord("u") or kind == ord("x") or kind == ord("X"):
+            elif kind == _u or kind == _x or kind == _X:
                 if not wide:
                     argument &= 0xFFFFFFFF
-                if kind != ord("u"):
+                if kind != _u:
                     base = 16
-                if kind == ord("X"):
+                if kind == _X:
                     flags |= _UPPER
             else:
                 return -EINVAL
@@ -283,7 +296,7 @@ def _trace_length(m: Any) -> Factory:
             c = m.load_u8(text, i)
             if c == 0:
                 return i
-            if c >= 0x7F or (c < 0x20 and (c < 9 or c > 13)):
+            if c == 0x7F or (c < 0x20 and (c < 9 or c > 13)):
                 return -EINVAL
         return -EINVAL
 
@@ -308,9 +321,9 @@ def _trace_printk(m: Any) -> Factory:
         while i < end:
             c = m.load_u8(text, i)
             i += 1
-            if c != ord("%"):
+            if c != _PERCENT:
                 at = put(record, at, c)
-            elif m.load_u8(text, i) == ord("%"):
+            elif m.load_u8(text, i) == _PERCENT:
                 at = put(record, at, c)
                 i += 1
             elif used == 3:
@@ -326,7 +339,7 @@ def _trace_printk(m: Any) -> Factory:
         if end < 0:
             m.store_u64(worker, state.W_TRACE_LOST, m.load_u64(worker, state.W_TRACE_LOST) + 1)
             return end
-        m.store_u64(record, 0, min(at, TEXT_BYTES))
+        m.store_u64(record, 0, at if at < TEXT_BYTES else TEXT_BYTES)  # noqa: FURB136
         m.atomic_add_u64(worker, state.W_TRACE_HEAD, _RECORD)  # releases the record
         return at
 
@@ -345,7 +358,7 @@ def read_trace(worker_memory: memoryview, seen: int) -> tuple[list[str], int]:
               for at in range(first, _head(worker_memory), _RECORD)]
     new_seen = copies[-1][0] + _RECORD if copies else max(seen, first)
     intact = _head(worker_memory) - _RING_BYTES  # the record at `intact` may be in the making
-    texts = [copy[8 : 8 + int.from_bytes(copy[:8], "little")].decode("latin-1")
+    texts = [copy[8 : 8 + int.from_bytes(copy[:8], "little")].decode(errors="replace")
              for at, copy in copies if at > intact or intact < 0]
     return texts, new_seen
 
