@@ -65,6 +65,7 @@ Factory = Callable[..., Any]
 def _program_flow(m: Any) -> Factory:
     count_up = m.extern(COUNT_UP)
     program = m.symbol(ENTRY, "i32(ptr)")
+    state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
     receive = m.symbol("xdpu.front.receive", "i64(i64, ptr, ptr, i64)")
     dispose = m.extern(DISPOSE)
 
@@ -76,7 +77,7 @@ def _program_flow(m: Any) -> Factory:
             return 0
         for i in range(count):
             m.prefetch(m.load_ptr(batch, i * port.SLOT_SIZE_BYTES + port.DATA), 0)
-        run = m.gep(m.alloca(st.STATE_SIZE_BYTES), 0)
+        run = m.alloca(state_bytes)
         counters = m.load_ptr(flow, F_STATS)
         ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
         worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
@@ -332,7 +333,7 @@ def dispatch(side: str, kinds: Sequence[PortKind]) -> str:
               "flush": ("", "")}
     out = []
     for operation, (params, arguments) in shapes.items():
-        head = f'define internal i64 @"xdpu.{side}.{operation}"(i64 %kind, ptr %q'
+        head = f'define i64 @"xdpu.{side}.{operation}"(i64 %kind, ptr %q'
         out.append(head + (f", {params}" if params else "") + ") alwaysinline {")
         call = f", {arguments}" if arguments else ""
         cases = " ".join(f"i64 {i}, label %k{i}" for i in range(1, len(kinds)))

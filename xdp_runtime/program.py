@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from xdp_runtime import repeat
 from xdp_runtime import state as st
 from xdp_runtime.compiler import link
 from xdp_runtime.errors import LoadError, OutOfMemory
@@ -39,6 +41,7 @@ class RunResult:
     fault: st.Fault
     fault_insn: int
     duration_ns: float = 0.0
+    changes: int = 0
 
     @property
     def verdict(self) -> st.Verdict:
@@ -63,7 +66,11 @@ class Program:
         for index, m in enumerate(maps):
             imports |= {f"map.{index}.{name}": where for name, where in m.symbols().items()}
         self.code = Code(image.object_code, {s: imports[s] for s in image.symbols}, image.exports)
-        self._run = self.code.function(link.RUN, ctypes.c_uint32, ctypes.c_void_p)
+        self._repeat: Callable[[int, bytes, int, int], int] | None = None
+        if repeat.REPEAT in image.exports:
+            self._repeat = self.code.function(
+                repeat.REPEAT, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64,
+                ctypes.c_int64)
         for index, m in enumerate(maps):
             m.bind(map_ops.bind_operations(self.code, index, m.spec))
         self._fill_program_arrays()
@@ -97,14 +104,30 @@ class Program:
     def run(self, packet: bytes, *, ingress_ifindex: int = 0, rx_queue: int = 0, worker: int = 0,
             headroom: int = st.HEADROOM_BYTES) -> RunResult:
         """Run once on a copy of `packet`, with the room around it that the kernel gives."""
+        return self.repeat(packet, 1, ingress_ifindex=ingress_ifindex, rx_queue=rx_queue,
+                           worker=worker, headroom=headroom)
+
+    def repeat(self, packet: bytes, count: int, *, ingress_ifindex: int = 0, rx_queue: int = 0,
+               worker: int = 0, headroom: int = st.HEADROOM_BYTES) -> RunResult:
+        """Run `count` times, each on a fresh copy; the last outcome, and ns for one run.
+
+        `changes` of the result counts runs whose verdict differed from the run before.
+        A program loaded with other units (a worker loop) cannot be run by hand: AttributeError.
+        """
+        if count < 1:
+            raise ValueError(f"count {count}")
+        call = self._repeat
+        if call is None:
+            raise AttributeError(f"{self.spec.name} was loaded for a worker loop")
         size = max(_FRAME, _round(headroom + len(packet) + _TAILROOM))
-        frame = (ctypes.c_char * size)()
+        frame = (ctypes.c_char * (size + 64))()
         run = (ctypes.c_char * st.STATE_SIZE_BYTES)()
-        base = ctypes.addressof(frame)
-        ctypes.memmove(base + headroom, packet, len(packet))
+        base = (ctypes.addressof(frame) + 63) & ~63
         self._prepare(run, base, headroom, len(packet), size, ingress_ifindex, rx_queue, worker)
-        retval = self._run(ctypes.addressof(run))
-        return self._result(retval, run)
+        started = time.perf_counter_ns()
+        outcome = call(ctypes.addressof(run), packet, len(packet), count)
+        elapsed = time.perf_counter_ns() - started
+        return self._result(outcome, run, elapsed / count)
 
     def _prepare(self, run: Any, base: int, headroom: int, length: int, size: int,
                  ingress_ifindex: int, rx_queue: int, worker: int) -> None:
@@ -118,7 +141,7 @@ class Program:
         for offset, value in numbers.items():
             ctypes.c_uint32.from_buffer(run, offset).value = value
 
-    def _result(self, retval: int, run: Any, duration_ns: float = 0.0) -> RunResult:
+    def _result(self, outcome: int, run: Any, duration_ns: float) -> RunResult:
         def pointer(offset: int) -> int:
             return ctypes.c_uint64.from_buffer(run, offset).value
 
@@ -127,9 +150,9 @@ class Program:
 
         data, end, meta = pointer(st.DATA), pointer(st.DATA_END), pointer(st.DATA_META)
         return RunResult(
-            retval, ctypes.string_at(data, end - data), ctypes.string_at(meta, data - meta),
+            outcome & 0xFFFFFFFF, ctypes.string_at(data, end - data), ctypes.string_at(meta, data - meta),
             number(st.REDIRECT_IFINDEX), st.Fault(number(st.FAULT)), number(st.FAULT_INSN),
-            duration_ns)
+            duration_ns, outcome >> 32)
 
     def close(self) -> None:
         for m in self.all_maps:
@@ -144,7 +167,7 @@ class Program:
 
 
 def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3,
-         directory: Path | None = None, units: Sequence[link.Unit] = (),
+         directory: Path | None = None, units: Sequence[link.Unit] = (repeat.UNIT,),
          addresses: Mapping[str, int] | None = None) -> Program:
     """Compile a program of the object (default: its first XDP program) and create its maps.
 

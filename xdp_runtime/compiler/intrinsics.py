@@ -380,9 +380,11 @@ def errno(typingctx: Any) -> Any:
 # libc, resolved in the running process
 i32 = types.int32
 c_write = _call_external("write", i64, (i32, ptr, i64))
+c_writev = _call_external("writev", i64, (i32, ptr, i32))
 c_read = _call_external("read", i64, (i32, ptr, i64))
 c_poll = _call_external("poll", i32, (ptr, i64, i32))
 c_sendto = _call_external("sendto", i64, (i32, ptr, i64, i32, ptr, i32))
+c_sendmmsg = _call_external("sendmmsg", i32, (i32, ptr, i32, i32))
 c_clock_gettime = _call_external("clock_gettime", i32, (i32, ptr))
 c_sched_yield = _call_external("sched_yield", i32, ())
 

@@ -18,7 +18,6 @@ from xdp_runtime.object import MapSpec, MapType, Object, ProgramSpec
 from xdp_runtime.template import Template
 
 ENTRY = "xdpu.program"  # i32(ptr state): what a loop template calls
-RUN = "xdpu.run"  # the same, exported
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         lowered = Lowering(program, number, obj.maps, workers, numbers).lower()
         needed |= lowered.templates
         bodies.append(lowered.text)
-    exports = [RUN]
+    exports = []
     wrappers = []
     for index, spec in enumerate(obj.maps):
         wrappers.append(map_ops.operation_wrappers(index, spec, workers))
@@ -103,9 +102,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         *(declaration(template) for template in wanted),
         _intrinsics(),
         *bodies,
-        f'define internal i32 @"{ENTRY}"(ptr %state) alwaysinline {{',
-        '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
-        f'define i32 @"{RUN}"(ptr %state) {{',
+        f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{',
         '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
         *wrappers,
         *(unit.text for unit in units),

@@ -394,7 +394,10 @@ class Lowering:
         for node in self.analysis.order:
             self.lower_block(node)
         body = self.lines
-        head = [f'define internal i32 @"prog.{self.number}"(ptr noalias %state) {{', "entry:"]
+        # a program that nothing tail-calls is called from one place, the loop, and belongs there
+        inline = " alwaysinline" if len(self.tail_targets) == 1 else ""
+        head = [f'define internal i32 @"prog.{self.number}"(ptr noalias %state){inline} {{',
+                "entry:"]
         for depth in sorted({frame.depth for frame in self.analysis.frames}):
             head.append(f"  %stack{depth} = alloca [{STACK_SIZE_BYTES} x i8], align 16")
         head += [f"  {name} = alloca {kind}" for name, kind in self.variables.items()]
