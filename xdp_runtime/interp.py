@@ -191,14 +191,16 @@ class Machine:
             state.EGRESS_IFINDEX: egress_ifindex,
         }
         self._begin(packet, meta, numbers, headroom, tailroom)
+        slot = 0
         while self._frames:
-            self._steps += 1
             frame = self._frames[-1]
-            slot = frame.pc
             try:
+                self._steps += 1
                 if self._steps > self.budget:
                     raise Trap(TrapKind.BUDGET, f"{self.budget} instructions")
-                self._step(frame, self._fetch(frame))
+                insn = self._fetch(frame)  # if it fails, blame the instruction that led here
+                slot = frame.pc - _slots_of(insn)
+                self._step(frame, insn)
             except Trap as trap:
                 trap.insn = slot
                 raise
@@ -241,7 +243,7 @@ class Machine:
         insn = insns[frame.pc]
         if insn is None:
             raise Trap(TrapKind.FALLTHROUGH, "jump into the middle of a 64-bit load")
-        frame.pc += 2 if isinstance(insn, LoadImm64 | LoadMap | LoadMapValue | LoadFunc) else 1
+        frame.pc += _slots_of(insn)
         return insn
 
     # --- instructions ----------------------------------------------------------------------------
@@ -446,6 +448,10 @@ class Machine:
         if size == 0 and helper.args[n - 1] is Arg.SIZE:
             raise _bad_argument(helper, n, "zero size")
         return size
+
+
+def _slots_of(insn: Insn) -> int:
+    return 2 if isinstance(insn, LoadImm64 | LoadMap | LoadMapValue | LoadFunc) else 1
 
 
 # --- registers and memory ------------------------------------------------------------------------

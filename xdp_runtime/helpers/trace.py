@@ -44,7 +44,7 @@ _0, _9, _A, _a, _z = map(ord, "09Aaz")
 _c, _d, _i, _l, _p, _u, _x, _K, _X = map(ord, "cdilpuxKX")
 
 
-# --- what a message is, in plain Python ------------------------------------------------------------
+# --- what a message is, in plain Python ----------------------------------------------------------
 def format_message(text: bytes, arguments: tuple[int, ...]) -> bytes | None:
     """The text that trace_printk writes, or None where it returns -EINVAL."""
     end = text.find(b"\0")
@@ -127,7 +127,7 @@ def _interpret_trace_printk(
     return len(message)
 
 
-# --- the same, compiled ----------------------------------------------------------------------------
+# --- the same, compiled --------------------------------------------------------------------------
 def _trace_put(m: Any) -> Factory:
     def trace_put(record, at, c):  # type: ignore
         """Append one character; what does not fit is only counted."""
@@ -346,7 +346,7 @@ def _trace_printk(m: Any) -> Factory:
     return trace_printk
 
 
-# --- reading ---------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 def read_trace(worker_memory: memoryview, seen: int) -> tuple[list[str], int]:
     """Messages written since `seen` (0 at first), and what to pass as `seen` next time.
 
