@@ -1,0 +1,81 @@
+"""What every test run shares: its own run directory, one cache of compiled code, no leftovers.
+
+    pytest                        all of it, one test at a time
+    pytest -m "not netns" -n auto what touches no interface, on all cores
+    pytest -m netns               what makes namespaces and interfaces: one at a time
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.nets import run, sweep
+
+_NETNS_DIR = Path("/run/netns")
+_PROCESS = re.compile(r"xdpu-\D*(\d+)-")      # xdpu-<pid>-..., xdpu-t<pid>-..., xdpu-demo<pid>-...
+_run_dir: list[Path] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before a worker starts or a test module is read: both inherit the environment."""
+    if hasattr(config, "workerinput"):
+        return
+    _run_dir.append(Path(tempfile.mkdtemp(prefix="xdpu-test-run-")))
+    os.environ["XDPU_RUNDIR"] = str(_run_dir[0])
+    # Kept from run to run: its entries are named by content, our sources included.
+    os.environ.setdefault("XDPU_CACHE", str(config.rootpath / ".pytest_cache" / "compiled"))
+    _remove_leftovers()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
+    _remove_leftovers()
+    for path in _run_dir:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` one worker has all that makes interfaces."""
+    for item in items:
+        if item.get_closest_marker("netns"):
+            item.add_marker(pytest.mark.xdist_group("netns"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("netns") and (refusal := netns_refusal()):
+        pytest.skip(f"needs network namespaces: {refusal}")
+
+
+@cache
+def netns_refusal() -> str:
+    """Why no namespace can be made here; empty if one can."""
+    if os.geteuid():
+        return "not root"
+    if shutil.which("ip") is None:
+        return "no ip command (apt install iproute2)"
+    name = f"xdpu-{os.getpid()}-probe"
+    done = run("ip", "netns", "add", name, check=False)
+    if done.returncode:
+        return done.stderr.strip()
+    run("ip", "netns", "del", name, check=False)
+    return ""
+
+
+def _remove_leftovers() -> None:
+    """The namespaces of test processes, of this run or an earlier one, that are gone."""
+    if os.geteuid() or not _NETNS_DIR.is_dir():
+        return
+    sweep(again=True)
+    for path in _NETNS_DIR.iterdir():
+        match = _PROCESS.match(path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            run("ip", "netns", "del", path.name, check=False)
