@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping
 
-from dataplane import hostnet
+from dataplane import hostnet, routers
 from dataplane import netlink as nl
 from dataplane.hostnet import IFF_ALLMULTI, IFF_PROMISC, IFF_UP, HostState, Link
 from dataplane.netrecord import RTPROT_KERNEL, Address, AddressKey, Neighbour, Route
@@ -35,8 +35,11 @@ def dress_tap(net: nl.Netlink, state: HostState, tap: Link) -> None:
     wanted = [plain for a in state.addresses
               if (plain := a.moved(tap.index, link.name, tap.name).aged(0)) is not None]
     _must(put_addresses(net, tap.index, wanted))
+    learnt = [r for r in state.routes if routers.is_learnt(r, state.sysctls)]
     _must(put_routes(net, tap.index, link.index,
-                     [r.moved(link.index, tap.index) for r in state.routes]))
+                     [r.moved(link.index, tap.index) for r in state.routes if r not in learnt]))
+    for route in learnt:
+        routers.add_learnt(route, tap.index)
     _must(put_neighbours(net, tap.index, [n.moved(tap.index) for n in state.neighbours]))
     write_sysctls(tap.name, {key: state.sysctls[key] for key in QUIET if key in state.sysctls})
 
@@ -82,6 +85,10 @@ def put_back(net: nl.Netlink, state: HostState, link: Link, tap: Link,
     there = hostnet.read_indices(net)           # a leg by a TAP that is gone: see `repair`
     aged = [plain for r in wanted if (plain := r.aged(elapsed_s)) is not None
             and plain.source not in expired and there.issuperset(r.interfaces)]
+    learnt = [r for r in aged if routers.is_learnt(r, state.sysctls)]
+    present = {r.key for r in hostnet.read_routes(net)}
+    learnt = [r for r in learnt if r.key not in present]        # never taken away
+    aged = [routers.substitute(r) if r in learnt else r for r in aged]
     put_routes(net, link.index, tap.index, aged)
     _undress_tap(net, state, tap, tap_sysctls)
     failed += put_routes(net, link.index, tap.index, aged)  # some needed the TAP's out of the way
@@ -90,6 +97,7 @@ def put_back(net: nl.Netlink, state: HostState, link: Link, tap: Link,
     _restore_sysctls(link.name, state.sysctls, QUIET)
     visible = IFF_PROMISC | IFF_ALLMULTI | IFF_NOARP | IFF_UP
     set_link(net, link.index, addr_gen_mode=found.addr_gen_mode, flags=found.flags, mask=visible)
+    routers.learn_again(net, link.index, learnt)
     return failed
 
 
@@ -122,7 +130,8 @@ def _undress_tap(net: nl.Netlink, state: HostState, tap: Link,
         return
     for route in state.routes:
         if not route.automatic:
-            remove(net, nl.RTM_DELROUTE, route.moved(state.link.index, tap.index).written())
+            remove(net, nl.RTM_DELROUTE, route.moved(state.link.index, tap.index)
+                   .with_proto(0).written())
     for address in reversed(state.addresses):
         remove(net, nl.RTM_DELADDR, address.moved(tap.index, state.link.name, tap.name))
     for neighbour in state.neighbours:

@@ -21,7 +21,7 @@ IFA_F_RUNTIME = 0x01 | 0x08 | 0x20 | 0x40 | 0x80     # secondary, dadfailed, dep
 FOREVER = 0xFFFFFFFF
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_ENCAP_TYPE, RTA_ENCAP = 9, 12, 15, 18, 21, 22
-RTA_EXPIRES, RTA_PAD, RTA_NH_ID = 23, 24, 30
+RTA_PREF, RTA_EXPIRES, RTA_PAD, RTA_NH_ID = 20, 23, 24, 30
 RTM_F_CLONED = 0x200
 RTNH_F_CONFIGURED = 0x02 | 0x04                      # pervasive, onlink; the rest is state
 RT_TABLE_LOCAL, RTPROT_KERNEL = 255, 2
@@ -219,6 +219,10 @@ class Route(Record):
         return _address_text(self.get(RTA_PREFSRC)) or None
 
     @property
+    def prefixlen(self) -> int:
+        return self._head(self.LAYOUT)[1]
+
+    @property
     def legs(self) -> bool:
         return self.get(RTA_MULTIPATH) is not None
 
@@ -259,6 +263,11 @@ class Route(Record):
             changes[RTA_MULTIPATH] = b"".join(
                 _pack_leg(f & RTNH_F_CONFIGURED, h, i, rest) for (_, f, h, i), rest in _legs(legs))
         return replace(self, head=head.hex()).with_attrs(changes)
+
+    def with_proto(self, proto: int) -> Route:
+        head = list(self._head(self.LAYOUT))
+        head[5] = proto
+        return replace(self, head=struct.pack(self.LAYOUT, *head).hex())
 
     def moved(self, old: int, new: int) -> Route:
         """The same route by interface `new`; legs by other interfaces stay."""

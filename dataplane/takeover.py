@@ -11,9 +11,8 @@ advertisements.  Addresses are added without duplicate detection, not by the `no
 would stay visible, but by `accept_dad` for the moment of adding.  All multicast is received,
 because the groups joined on the TAP are unknown to the interface's filter.
 
-Not perfect: a default route learnt from a router advertisement comes back with its remaining
-lifetime, but the kernel holds it for one configured by hand and renews it only after that ran out;
-temporary (privacy) addresses come back as plain ones with their lifetimes.
+Not perfect: temporary (privacy) addresses come back as plain ones with their lifetimes, and default
+routes learnt from a router are learnt anew (routers.py).
 """
 
 from __future__ import annotations

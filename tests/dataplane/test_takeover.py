@@ -475,6 +475,66 @@ def test_renewed_lease_counts(net: Net) -> None:
     assert address["local"] == "10.4.0.1" and address["valid_life_time"] > 8900
 
 
+ADVERTISE = """
+import select, socket, struct, sys, time
+index = socket.if_nametoindex("p0")
+s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58)
+for option, value in ((18, 255), (17, index), (16, 255)):
+    s.setsockopt(41, option, value)
+s.setsockopt(41, 20, socket.inet_pton(10, "ff02::2") + struct.pack("=I", index))
+prefix = struct.pack("!BBBBIII16s", 3, 4, 64, 0xc0, 600, 300, 0, socket.inet_pton(10, "fd77::"))
+advert = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 900, 0, 0) + prefix
+while True:
+    s.sendto(advert, ("ff02::1", 0, 0, index))
+    if {answers}:
+        while s.recv(2000)[0] != 133:
+            pass
+    else:
+        break
+"""
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["router answers", "router is silent"])
+def test_routers_are_listened_to_again(net: Net, answers: bool) -> None:
+    def advertise(answers: bool) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["ip", "netns", "exec", net.far, sys.executable, "-c",
+                                 ADVERTISE.format(answers=answers)])
+
+    def until(word: str, command: str) -> str:
+        for _ in range(60):
+            if word in (shown := net.ip(command)):
+                return shown
+            time.sleep(0.1)
+        raise AssertionError(f"no {word!r} in {command}: {shown}")
+
+    settle(net)
+    while "tentative" in _run("ip", "-n", net.far, "-6", "addr"):
+        time.sleep(0.1)
+    router = advertise(answers)
+    try:
+        until("fd77::", "-6 addr show dev eth0")
+        before = until("proto ra", "-6 route")
+        settle(net)
+        holder = net.hold("eth0")
+        assert "default" in net.ip("-6 route show dev xdpu0")
+        time.sleep(2)
+        holder.communicate("done\n")
+        shown = net.ip("-6 route")
+        if answers:
+            def timeless(text: str) -> list[str]:
+                return sorted(re.sub(r"expires \d+sec", "", text).splitlines())
+            assert timeless(shown) == timeless(before)
+        else:
+            assert "default via fe80" in shown and "metric 1025" in shown
+            advertise(False).wait()
+            until("proto ra metric 1024", "-6 route")
+        lifetime = json.loads(net.ip("-6 -j addr show dev eth0 scope global"))
+        assert lifetime[0]["addr_info"][0]["valid_life_time"] >= 598    # renewed
+    finally:
+        router.kill()
+        router.wait()
+
+
 def test_unreadable_journal_is_told(net: Net) -> None:
     (net.folder / "t").mkdir(parents=True)
     (net.folder / "t" / "takeover-3.json").write_text("{")
