@@ -1,0 +1,165 @@
+"""xdpu, the command line: verbs, options, and how an error is told.
+
+Whatever a verb needs is imported when it is called, so that `xdpu --help` answers at once.  Exit
+codes: 0 done, 1 failed, 2 usage, 3 interface, driver or capture file, 4 object, verifier or
+compiler, 5 memory, 128 + n ended by signal n before it began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from control import options
+from control.options import Option, Verb
+from xdp_runtime.errors import OutOfMemory, XdpuError
+
+_OBJECT = Option("OBJ", "object file with XDP programs, as clang makes it", required=True)
+_PROGRAM = Option("-n --prog-name", "program of the object (default: its first XDP program)",
+                  "NAME")
+_JSON = Option("-j --json", "JSON on standard output", type=bool)
+_VERBOSE = Option("-v --verbose", "say more; of an error, all", type=bool, counted=True)
+_OPT = Option("--opt", "optimisation level of the compiler", type=options.number(0, 3), default=3,
+              metavar="LEVEL", hidden=True)
+
+VERBS = (
+    Verb("run", "Run an XDP program on interfaces, or on a capture file.", "control.run:run", (
+        _OBJECT,
+        Option("--iface", "interfaces to run on; a redirect between them stays in user space",
+               "IF[,IF2]", options.names),
+        Option("--pcap", "run on the packets of this pcap or pcapng file instead", "IN"),
+        Option("--out", "with --pcap: write each packet and its verdict to this pcapng file, "
+               "- for standard output", "OUT"),
+        _PROGRAM,
+        Option("--port", "how to reach the interface: afxdp, afpacket, or tap (a new one)",
+               choices=("afxdp", "afpacket", "tap"), default="afxdp"),
+        Option("--queue", "receive queues of each interface: all, 0-3, or 0,2", "LIST",
+               options.queues, "all"),
+        Option("-m --mode", "XDP mode: native in the driver, skb in the stack, slower",
+               choices=("native", "skb"), default="native"),
+        Option("-C --copy-mode", "whether packets are copied (AF_XDP)",
+               choices=("auto", "copy", "zero-copy"), default="auto"),
+        Option("-b --batch-size", "packets taken at once (64)", "N", options.number(1, 256), 64),
+        Option("-i --interval", "seconds between status lines (1)", "S", options.seconds, 1.0),
+        Option("-d --duration", "end after so many seconds; 0: on a signal (0)", "S",
+               options.duration, 0.0),
+        Option("--busy-poll", "never sleep: a core a worker, lowest latency", type=bool),
+        Option("--cpu", "CPUs the workers are pinned to: a list, auto or none (auto)", "LIST",
+               options.cpus, "auto"),
+        Option("--no-stack", "no TAP for XDP_PASS: such frames are counted and dropped",
+               type=bool),
+        Option("--promisc", "receive frames for other addresses as well", type=bool),
+        Option("--name", "name of the run (default: its interfaces)", "NAME"),
+        Option("--trace", "print what the program says by bpf_printk", type=bool),
+        _JSON, _VERBOSE, _OPT,
+    ), "Ctrl-C ends the run and puts everything back; Ctrl-\\ shows more, or less."),
+    Verb("prog run", "Run a program on one packet.", "control.prog:run", (
+        _OBJECT, _PROGRAM,
+        Option("--data-in", "the packet: a file of bytes, - for standard input, or hex:AABB..",
+               "FILE", required=True),
+        Option("--data-out", "where the packet goes afterwards; - prints it", "FILE"),
+        Option("--repeat", "run so often, each time on the packet as it was; the kernel goes on with it as it is (1)", "N",
+               options.number(1, 2**31 - 1), 1),
+        Option("--engine", "compiled (jit), interpreted, or by the kernel (jit)",
+               choices=("jit", "interp", "kernel"), default="jit"),
+        Option("--ifindex", "interface index the packet came in by", "N",
+               options.number(0, 2**31 - 1), 0),
+        _JSON, _VERBOSE, _OPT,
+    )),
+    Verb("dump", "Show a program at a stage of its compilation.", "control.dump:run", (
+        _OBJECT, _PROGRAM,
+        Option("--what", "bytecode with source (asm), control flow for Graphviz (cfg), LLVM IR "
+               "(ir), machine code (native)", choices=("asm", "cfg", "ir", "native"),
+               default="asm"),
+        Option("--stage", "of the IR: as lowered, or optimised", choices=("lowered", "optimised"),
+               default="optimised"),
+        _JSON, _VERBOSE, _OPT,
+    )),
+    Verb("features", "What this machine and an interface can do, and how to mend what is missing.",
+         "control.status:features", (Option("IFACE", "an interface to ask about"), _JSON, _VERBOSE)),
+    Verb("status", "List the runs of this machine with their counters.", "control.status:status",
+         (_JSON, _VERBOSE)),
+    Verb("clean", "Put back what runs that died left behind.", "control.status:clean",
+         (_JSON, _VERBOSE)),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # nobody reads any more; keep the interpreter from trying again at its end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except MemoryError:
+        return _tell(OutOfMemory("memory", "there is not enough"), argv)
+    except XdpuError as error:
+        return _tell(error, argv)
+    except Exception as error:
+        return _tell(_defect(error), argv)
+
+
+def _run(argv: list[str]) -> int:
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if argv and argv[0] in ("-V", "--version"):
+        print(f"xdpu {_version()}")
+        return 0
+    verb, rest = options.find_verb(argv, VERBS)
+    try:
+        args = options.build_parser(verb).parse_args(rest)
+    except SystemExit:  # --help, which has been printed
+        return 0
+    module, _, name = verb.function.partition(":")
+    function: Callable[[Any], int] = getattr(importlib.import_module(module), name)
+    return function(args)
+
+
+def usage() -> str:
+    width = max(len(v.words) for v in VERBS)
+    verbs = "".join(f"  {v.words:<{width}}  {v.help}\n" for v in VERBS)
+    return ("usage: xdpu VERB ...\n\nXDP programs, unmodified, in user space.\n\n" + verbs +
+            "\n  xdpu VERB --help says more.  A verb may be shortened: xdpu feat eth0\n"
+            "  xdpu --version\n")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+    try:
+        return version("xdpu")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _defect(error: Exception) -> XdpuError:
+    import traceback
+    text = str(error).splitlines()
+    what = f"{type(error).__name__}: {text[0]}" if text and text[0] else type(error).__name__
+    return XdpuError("unexpected", what, "-v shows where",
+                     "".join(traceback.format_exception(error)))
+
+
+def _tell(error: XdpuError, argv: Sequence[str]) -> int:
+    short = {letter for word in argv if word[:1] == "-" and word[1:2] != "-" for letter in word[1:]}
+    with contextlib.suppress(OSError, ValueError):
+        if "j" in short or "--json" in argv:
+            what = {"kind": error.kind, "message": str(error), "hint": error.mend}
+            print(json.dumps({"error": what}), flush=True)
+    with contextlib.suppress(OSError, ValueError):
+        if error.detail and ("v" in short or "--verbose" in argv):
+            print(error.detail.rstrip(), file=sys.stderr)
+        print(f"xdpu: {error}", file=sys.stderr, flush=True)
+    return error.exit_code

@@ -1,0 +1,169 @@
+"""Options and verbs as data: one table feeds the parser, the help and the documentation.
+
+A verb may be shortened as long as it stays unambiguous, as in xdp-tools.  Only the parser of the
+verb that was asked for is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from xdp_runtime.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """`names` is "-i --interval", or one upper-case word for an argument without a dash.
+
+    `type` bool is a switch, and with `counted` one that counts.
+    """
+
+    names: str
+    help: str
+    metavar: str = ""
+    type: Callable[[str], Any] = str
+    default: Any = None
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    counted: bool = False
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """`words` is what the user types, `function` "module:name", imported when it is called."""
+
+    words: str
+    help: str
+    function: str
+    options: tuple[Option, ...] = ()
+    text: str = ""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong by an error of ours, not by leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message.removeprefix("argument "), mend=f"see: {self.prog} --help")
+
+
+def find_verb(argv: Sequence[str], verbs: Sequence[Verb]) -> tuple[Verb, list[str]]:
+    """The verb that `argv` begins with, and what follows it.  Raises ConfigError."""
+    candidates, position = list(verbs), 0
+    while True:
+        done = [v for v in candidates if len(v.words.split()) == position]
+        if done and (len(candidates) == 1 or position == len(argv)):
+            return done[0], list(argv[position:])
+        said = " ".join(argv[:position])
+        following = sorted({v.words.split()[position] for v in candidates})
+        if position == len(argv) or argv[position].startswith("-"):
+            raise ConfigError(f"{said or 'xdpu'}: what to do is missing",
+                              mend=f"one of: {', '.join(following)}")
+        word = argv[position]
+        matches = [w for w in following if w == word] or \
+                  [w for w in following if w.startswith(word)]
+        if len(matches) != 1:
+            why = "is ambiguous" if matches else "is unknown"
+            raise ConfigError(f"{said} {word}".strip(), why,
+                              f"one of: {', '.join(matches or following)}")
+        candidates = [v for v in candidates if v.words.split()[position] == matches[0]]
+        position += 1
+
+
+def build_parser(verb: Verb) -> Parser:
+    parser = Parser(prog=f"xdpu {verb.words}", description=verb.help, epilog=verb.text or None,
+                    allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option in verb.options:
+        names = option.names.split()
+        settings: dict[str, Any] = {
+            "help": argparse.SUPPRESS if option.hidden else option.help.replace("%", "%%")}
+        if not names[0].startswith("-"):
+            settings["metavar"] = names[0]
+            names = [names[0].lower()]
+            if not option.required:
+                settings["nargs"] = "?"
+        elif option.required:
+            settings["required"] = True
+        if option.type is bool:
+            settings |= {"action": "count", "default": 0} if option.counted else {
+                "action": "store_true"}
+        else:
+            settings |= {"type": option.type, "default": option.default}
+            if option.choices:
+                settings["choices"] = option.choices
+            elif option.metavar:
+                settings["metavar"] = option.metavar
+        parser.add_argument(*names, **settings)
+    return parser
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+def seconds(text: str) -> float:
+    """A positive number."""
+    value = duration(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds above 0")
+    return value
+
+
+def duration(text: str) -> float:
+    """A number of seconds, 0 for without end."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    return value
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text, 0)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def number_list(text: str) -> tuple[int, ...]:
+    """0-3,8 -> 0, 1, 2, 3, 8"""
+    out: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0-3 or 0,2")
+        span = range(int(first), int(last or first) + 1)
+        if not span or len(span) > 4096:
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no range")
+        out += span
+    if len(set(out)) != len(out):
+        raise argparse.ArgumentTypeError(f"{text!r} names a number twice")
+    return tuple(out)
+
+
+def queues(text: str) -> str | tuple[int, ...]:
+    return "all" if text == "all" else number_list(text)
+
+
+def cpus(text: str) -> str | tuple[int, ...]:
+    return text if text in ("auto", "none") else number_list(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """IF,IF2"""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
+    if len(set(parts)) != len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} names an interface twice")
+    return parts
