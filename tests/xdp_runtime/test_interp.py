@@ -148,7 +148,7 @@ def test_may_goto_ends_a_loop() -> None:
 
 # --- memory --------------------------------------------------------------------------------------
 def test_loads_and_stores() -> None:
-    store = [LoadImm64(1, 0x8182838485868788), Store(10, -8, 8, Reg(1))]
+    store: list[Insn] = [LoadImm64(1, 0x8182838485868788), Store(10, -8, 8, Reg(1))]
     for size, expected in ((1, 0x88), (2, 0x8788), (4, 0x85868788), (8, 0x8182838485868788)):
         assert r0_of(*store, Load(0, 10, -8, size)) == expected
         assert r0_of(*store, LoadAcquire(0, 10, -8, size)) == expected
@@ -189,7 +189,7 @@ def test_packet_length_on_32_bits() -> None:
 
 
 def test_spilled_pointer() -> None:
-    spill = [*packet_in(6, 8), Store(10, -8, 8, Reg(6))]
+    spill: list[Insn] = [*packet_in(6, 8), Store(10, -8, 8, Reg(6))]
     assert r0_of(*spill, Load(7, 10, -8, 8), Load(0, 7, 0, 1), packet=b"\5" * 64) == 5
     for overwrite in (Store(10, -8, 1, Imm(0)), Store(10, -1, 1, Imm(0)),
                       Store(10, -12, 8, Imm(0))):
@@ -199,7 +199,7 @@ def test_spilled_pointer() -> None:
 
 
 def test_pointer_stored_elsewhere_is_a_number() -> None:
-    insns = [*packet_in(6, 8), Store(6, 0, 8, Reg(10)), Load(7, 6, 0, 8)]
+    insns: list[Insn] = [*packet_in(6, 8), Store(6, 0, 8, Reg(10)), Load(7, 6, 0, 8)]
     assert r0_of(*insns, Mov(True, 0, Reg(7))) != 0
     assert trap_of(*insns, Load(0, 7, 0, 1), Exit()) is TrapKind.NOT_POINTER
 
@@ -209,22 +209,24 @@ def test_pointer_stored_elsewhere_is_a_number() -> None:
     (AtomicOp.AND, True, 5, 7), (AtomicOp.XOR, False, 2, 5), (AtomicOp.XCHG, True, 5, 7)])
 @pytest.mark.parametrize("size", [4, 8])
 def test_atomics(op: AtomicOp, fetch: bool, after: int, fetched: int, size: int) -> None:
-    insns = [Store(10, -8, 8, Imm(7)), Mov(True, 1, Imm(5)), Atomic(op, size, 10, -8, 1, fetch)]
+    insns: list[Insn] = [
+        Store(10, -8, 8, Imm(7)), Mov(True, 1, Imm(5)), Atomic(op, size, 10, -8, 1, fetch)]
     assert r0_of(*insns, Load(0, 10, -8, 8)) == after
     assert r0_of(*insns, Mov(True, 0, Reg(1))) == fetched
 
 
 def test_narrow_atomics() -> None:
     """The upper half of memory stays; what is fetched is zero-extended."""
-    insns = [LoadImm64(2, 1 << 40 | U32), Store(10, -8, 8, Reg(2)), LoadImm64(1, 1 << 50 | 1),
-             Atomic(AtomicOp.ADD, 4, 10, -8, 1, True)]
+    insns: list[Insn] = [
+        LoadImm64(2, 1 << 40 | U32), Store(10, -8, 8, Reg(2)), LoadImm64(1, 1 << 50 | 1),
+        Atomic(AtomicOp.ADD, 4, 10, -8, 1, True)]
     assert r0_of(*insns, Load(0, 10, -8, 8)) == 1 << 40
     assert r0_of(*insns, Mov(True, 0, Reg(1))) == U32
 
 
 @pytest.mark.parametrize(("r0", "after"), [(7, 5), (8, 7), (1 << 32 | 7, 5)])
 def test_compare_and_exchange(r0: int, after: int) -> None:
-    insns = [Store(10, -8, 8, Imm(7)), Mov(True, 1, Imm(5)), LoadImm64(0, r0),
+    insns: list[Insn] = [Store(10, -8, 8, Imm(7)), Mov(True, 1, Imm(5)), LoadImm64(0, r0),
              Atomic(AtomicOp.CMPXCHG, 4, 10, -8, 1, True)]
     assert r0_of(*insns) == 7
     assert r0_of(*insns, Load(0, 10, -8, 8)) == after
@@ -265,10 +267,12 @@ def test_globals() -> None:
 
 def test_local_call() -> None:
     """r6 and the stack are the caller's own; r1 to r5 are gone afterwards."""
-    main = [Mov(True, 6, Imm(40)), Store(10, -8, 8, Imm(1)), Mov(True, 1, Imm(2)), CallLocal(4),
-            Load(1, 10, -8, 8), Alu(AluOp.ADD, True, 0, Reg(1)), Alu(AluOp.ADD, True, 0, Reg(6)),
-            Exit()]
-    callee = [Mov(True, 6, Imm(7)), Store(10, -8, 8, Imm(100)), Mov(True, 0, Reg(1)), Exit()]
+    main: list[Insn] = [
+        Mov(True, 6, Imm(40)), Store(10, -8, 8, Imm(1)), Mov(True, 1, Imm(2)), CallLocal(4),
+        Load(1, 10, -8, 8), Alu(AluOp.ADD, True, 0, Reg(1)), Alu(AluOp.ADD, True, 0, Reg(6)),
+        Exit()]
+    callee: list[Insn] = [
+        Mov(True, 6, Imm(7)), Store(10, -8, 8, Imm(100)), Mov(True, 0, Reg(1)), Exit()]
     assert interpret([*main, *callee]).r0 == 2 + 1 + 40
     assert trap_of(CallLocal(2), Mov(True, 0, Reg(1)), Exit(), Mov(True, 0, Imm(0)),
                    Exit()) is TrapKind.UNINIT
@@ -276,10 +280,10 @@ def test_local_call() -> None:
 
 
 def test_pointer_to_the_callers_stack() -> None:
-    main = [Store(10, -8, 8, Imm(5)), Mov(True, 1, Reg(10)), CallLocal(2), Load(0, 10, -8, 8),
-            Exit()]
-    callee = [Alu(AluOp.ADD, True, 1, Imm(-8)), Store(1, 0, 8, Imm(6)), Mov(True, 0, Imm(0)),
-              Exit()]
+    main: list[Insn] = [
+        Store(10, -8, 8, Imm(5)), Mov(True, 1, Reg(10)), CallLocal(2), Load(0, 10, -8, 8), Exit()]
+    callee: list[Insn] = [
+        Alu(AluOp.ADD, True, 1, Imm(-8)), Store(1, 0, 8, Imm(6)), Mov(True, 0, Imm(0)), Exit()]
     assert interpret([*main, *callee]).r0 == 6
 
 
@@ -312,7 +316,7 @@ def tail_call(index: int) -> list[Insn]:
 
 
 def test_tail_call() -> None:
-    target = [Load(0, 1, 12, 4), Exit()]
+    target: list[Insn] = [Load(0, 1, 12, 4), Exit()]
     machine = machine_with_tail_calls([*tail_call(1), Mov(True, 0, Imm(9)), Exit()], target)
     assert machine.run(bytes(64), ingress_ifindex=4).r0 == 4
     for miss in (2, 3, 4, 1000, -1):
@@ -330,7 +334,7 @@ def test_tail_call_keeps_no_registers() -> None:
 
 def test_tail_calls_are_limited() -> None:
     """Program 1 calls itself, counting in the packet's first byte."""
-    again = [Mov(True, 6, Reg(1)), *packet_in(7, 1), Load(8, 7, 0, 1),
+    again: list[Insn] = [Mov(True, 6, Reg(1)), *packet_in(7, 1), Load(8, 7, 0, 1),
              Alu(AluOp.ADD, True, 8, Imm(1)), Store(7, 0, 1, Reg(8)), Mov(True, 1, Reg(6)),
              LoadMap(2, 0), Mov(True, 3, Imm(1)), Call(12), Mov(True, 0, Imm(2)), Exit()]
     result = machine_with_tail_calls(again, again).run(bytes(64))
@@ -338,7 +342,8 @@ def test_tail_calls_are_limited() -> None:
 
 
 def test_tail_call_from_a_function_returns_to_its_caller() -> None:
-    main = [CallLocal(2), Alu(AluOp.ADD, True, 0, Imm(1)), Exit(), *tail_call(1), Exit()]
+    main: list[Insn] = [
+        CallLocal(2), Alu(AluOp.ADD, True, 0, Imm(1)), Exit(), *tail_call(1), Exit()]
     assert machine_with_tail_calls(main, [Mov(True, 0, Imm(5)), Exit()]).run(bytes(64)).r0 == 6
 
 
@@ -450,11 +455,13 @@ class TestKernel:
 
     def test_loops_and_calls(self) -> None:
         """Sums 1..n in a function, on the caller's stack."""
-        main = [Store(10, -8, 8, Imm(0)), Mov(True, 1, Reg(10)), Alu(AluOp.ADD, True, 1, Imm(-8)),
-                Mov(True, 2, Imm(100)), CallLocal(2), Load(0, 10, -8, 8), Exit()]
-        callee = [Load(3, 1, 0, 8), Alu(AluOp.ADD, True, 3, Reg(2)), Store(1, 0, 8, Reg(3)),
-                  Alu(AluOp.SUB, True, 2, Imm(1)), JumpIf(JmpOp.NE, True, 2, Imm(0), -5),
-                  Mov(True, 0, Imm(0)), Exit()]
+        main: list[Insn] = [
+            Store(10, -8, 8, Imm(0)), Mov(True, 1, Reg(10)), Alu(AluOp.ADD, True, 1, Imm(-8)),
+            Mov(True, 2, Imm(100)), CallLocal(2), Load(0, 10, -8, 8), Exit()]
+        callee: list[Insn] = [
+            Load(3, 1, 0, 8), Alu(AluOp.ADD, True, 3, Reg(2)), Store(1, 0, 8, Reg(3)),
+            Alu(AluOp.SUB, True, 2, Imm(1)), JumpIf(JmpOp.NE, True, 2, Imm(0), -5),
+            Mov(True, 0, Imm(0)), Exit()]
         assert agree([*main, *callee]).r0 == 5050
 
 

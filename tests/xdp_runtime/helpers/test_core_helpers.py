@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 
 import pytest
@@ -31,7 +32,7 @@ def test_ktime() -> None:
 def test_random_is_interpreted(seed: int) -> None:
     template, run = by_name["get_prandom_u32"].template, a_run()
     assert template is not None
-    run.worker[state.W_PRNG : state.W_PRNG + 8] = seed.to_bytes(8, "little")
+    struct.pack_into("=Q", run.worker, state.W_PRNG, seed)
     numbers = []
     for _ in range(1000):
         seed, expected = next_random(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -62,7 +63,9 @@ class TestKernel:
 
     def test_same(self, fill: str, block: int) -> None:
         rng = random.Random(f"{fill} {block}")
-        make = {"random": rng.randbytes, "zero": bytes, "ones": lambda n: b"\xff" * n}[fill]
+        makers: dict[str, Callable[[int], bytes]] = {
+            "random": rng.randbytes, "zero": bytes, "ones": lambda n: b"\xff" * n}
+        make = makers[fill]
         for _ in range(30):
             source, to = make(rng.choice(SIZES)), make(rng.choice(SIZES))
             seed = rng.choice((*SEEDS, rng.getrandbits(32), rng.getrandbits(64)))

@@ -22,7 +22,8 @@ U64 = (1 << 64) - 1
 NUMBERS = (0, 1, 9, 10, 255, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 63, (1 << 63) - 1, U64,
            0x4100000042)
 CONVERSIONS = ("d", "i", "u", "x", "X", "ld", "li", "lu", "lx", "lX", "lld", "llu", "llx", "llX",
-               "c", "p", "px", "s", "o", "f", "l", "lll", "hd", "pI4", "pS", "n", "", "%", "lc", "ls")
+               "c", "p", "px", "s", "o", "f", "l", "lll", "hd", "pI4", "pS", "n", "", "%", "lc",
+               "ls")
 FORMAT = st.lists(
     st.builds("%{}{}{}".format, st.text("0+- ", max_size=3),
               st.sampled_from(("", "1", "5", "20", "100")), st.sampled_from(CONVERSIONS))
@@ -67,7 +68,8 @@ def test_refused(text: bytes) -> None:
     assert format_message(text, (1, 2, 3)) is None
     assert call(run, text, (1, 2, 3)) == -EINVAL & U64
     assert read_trace(memoryview(run.worker), 0) == ([], 0)
-    assert int.from_bytes(run.worker.raw[state.W_TRACE_LOST : state.W_TRACE_LOST + 8], "little") == 1
+    lost = run.worker.raw[state.W_TRACE_LOST : state.W_TRACE_LOST + 8]
+    assert int.from_bytes(lost, "little") == 1
 
 
 @settings(deadline=None)  # the first call compiles

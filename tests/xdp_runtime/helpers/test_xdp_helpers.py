@@ -74,7 +74,8 @@ def test_redirect_compiled_is_interpreted() -> None:
     helper = by_name["redirect"]
     assert helper.template is not None
     machine = Machine(one_program([Exit()]), one_program([Exit()]).programs[0])
-    for ifindex, flags in ((1, 0), (0, 0), (0xFFFFFFFF, 0), (0x1_0000_0005, 0), (7, 1), (7, 1 << 40)):
+    for ifindex, flags in ((1, 0), (0, 0), (0xFFFFFFFF, 0), (0x1_0000_0005, 0), (7, 1),
+                           (7, 1 << 40)):
         run = RunState(bytes(64), 0, 0, 64, 0, 64)
         machine.redirect_ifindex = None
         expected = helper.interpret(machine, ifindex, flags)

@@ -34,6 +34,10 @@ def value(n: int) -> bytes:
     return struct.pack("=Q", n)
 
 
+def _read(cell: bytearray | None) -> bytes | None:
+    return None if cell is None else bytes(cell)
+
+
 # --- by hand -------------------------------------------------------------------------------------
 def test_array() -> None:
     array = make_model(a_spec(MapType.ARRAY, initial=b"\1\2"))
@@ -52,8 +56,8 @@ def test_array() -> None:
 def test_percpu_array_has_a_value_a_cpu() -> None:
     array = make_model(a_spec(MapType.PERCPU_ARRAY))
     array.update(key(1), value(5), cpu=3)
-    assert array.lookup(key(1), 3) == value(5)
-    assert array.lookup(key(1), 0) == value(0)
+    assert _read(array.lookup(key(1), 3)) == value(5)
+    assert _read(array.lookup(key(1), 0)) == value(0)
     assert dict(array.items(cpu=3))[key(1)] == value(5)
 
 
@@ -81,7 +85,8 @@ def test_an_old_value_stays_readable(kind: MapType) -> None:
     table.update(key(1), value(2))
     newer = table.lookup(key(1))
     table.delete(key(1))
-    assert (old, newer, table.lookup(key(1))) == (value(1), value(2), None)
+    assert (_read(old), _read(newer)) == (value(1), value(2))
+    assert table.lookup(key(1)) is None
 
 
 def test_lru_evicts_the_least_recently_used() -> None:
@@ -157,7 +162,8 @@ class TestKernel:
         with KernelMap(spec) as kernel:
             kernel.update(key(1), b"12345")
             model.update(key(1), b"12345")
-            assert (kernel.lookup(key(1)) or b"")[:5] == model.peek(key(1)) == b"12345"
+            assert (kernel.lookup(key(1)) or b"")[:5] == b"12345"
+            assert _read(model.peek(key(1))) == b"12345"
 
 
 def _errno(operation: object, *arguments: object) -> int:
