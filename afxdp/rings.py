@@ -90,40 +90,6 @@ _TX_CALLS_MAX = 16  # sendto() calls in one flush
 Factory = Callable[..., Any]
 
 
-def _receive(m: Any) -> Factory:
-    def afxdp_receive(q, batch, budget):  # type: ignore
-        mine = m.load_u64(q, RX + MINE)
-        seen = m.load_u64(q, RX + SEEN)
-        if seen - mine < budget:
-            produced = m.acquire_u32(m.load_ptr(q, RX + PRODUCER), 0)
-            seen = mine + (m.sub(produced, mine) & _U32)
-            m.store_u64(q, RX + SEEN, seen)
-        n = budget if seen - mine > budget else seen - mine
-        if n == 0:
-            return 0
-        ring, mask = m.load_ptr(q, RX + ARRAY), m.load_u64(q, RX + MASK)
-        umem, tail = m.load_ptr(q, UMEM), m.load_u64(q, TAIL)
-        in_chunk = m.load_u64(q, FRAME_SIZE) - 1
-        consumer = m.load_ptr(q, RX + CONSUMER)
-        for i in range(n):
-            desc = m.inside(ring, ((mine + i) & mask) * DESC_BYTES)
-            address = m.load_u64(desc, 0)
-            chunk = address & ~in_chunk
-            end = address + m.load_u32(desc, 8)
-            slot = m.inside(batch, i * SLOT_SIZE_BYTES)
-            m.store_ptr(slot, DATA, m.inside(umem, address))
-            m.store_ptr(slot, DATA_END, m.inside(umem, end))
-            m.store_ptr(slot, HARD_START, m.inside(umem, chunk + XDP_FRAME_BYTES))
-            room = chunk + tail if chunk + tail > end else end
-            m.store_ptr(slot, FRAME_END, m.inside(umem, room))
-            m.store_u64(slot, COOKIE, chunk)
-        m.store_u64(q, RX + MINE, mine + n)
-        m.release_u32(consumer, 0, mine + n)
-        return n
-
-    return afxdp_receive
-
-
 def _release(m: Any) -> Factory:
     def afxdp_release(q, slot):  # type: ignore
         free = m.load_u64(q, FREE)
@@ -192,14 +158,82 @@ def _push(m: Any) -> Factory:
                 m.store_u64(q, WAKE_ERRORS, m.load_u64(q, WAKE_ERRORS) + 1)
                 m.store_u64(q, WAKE_ERRNO, why)
                 return 0
-            if why != _EAGAIN:
-                return 0
         return 0
 
     return afxdp_push
 
 
 PUSH = Template("afxdp_push", _push, "i64(ptr)", (RECLAIM,), inline=False)
+
+
+def _refill(m: Any) -> Factory:
+    def afxdp_refill(q):  # type: ignore
+        """Free frames to the fill ring, as many as it takes."""
+        mine, free = m.load_u64(q, FILL + MINE), m.load_u64(q, FREE)
+        may_produce = m.load_u64(q, FILL + SEEN)
+        if may_produce - mine < free:
+            consumed = m.acquire_u32(m.load_ptr(q, FILL + CONSUMER), 0)
+            outstanding = m.sub(mine, consumed) & _U32
+            may_produce = mine - outstanding + m.load_u64(q, FILL + MASK) + 1
+            m.store_u64(q, FILL + SEEN, may_produce)
+        n = free if may_produce - mine > free else may_produce - mine
+        if n > 0:
+            ring, mask = m.load_ptr(q, FILL + ARRAY), m.load_u64(q, FILL + MASK)
+            stack = m.load_ptr(q, STACK)
+            for i in range(n):
+                m.store_u64(ring, ((mine + i) & mask) * 8, m.load_u64(stack, (free - 1 - i) * 8))
+            m.store_u64(q, FREE, free - n)
+            m.store_u64(q, FILL + MINE, mine + n)
+            m.release_u32(m.load_ptr(q, FILL + PRODUCER), 0, mine + n)
+        if m.relaxed_u32(m.load_ptr(q, FILL + RING_FLAGS), 0) & NEED_WAKEUP:
+            m.store_u64(q, WAKEUPS, m.load_u64(q, WAKEUPS) + 1)
+            m.c_poll(m.inside(q, POLLFD), 1, 0)
+        return 0
+
+    return afxdp_refill
+
+
+REFILL = Template("afxdp_refill", _refill, "i64(ptr)", inline=False)
+
+
+def _receive(m: Any) -> Factory:
+    push, refill = m.extern(PUSH), m.extern(REFILL)
+
+    def afxdp_receive(q, batch, budget):  # type: ignore
+        mine = m.load_u64(q, RX + MINE)
+        seen = m.load_u64(q, RX + SEEN)
+        if seen - mine < budget:
+            produced = m.acquire_u32(m.load_ptr(q, RX + PRODUCER), 0)
+            seen = mine + (m.sub(produced, mine) & _U32)
+            m.store_u64(q, RX + SEEN, seen)
+        n = budget if seen - mine > budget else seen - mine
+        if n == 0:
+            # What was sent may hold the very frames that FILL lacks, and it completes by itself.
+            if m.load_u64(q, TX + MINE) != m.load_u64(q, COMPLETION + MINE):
+                push(q)
+                refill(q)
+            return 0
+        ring, mask = m.load_ptr(q, RX + ARRAY), m.load_u64(q, RX + MASK)
+        umem, tail = m.load_ptr(q, UMEM), m.load_u64(q, TAIL)
+        in_chunk = m.load_u64(q, FRAME_SIZE) - 1
+        consumer = m.load_ptr(q, RX + CONSUMER)
+        for i in range(n):
+            desc = m.inside(ring, ((mine + i) & mask) * DESC_BYTES)
+            address = m.load_u64(desc, 0)
+            chunk = address & ~in_chunk
+            end = address + m.load_u32(desc, 8)
+            slot = m.inside(batch, i * SLOT_SIZE_BYTES)
+            m.store_ptr(slot, DATA, m.inside(umem, address))
+            m.store_ptr(slot, DATA_END, m.inside(umem, end))
+            m.store_ptr(slot, HARD_START, m.inside(umem, chunk + XDP_FRAME_BYTES))
+            room = chunk + tail if chunk + tail > end else end
+            m.store_ptr(slot, FRAME_END, m.inside(umem, room))
+            m.store_u64(slot, COOKIE, chunk)
+        m.store_u64(q, RX + MINE, mine + n)
+        m.release_u32(consumer, 0, mine + n)
+        return n
+
+    return afxdp_receive
 
 
 def _has_room(m: Any) -> Factory:
@@ -280,40 +314,21 @@ def _send(m: Any) -> Factory:
 
 
 def _flush(m: Any) -> Factory:
-    push = m.extern(PUSH)
+    push, refill = m.extern(PUSH), m.extern(REFILL)
 
     def afxdp_flush(q):  # type: ignore
         if m.load_u64(q, TX + MINE) != m.load_u64(q, COMPLETION + MINE):
             push(q)
-        mine, free = m.load_u64(q, FILL + MINE), m.load_u64(q, FREE)
-        may_produce = m.load_u64(q, FILL + SEEN)
-        if may_produce - mine < free:
-            consumed = m.acquire_u32(m.load_ptr(q, FILL + CONSUMER), 0)
-            outstanding = m.sub(mine, consumed) & _U32
-            may_produce = mine - outstanding + m.load_u64(q, FILL + MASK) + 1
-            m.store_u64(q, FILL + SEEN, may_produce)
-        n = free if may_produce - mine > free else may_produce - mine
-        if n > 0:
-            ring, mask = m.load_ptr(q, FILL + ARRAY), m.load_u64(q, FILL + MASK)
-            stack = m.load_ptr(q, STACK)
-            for i in range(n):
-                m.store_u64(ring, ((mine + i) & mask) * 8, m.load_u64(stack, (free - 1 - i) * 8))
-            m.store_u64(q, FREE, free - n)
-            m.store_u64(q, FILL + MINE, mine + n)
-            m.release_u32(m.load_ptr(q, FILL + PRODUCER), 0, mine + n)
-        if m.relaxed_u32(m.load_ptr(q, FILL + RING_FLAGS), 0) & NEED_WAKEUP:
-            m.store_u64(q, WAKEUPS, m.load_u64(q, WAKEUPS) + 1)
-            m.c_poll(m.inside(q, POLLFD), 1, 0)
-        return 0
+        return refill(q)
 
     return afxdp_flush
 
 
 AFXDP = PortKind(
     "afxdp",
-    receive=Template("afxdp_receive", _receive, RECEIVE_SIGNATURE),
+    receive=Template("afxdp_receive", _receive, RECEIVE_SIGNATURE, (PUSH, REFILL)),
     release=Template("afxdp_release", _release, RELEASE_SIGNATURE),
     transmit=Template("afxdp_transmit", _transmit, TRANSMIT_SIGNATURE, (HAS_ROOM,)),
     send=Template("afxdp_send", _send, SEND_SIGNATURE, (HAS_ROOM, PUSH), inline=False),
-    flush=Template("afxdp_flush", _flush, FLUSH_SIGNATURE, (PUSH,)),
+    flush=Template("afxdp_flush", _flush, FLUSH_SIGNATURE, (PUSH, REFILL)),
 )

@@ -35,7 +35,7 @@ class FakeRing:
 
     def put(self, *words: int) -> None:
         where = self.producer.value % self.size * len(words)
-        self.entries[where:where + len(words)] = words
+        self.entries[where:where + len(words)] = list(words)
         self.producer.value = self.producer.value + 1 & _U32
 
     def take(self) -> list[int] | None:

@@ -127,6 +127,23 @@ def test_no_frame_for_a_foreign_packet(port: FakePort) -> None:
     checked(port)
 
 
+def test_an_idle_port_takes_back_what_completes_late(port: FakePort) -> None:
+    """All frames are with the kernel: no batch, so no flush, would ever come again."""
+    driver = Driver(port)
+    for _ in range(2):
+        for _ in range(64):
+            port.queue.deliver(frames(1)[0])
+        for slot in driver.receive():
+            assert driver.transmit(slot)
+        driver.flush()
+        while port.queue.transmit() is not None:
+            pass
+    assert (checked(port).fill, port.queue.deliver(frames(1)[0])) == (0, False)
+    port.queue.complete(64)
+    assert driver.receive() == []
+    assert (checked(port).fill, port.queue.deliver(frames(1)[0])) == (64, True)
+
+
 @pytest.mark.parametrize("length", [0, 1, 13, 2049, 1 << 40])
 def test_a_length_the_kernel_would_swallow_is_refused(port: FakePort, length: int) -> None:
     driver = Driver(port)

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from afxdp.port import AfxdpPort
 from bench.traffic import Flood
 from tests.afxdp.network import (
     Peer,
     all_frames_found,
     collect,
     marks,
+    open_port,
     opened,
     peer,
     wire,
 )
 from tests.dataplane.drive import Driver, frames
-from tests.nets import VethPair
+from tests.nets import VethPair, in_ns
 
 pytestmark = marks()
 __all__ = ["peer", "wire"]
@@ -166,8 +166,6 @@ def test_a_hundred_thousand_sent(wire: VethPair, peer: Peer) -> None:
 
 def test_a_slow_interface_gives_frames_back_late(wire: VethPair) -> None:
     """A device that is down: what was sent waits in TX, and nothing is lost when it is up."""
-    from tests.nets import in_ns
-
     with opened(wire.a, queues=[0], ring_size=64) as port:
         driver = Driver(port)
         in_ns(wire.a.ns, "ip", "link", "set", wire.a.ifname, "down")
@@ -180,9 +178,10 @@ def test_a_slow_interface_gives_frames_back_late(wire: VethPair) -> None:
 
 
 def test_statistics_outlive_the_port(wire: VethPair) -> None:
-    port = AfxdpPort
-    with opened(wire.a) as port:
-        Driver(port).send(frames(1)[0])
-        Driver(port).flush()
+    port = open_port(wire.a)
+    driver = Driver(port)
+    driver.send(frames(1)[0])
+    driver.flush()
+    port.close()
     assert port.statistics()["wakeups"] == 1
     assert port.finished()
