@@ -104,7 +104,8 @@ def _read(m: Any) -> Factory:
 
 
 def make_update(name: str, room: Template) -> Template:
-    """The update template of a family; `room` is called in a full table: 0 or -errno."""
+    """The update template of a family; `room` is called in a full table: -errno, or
+    the mark of the new element."""
 
     def factory(m: Any) -> Factory:
         hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
@@ -133,16 +134,15 @@ def make_update(name: str, room: Template) -> Template:
             elif count >= max_entries:
                 result = make_room(head, buckets, elements, stride, mask)
                 count = m.load_u32(head, COUNT)
-            if result != 0:
+            if result < 0:
                 unlock(head)
                 return result
             new = take(head, elements, stride, end, quarantine)
             element = m.inside(elements, new << 3)
             m.store_u32(element, HASH, hashed)
-            referenced = 0
             if old != 0:
-                referenced = 1
-            m.store_u8(element, REFERENCED, referenced)
+                result = 1
+            m.store_u8(element, REFERENCED, result)
             m.store_u8(element, LIVE, 1)
             at = 0
             while at + 8 <= key_size:
@@ -338,8 +338,8 @@ class HashFamily:
         }
 
     def check(self, spec: MapSpec) -> str | None:
-        flags = MapFlag(spec.flags)
-        if flags & ~_FLAGS:
+        flags = spec.flags
+        if flags & ~int(_FLAGS):
             return f"flags {spec.flags:#x} are not known for a hash map"
         if flags & MapFlag.RDONLY_PROG and flags & MapFlag.WRONLY_PROG:
             return "it can be neither read nor written by programs"

@@ -122,7 +122,8 @@ def _hash(m: Any) -> Factory:
             else:
                 a ^= tail(key, at, rest)
             result ^= m.mum(a, b)
-        return result
+        # once more: the product of a counter and a constant is too regular
+        return m.mum(result ^ seed_1, _K0)
 
     return table_hash
 

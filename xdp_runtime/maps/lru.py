@@ -3,8 +3,9 @@
 CLOCK: a lookup marks its element as referenced (it writes only if the mark is not there yet, so a
 busy entry's cache line stays shared).  In a full table a hand goes over the elements in order of
 address, takes marks away, and drops the first element that has none; after `_SCANS` marked ones it
-drops the next regardless, so that an insert has a bound.  As in the kernel, a new key starts
-without a mark, an updated one with it, and user space (`peek`, `read`) leaves none.  Unlike the
+drops the next regardless, so that an insert has a bound.  The hand then moves fast, and the new
+key gets a mark so as not to be met and dropped first.  Else, as in the kernel, a new key starts
+without a mark, an updated one with it, and user space (`peek`, `read`) leaves none.  Unlike in the
 kernel, nothing is dropped before max_entries keys are there.
 """
 
@@ -63,6 +64,8 @@ def _evict(m: Any) -> Factory:
                     give(head, elements, hand)
                     m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
                     m.store_u32(head, HAND, hand)
+                    if marked >= _SCANS:
+                        return 1
                     return 0
                 m.store_u8(element, REFERENCED, 0)
                 marked += 1
