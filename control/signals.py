@@ -83,6 +83,7 @@ class Signals:
             self._raises = True
             self.check()
             yield
+            self.check()  # where Python swallowed it, as in a callback from C
         finally:
             self._raises = False
 

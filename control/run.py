@@ -1,0 +1,120 @@
+"""xdpu run: a program on interfaces (live.py) or on a capture file, watched until it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from control.signals import Interrupted, Signals
+from xdp_runtime.errors import ConfigError, XdpuError
+
+_STOP_TIMEOUT_S = 5.0
+
+
+def run(args: Namespace) -> int:
+    check_options(args)
+    with Signals() as signals:
+        try:
+            with signals.interruptible():
+                from xdp_runtime.elf import read_object
+                obj = read_object(args.obj)
+                spec = obj.program(args.prog_name)
+                from control.watch import note
+            if args.pcap is not None:
+                return _run_files(args, obj, spec.name, signals)
+            with signals.interruptible():
+                from control.live import run_live
+            return run_live(args, obj, spec, signals)
+        except Interrupted as end:
+            from control.watch import note
+            note(f"ended by signal {end.number} before it began")
+            return 128 + end.number
+
+
+def check_options(args: Namespace) -> None:
+    """What the table of options cannot say.  Raises ConfigError."""
+    if args.iface is not None and args.pcap is not None:
+        raise ConfigError("--iface and --pcap", "exclude each other", "give one of them")
+    if args.iface is None and args.pcap is None:
+        raise ConfigError("run", "no packets to run on", "give --iface IF or --pcap IN")
+    if args.iface is not None:
+        if args.out is not None:
+            raise ConfigError("--out", "goes with --pcap", "tcpdump records interfaces")
+        if args.port != "afxdp" and (args.mode != "native" or args.copy_mode != "auto"):
+            raise ConfigError("--mode and --copy-mode", "go with --port afxdp")
+
+
+def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int:
+    """PcapPort through the same engine; a damaged file fails after what was good of it."""
+    from control.watch import Watch, note
+    from dataplane.engine import Engine
+    from dataplane.pcap import PcapPort
+
+    out = sys.stderr if args.out == "-" else sys.stdout
+    with contextlib.ExitStack() as undo:
+        with signals.interruptible():
+            port = PcapPort(args.pcap, args.out)
+            undo.callback(port.close)
+            engine = Engine(obj, [port], program=program, batch_size=args.batch_size,
+                            opt=args.opt, exit_when_idle=True)
+        undo.callback(engine.close)
+        watch = Watch(engine, [port], signals, name=Path(args.pcap).name, out=out,
+                      interval_s=args.interval, duration_s=args.duration, as_json=args.json,
+                      trace=args.trace or args.verbose > 0, tick_s=0.005)
+        started_s = time.monotonic()
+        engine.start()
+        try:
+            watch.run()
+        finally:
+            stop_engine(engine, undo)
+        duration_s = time.monotonic() - started_s
+        if watch.trace:
+            watch.print_trace()
+        total = engine.stats.total()
+        finish(args, watch, engine, duration_s, {port.name: port.statistics()}, out)
+        if signals.caught:
+            note(f"ended by signal {signals.caught}, {total['rx_packets']:,} packets done")
+    error = port.error()
+    if error is not None:
+        raise error
+    return 0
+
+
+def stop_engine(engine: Any, undo: contextlib.ExitStack) -> None:
+    """Stop every worker.  One that hangs keeps its memory: what it uses is not closed then."""
+    for worker in engine.workers:
+        worker.stop()
+    deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+    hung = []
+    for worker in engine.workers:
+        with contextlib.suppress(Exception):  # the watch has told it
+            worker.join(max(deadline_s - time.monotonic(), 0.001))
+        if worker.running:
+            hung.append(worker.number)
+    if hung:
+        undo.pop_all()
+        raise XdpuError(f"worker {hung[0]}", f"did not stop within {_STOP_TIMEOUT_S:g} s",
+                        "the process ends without it")
+
+
+def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
+           ports: dict[str, dict[str, int]], out: Any) -> None:
+    """The summary, on standard output."""
+    from control.watch import ABORTED, describe_aborted, note, summary_record, summary_text
+
+    total = engine.stats.total()
+    if args.json:
+        record = summary_record(watch.name, engine.program.spec.name, duration_s, total, ports)
+        print(json.dumps(record), file=out, flush=True)
+    else:
+        print(summary_text(duration_s, total, ports), end="", file=out, flush=True)
+    if any(total[name] for name in ABORTED):
+        note(describe_aborted(engine, total))
+
+

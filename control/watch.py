@@ -1,0 +1,211 @@
+"""Watching a run: status lines, what the program says, and whether all is still well.
+
+One line an interval is appended to standard output (JSON: one object a line); remarks go to
+standard error.  Ctrl-\\ adds a row for each worker and queue, and what only the port knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from control.prog import source_line
+from control.signals import Signals
+from dataplane.engine import Engine
+from dataplane.port import Port
+from xdp_runtime.compiler.link import tail_call_targets
+from xdp_runtime.helpers.trace import read_trace
+
+# what became of packets that went nowhere, and the words for it
+LOST = {
+    "tx_full": "TX, no room to send",
+    "redirect_no_port": "redirect to an interface that is not part of this run",
+    "redirect_full": "redirect, no room to send",
+    "pass_full": "PASS, not taken by the TAP",
+    "stack_full": "from the stack, no room to send",
+}
+ABORTED = {
+    "invalid_verdict": "verdict that does not exist",
+    "fault_bounds": "stopped by a run-time bounds check",
+    "fault_null": "stopped by a null check",
+    "fault_budget": "loop budget used up",
+}
+_COLUMNS = (("rx_packets", "rx"), ("pass", "pass"), ("drop", "drop"), ("tx", "tx"),
+            ("redirect", "redir"), ("aborted", "aborted"))
+_TICK_S = 0.25
+_SILENCE_S = 5.0
+
+Counters = Mapping[str, int]
+
+
+def note(text: str) -> None:
+    """A remark on standard error; nobody listening is no error."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"xdpu: {text}", file=sys.stderr, flush=True)
+
+
+class Watch:
+    """Looks at an engine until a signal, the end of `duration_s`, or of its input."""
+
+    def __init__(self, engine: Engine, ports: Sequence[Port], signals: Signals, *, name: str,
+                 interval_s: float, duration_s: float = 0.0, as_json: bool = False,
+                 trace: bool = False, tick_s: float = _TICK_S,
+                 check: Callable[[], None] = lambda: None,
+                 silence: Callable[[], str] | None = None, out: Any = None) -> None:
+        self.engine, self.ports, self.signals, self.name = engine, ports, signals, name
+        self.interval_s, self.duration_s, self.as_json = interval_s, duration_s, as_json
+        self.trace, self.tick_s, self.check, self.silence = trace, tick_s, check, silence
+        self.out = out or sys.stdout
+        self.started_s = self.ended_s = time.monotonic()
+        self._flows = [engine.stats.flow(i) for i in range(len(engine.stats.flows))]
+        self._seen = [0] * len(engine.workers)
+        self._at_s = self.started_s
+        self._faults = 0
+
+    def run(self) -> None:
+        """Raises what a worker or `check` raised; Ctrl-C and the like are an ordinary end."""
+        self.started_s = self._at_s = time.monotonic()
+        due_s = self.started_s + self.interval_s
+        end_s = self.started_s + self.duration_s if self.duration_s else float("inf")
+        try:
+            while not self.signals.caught and self.engine.running:
+                now_s = time.monotonic()
+                if now_s >= end_s:
+                    break
+                self.signals.wait(min(due_s, end_s, now_s + self.tick_s) - now_s)
+                self._look()
+                if time.monotonic() >= due_s:
+                    self._status()
+                    due_s += self.interval_s * max(1, -(-(time.monotonic() - due_s)
+                                                        // self.interval_s))
+        finally:
+            self.ended_s = time.monotonic()
+        self._raise_worker_error()
+
+    def _look(self) -> None:
+        self._raise_worker_error()
+        if self.trace:
+            self.print_trace()
+        self.check()
+        if self.silence is not None:
+            if self.engine.stats.total()["rx_packets"]:
+                self.silence = None
+            elif time.monotonic() - self.started_s >= _SILENCE_S:
+                note(f"no packet in {_SILENCE_S:g} s: {self.silence()}")
+                self.silence = None
+
+    def _raise_worker_error(self) -> None:
+        for worker in self.engine.workers:
+            if worker.error is not None:
+                raise worker.error
+
+    def print_trace(self) -> None:
+        for worker in self.engine.workers:
+            memory = self.engine.program.worker_bytes(worker.number)
+            texts, self._seen[worker.number] = read_trace(memory, self._seen[worker.number])
+            for text in texts:
+                with contextlib.suppress(OSError, ValueError):
+                    print(f"trace {worker.number}: {text.rstrip()}", file=sys.stderr, flush=True)
+
+    # ---- status lines ----------------------------------------------------------------------------
+    def _status(self) -> None:
+        now_s = time.monotonic()
+        passed_s, self._at_s = now_s - self._at_s, now_s
+        stats = self.engine.stats
+        flows = [stats.flow(i) for i in range(len(stats.flows))]
+        rates = [per_second(new, old, passed_s)
+                 for new, old in zip(flows, self._flows, strict=True)]
+        self._flows = flows
+        total, rate = stats.total(), sum_up(rates)
+        extended = self.signals.quits % 2 == 1
+        if self.as_json:
+            record: dict[str, object] = {
+                "type": "status", "ts": round(time.time(), 3), "name": self.name,
+                "interval_s": round(passed_s, 3), "per_second": rate, "total": total}
+            if extended:
+                record["flows"] = [
+                    {"worker": f.worker, "port": f.port, "queue": f.queue, "per_second": r,
+                     "total": t} for f, r, t in zip(stats.flows, rates, flows, strict=True)]
+                record["ports"] = {p.name: p.statistics() for p in self.ports}
+            print(json.dumps(record), file=self.out, flush=True)
+        else:
+            print(status_line(self.name, rate), file=self.out)
+            if extended:
+                for flow, one in zip(stats.flows, rates, strict=True):
+                    title = f"  worker {flow.worker} {flow.port}:{flow.queue}"
+                    print(status_line(title, one), file=self.out)
+                for port in self.ports:
+                    print(f"  {port.name}: {say_counters(port.statistics())}", file=self.out)
+            self.out.flush()
+        faults = sum(total[name] for name in ABORTED)
+        if faults > self._faults:
+            note(describe_aborted(self.engine, total))
+            self._faults = faults
+
+
+def sum_up(rates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(rate[name] for rate in rates) for name in rates[0]} if rates else {}
+
+
+def per_second(new: Counters, old: Counters, passed_s: float) -> dict[str, float]:
+    return {name: round((value - old[name]) / max(passed_s, 1e-9), 1)
+            for name, value in new.items() if not name.startswith("last_")}
+
+
+def status_line(title: str, rate: Mapping[str, float]) -> str:
+    """eth0  1,234,567 rx/s  1,234,000 pass/s  0 drop/s ..."""
+    cells = [f"{rate[name]:>11,.0f} {word}/s" for name, word in _COLUMNS]
+    cells.append(f"{sum(rate[name] for name in LOST):>11,.0f} err/s")
+    return f"{title:<16}" + "".join(cells)
+
+
+def say_counters(counters: Counters) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in counters.items()) or "no counters"
+
+
+def describe_aborted(engine: Engine, total: Counters) -> str:
+    """Why packets were aborted, and where the latest fault was."""
+    reasons = [f"{total[name]:,} {words}" for name, words in ABORTED.items() if total[name]]
+    text = f"program {engine.program.spec.name}: aborted packets: {', '.join(reasons)}"
+    if any(total[name] for name in ABORTED if name.startswith("fault_")):
+        spec, insn = engine.program.spec, total["last_fault_insn"]
+        if len(tail_call_targets(engine.program.object, spec)) == 1:
+            text += f"; the latest at instruction {insn}{source_line(spec, insn)}"
+        else:
+            text += f"; the latest at instruction {insn} of it or of a program it tail-calls"
+    return text
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+def summary_record(name: str, program: str, duration_s: float, total: Counters,
+                   ports: Mapping[str, Counters]) -> dict[str, object]:
+    return {"type": "summary", "ts": round(time.time(), 3), "name": name, "program": program,
+            "duration_s": round(duration_s, 3), "total": dict(total),
+            "ports": {port: dict(counters) for port, counters in ports.items()}}
+
+
+def summary_text(duration_s: float, total: Counters, ports: Mapping[str, Counters]) -> str:
+    rows: list[tuple[str, str]] = [
+        ("Duration", f"{duration_s:.1f}s"),
+        ("Packets received", f"{total['rx_packets']:,}"),
+        ("Average packets/s", f"{total['rx_packets'] / max(duration_s, 1e-9):,.0f}"),
+        ("Packets passed", f"{total['pass']:,}"),
+        ("Packets dropped", f"{total['drop']:,}"),
+        ("Packets transmitted", f"{total['tx']:,}"),
+        ("Packets redirected", f"{total['redirect']:,}"),
+        ("Packets aborted", f"{total['aborted']:,}"),
+    ]
+    if total["stack_packets"]:
+        rows.append(("Sent by the stack", f"{total['stack_packets']:,}"))
+    rows.append(("Errors recorded", f"{sum(total[name] for name in LOST):,}"))
+    rows += [(f"  {words}", f"{total[name]:,}") for name, words in (ABORTED | LOST).items()
+             if total[name]]
+    for port, counters in ports.items():
+        rows += [(f"  {port}: {name}", f"{value:,}") for name, value in counters.items() if value]
+    width = max(len(label) for label, _ in rows) + 2
+    return "".join(f"{label:<{width}}: {value}\n" for label, value in rows)
