@@ -11,7 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import E2BIG, EEXIST, EINVAL, ENOENT, Region, round_up
+from xdp_runtime.maps.family import (
+    BPF_EXIST,
+    BPF_F_LOCK,
+    BPF_NOEXIST,
+    E2BIG,
+    EEXIST,
+    EINVAL,
+    ENOENT,
+    Region,
+    round_up,
+)
 from xdp_runtime.object import MapSpec
 from xdp_runtime.template import Template
 
@@ -33,13 +43,15 @@ def _update(m: Any) -> Factory:
     def array_update(  # type: ignore
         values, worker_stride, stride, size, max_entries, worker, key, value, flags
     ):
-        if not m.ule(flags, 2):
+        if not m.ule(flags & ~BPF_F_LOCK, BPF_EXIST):
             return -EINVAL
         index = m.load_u32(key, 0)
         if index >= max_entries:
             return -E2BIG
-        if flags == 1:
+        if flags & BPF_NOEXIST:
             return -EEXIST
+        if flags & BPF_F_LOCK:  # no value holds a spin lock yet
+            return -EINVAL
         m.copy(m.inside(values, worker * worker_stride + index * stride), value, size)
         return 0
 
