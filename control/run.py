@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,8 @@ def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
         record = summary_record(watch.name, engine.program.spec.name, duration_s, total, ports)
         print(json.dumps(record), file=out, flush=True)
     else:
-        print(summary_text(duration_s, total, ports), end="", file=out, flush=True)
+        print(summary_text(duration_s, total, ports if args.verbose else {}), end="", file=out,
+              flush=True)
     if any(total[name] for name in ABORTED):
         note(describe_aborted(engine, total))
 
