@@ -75,7 +75,7 @@ def _compile(template: Template) -> bytes:
     )
     mangled = result.fndesc.llvm_func_name
     text = "\n".join(library.texts) + _wrapper(template, mangled)
-    if needed := re.findall(r"^declare .*@\"?((?:NRT_|numba_|Py)\w*)", text, flags=re.M):
+    if needed := re.findall(r"^declare .*@\"?((?:NRT_|numba_|Py|_ZN5numba)\w*)", text, flags=re.M):
         raise TypeError(f"template {template.name} needs Python's run-time system: {needed}")
     return target.prepare_template(text, template.name, mangled, template.inline)
 
