@@ -173,7 +173,7 @@ class Queue:
             limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
             return OutOfMemory(what, f"its umem needs {umem_bytes >> 10} KiB of locked memory and "
                                f"the limit is {limit >> 10} KiB",
-                               f"ulimit -l {umem_bytes >> 10}, or a smaller ring")
+                               f"ulimit -l {umem_bytes >> 10}, CAP_IPC_LOCK, or a smaller ring")
         if code == errno.ENOMEM:
             return OutOfMemory(what, f"the kernel has no memory for a umem of "
                                f"{umem_bytes >> 10} KiB", "use a smaller ring")

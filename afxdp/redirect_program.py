@@ -26,7 +26,7 @@ from xdp_runtime.bpf_syscall import (
     map_update,
     prog_load,
 )
-from xdp_runtime.errors import PortError
+from xdp_runtime.errors import LoadError, PortError
 from xdp_runtime.state import Verdict
 
 _XSKMAP = 17  # BPF_MAP_TYPE_XSKMAP
@@ -76,11 +76,15 @@ def attach(interface: Interface, mode: str) -> RedirectProgram:
         program = RedirectProgram(map_create(_XSKMAP, 4, 4, QUEUES_MAX, name="xsks"), -1)
     except OSError as error:
         mend = AS_ROOT if error.errno == errno.EPERM else ""
-        raise PortError(interface.name, f"no map for AF_XDP sockets: {error.strerror}",
-                        mend) from error
+        raise PortError(interface.name, "the kernel makes no map for AF_XDP sockets: "
+                        + os.strerror(error.errno or 0), mend) from error
     try:
-        fd = prog_load(encode(program.map_fd), name="xdpu_redirect",
-                       expected_attach_type=AttachType.XDP)
+        try:
+            fd = prog_load(encode(program.map_fd), name="xdpu_redirect",
+                           expected_attach_type=AttachType.XDP)
+        except LoadError as error:
+            raise PortError(interface.name, f"the program that fills the sockets: {error.why}",
+                            error.mend, error.detail) from error
         try:
             program.link_fd = link_create(fd, interface.ifindex, AttachType.XDP, MODES[mode])
         except OSError as error:
@@ -101,7 +105,7 @@ def _attached_id(ifindex: int) -> int:
 
 
 def _refusal(error: OSError, interface: Interface, mode: str) -> PortError:
-    name, why, mend = interface.name, error.strerror or str(error), ""
+    name, why, mend = interface.name, os.strerror(error.errno or 0), ""
     match error.errno:
         case errno.EBUSY | errno.EEXIST:
             other = _attached_id(interface.ifindex)

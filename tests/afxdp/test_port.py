@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from xdp_runtime.errors import OutOfMemory, PortError, XdpuError
 
 pytestmark = marks()
 __all__ = ["peer", "wire"]
+BPF = ",+cap_39"  # CAP_BPF, by number for older setpriv
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -167,6 +169,24 @@ def test_a_large_mtu() -> None:
     with VethPair(mtu=9000) as wire:
         said = refuses(wire.a)
         assert "too large for XDP" in said and "ip link set dev IFACE mtu 1500" in said
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv (apt install util-linux)")
+@pytest.mark.parametrize("capabilities, said", [
+    ("", "the kernel makes no map for AF_XDP sockets: Operation not permitted (run as root, or"),
+    (BPF, "the kernel makes no map for AF_XDP sockets: Operation not permitted (run as root, or"),
+    (f"{BPF},+net_admin", "not permitted to make an AF_XDP socket (run as root, or with CAP_BPF"),
+    (f"{BPF},+net_admin,+net_raw", "its umem needs 65536 KiB of locked memory and the limit is"),
+    (f"{BPF},+net_admin,+net_raw,+ipc_lock", "afxdp native copy need_wakeup, queue 0"),
+])
+def test_what_each_capability_is_for(wire: VethPair, capabilities: str, said: str) -> None:
+    script = ("import sys; from afxdp.port import AfxdpPort\n"
+              "try: print(AfxdpPort.open(sys.argv[1], ring_size=8192).mode)\n"
+              "except Exception as error: print(error)")
+    done = in_ns(wire.a.ns, "setpriv", f"--bounding-set=-all{capabilities}", "--inh-caps=-all",
+                 sys.executable, "-c", script, wire.a.ifname, cwd=ROOT)
+    assert said in done.stdout
+    untouched(wire.a)
 
 
 STEPS: list[tuple[Any, str]] = [

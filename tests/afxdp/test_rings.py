@@ -127,6 +127,35 @@ def test_no_frame_for_a_foreign_packet(port: FakePort) -> None:
     checked(port)
 
 
+def test_who_is_woken_when(port: FakePort) -> None:
+    """Our descriptor is -1, so a wake-up fails, but it is counted."""
+    driver, queue = Driver(port), port.queue
+
+    def wakeups() -> int:
+        before = queue.load(rings.WAKEUPS)
+        driver.flush()
+        return queue.load(rings.WAKEUPS) - before
+
+    assert wakeups() == 0  # nothing to send
+    driver.send(frames(1)[0])
+    assert wakeups() == 1
+    queue.rings["tx"].flags.value = 0
+    assert wakeups() == 0  # the driver is awake
+    queue.store(rings.FLAGS, rings.WAKE_ALWAYS)
+    assert wakeups() == 1
+    queue.transmit()
+    assert wakeups() == 0  # taken; in copy mode the kernel completes it by itself
+    queue.store(rings.FLAGS, rings.ZERO_COPY)
+    assert wakeups() == 0
+    queue.rings["tx"].flags.value = rings.NEED_WAKEUP
+    assert wakeups() == 1  # a driver may sleep before it has completed
+    queue.complete()
+    driver.flush()
+    assert wakeups() == 0
+    queue.rings["fill"].flags.value = rings.NEED_WAKEUP
+    assert wakeups() == 1
+
+
 def test_an_idle_port_takes_back_what_completes_late(port: FakePort) -> None:
     """All frames are with the kernel: no batch, so no flush, would ever come again."""
     driver = Driver(port)
