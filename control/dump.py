@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from typing import Any
 
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import LoadError
@@ -35,7 +36,19 @@ def dump(obj: Object, spec: ProgramSpec, what: str, stage: str = "optimised", op
                         'put it in SEC("xdp")')
     from xdp_runtime.compiler import link, target
 
-    module, _, _ = link.build_module(obj, spec, workers=1)
+    module: Any = link.build_module(obj, spec, 1, [_as_function(spec, link.ENTRY)])[0]
+    for function in module.functions:  # the doors to maps are not the program
+        if not function.is_declaration and function.name != spec.name:
+            function.linkage = "internal"
     if what == "native" or stage == "optimised":
         target.optimise(module, opt)
     return target.emit_assembly(module) if what == "native" else str(module)
+
+
+def _as_function(spec: ProgramSpec, entry: str) -> Any:
+    """The program by its own name, with nothing around it."""
+    from xdp_runtime.compiler.link import Unit
+
+    text = (f'define i32 @"{spec.name}"(ptr %state) {{\n'
+            f'  %verdict = call i32 @"{entry}"(ptr %state)\n  ret i32 %verdict\n}}\n')
+    return Unit("dump", text, exports=(spec.name,))
