@@ -24,6 +24,7 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler import link
 from xdp_runtime.errors import LoadError, OutOfMemory
 from xdp_runtime.maps.map import Map
+from xdp_runtime.maps.typed import BtfCodec
 from xdp_runtime.object import MapType, Object, ProgramSpec
 
 _TAILROOM = 320  # SKB_DATA_ALIGN(sizeof(struct skb_shared_info)), what the kernel keeps behind
@@ -72,6 +73,7 @@ class Program:
                 repeat.REPEAT, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64,
                 ctypes.c_int64)
         for index, m in enumerate(maps):
+            m.codec = BtfCodec.of(obj.btf, m.spec) if obj.btf is not None else None
             m.bind(map_ops.bind_operations(self.code, index, m.spec))
         self._fill_program_arrays()
 

@@ -449,7 +449,7 @@ class Lowering:
                 case JumpIf(op, is64, dst, src, off):
                     condition = self.compare(op, is64, dst, src)
                     self.provenance.step(self.state, slot, self.frame)
-                    self.branch_if(condition, slot, slot + 1 + off)
+                    self.branch_if(condition, slot, slot + 1 + off, insn)
                     break
                 case _:
                     self.lower_insn(insn)
@@ -475,11 +475,18 @@ class Lowering:
             self.spend_fuel()
         self.emit(f"br label %{self.jump_to((self.frame.id, target), self.state)}")
 
-    def branch_if(self, condition: str, slot: int, target: int) -> None:
+    def branch_if(self, condition: str, slot: int, target: int,
+                  insn: JumpIf | None = None) -> None:
         if target <= slot:
             self.spend_fuel()
-        taken = self.jump_to((self.frame.id, target), self.state)
-        falls = self.jump_to((self.frame.id, slot + 1), self.state)
+        yes = no = self.state
+        if insn is not None:
+            yes = self.provenance.refine(self.state, insn, True)
+            no = self.provenance.refine(self.state, insn, False)
+            if yes is not self.state:
+                self.set_number(insn.dst, "0")  # what the register is where it was null
+        taken = self.jump_to((self.frame.id, target), yes)
+        falls = self.jump_to((self.frame.id, slot + 1), no)
         self.emit(f"br i1 {condition}, label %{taken}, label %{falls}")
 
     def lower_exit(self) -> None:

@@ -45,6 +45,7 @@ from xdp_runtime.isa import (
     Exit,
     Imm,
     Insn,
+    JmpOp,
     Jump,
     JumpIf,
     Load,
@@ -461,9 +462,24 @@ class Provenance:
                 return [((frame.parent.id, frame.call_slot + 1), self.leave(state, frame))]
             self.step(state, slot, frame)
             following = successors(self.insns, slot)
-            if isinstance(insn, Jump | JumpIf | MayGoto) or following[0] in frame.leaders:
+            if isinstance(insn, JumpIf):
+                falls, taken = following
+                return [((frame.id, falls), self.refine(state, insn, False)),
+                        ((frame.id, taken), self.refine(state, insn, True))]
+            if isinstance(insn, Jump | MayGoto) or following[0] in frame.leaders:
                 return [((frame.id, target), state) for target in dict.fromkeys(following)]
             slot += width(insn) if insn is not None else 1
+
+    def refine(self, state: State, insn: JumpIf, taken: bool) -> State:
+        """What a null check says on each side: the pointer is a pointer, or the number zero."""
+        kind = state.regs[insn.dst]
+        against_zero = insn.is64 and insn.src == Imm(0) and insn.op in (JmpOp.EQ, JmpOp.NE)
+        if not against_zero or not isinstance(kind, MapValue | Mem) or not kind.nullable:
+            return state
+        refined = state.copy()
+        is_null = taken == (insn.op is JmpOp.EQ)
+        refined.regs[insn.dst] = constant(0) if is_null else replace(kind, nullable=False)
+        return refined
 
     def enter(self, state: State, callee: Frame) -> State:
         inner = state.copy()
