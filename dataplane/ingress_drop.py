@@ -12,20 +12,16 @@ import os
 import struct
 from contextlib import suppress
 
-from dataplane.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Netlink,
-    NetlinkError,
-    attr,
-)
-from xdp_runtime.bpf_syscall import AttachType, ProgType, link_create, prog_load
-from xdp_runtime.errors import PortError
+from dataplane.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, attr
+from xdp_runtime.bpf_syscall import AS_ROOT, AttachType, ProgType, link_create, prog_load
+from xdp_runtime.errors import LoadError, PortError
 from xdp_runtime.isa import Exit, Imm, Mov, encode
 
 _TC_ACT_SHOT = 2  # TCX_DROP too
 _RTM_NEWQDISC, _RTM_DELQDISC, _RTM_NEWTFILTER, _RTM_DELTFILTER = 36, 37, 44, 45
-_CLSACT_PARENT, _CLSACT_HANDLE, _INGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2
+_RTM_GETTFILTER = 46
+_CLSACT_PARENT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
+_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _ACT_DIRECT = 6, 7, 8, 1
 _HANDLE = 0x78647075  # "xdpu"
@@ -41,18 +37,23 @@ class IngressDrop:
         self._netlink: Netlink | None = None
         self._made_qdisc = False
         self.mode = ""
-        program = prog_load(encode((Mov(True, 0, Imm(_TC_ACT_SHOT)), Exit())),
-                            ProgType.SCHED_CLS, name="xdpu_take")
+        program = -1
         try:
+            program = prog_load(encode((Mov(True, 0, Imm(_TC_ACT_SHOT)), Exit())),
+                                ProgType.SCHED_CLS, name="xdpu_take")
             if not (tcx and self._attach_tcx(program)):
                 self._attach_filter(program)
-        except OSError as error:
+        except (OSError, LoadError) as error:
             self.close()
+            refusal = error if isinstance(error, OSError) else error.__cause__
+            why = refusal.strerror if isinstance(refusal, OSError) else str(error)
+            if isinstance(refusal, OSError) and refusal.errno in (errno.EPERM, errno.EACCES):
+                why = "not permitted"
             raise PortError(f"interface {ifname}", "the packets taken from it cannot be kept from "
-                            f"the host: {error.strerror or error}",
-                            "run as root, or with CAP_BPF and CAP_NET_ADMIN") from error
+                            f"the host: {why}", AS_ROOT) from error
         finally:
-            os.close(program)
+            if program >= 0:
+                os.close(program)
 
     def _attach_tcx(self, program: int) -> bool:
         try:
@@ -104,8 +105,8 @@ class IngressDrop:
 
     def _others(self) -> bool:
         """Somebody else has put filters on the clsact qdisc that we made."""
-        payload = struct.pack("=BxHiIII", 0, 0, self._ifindex, 0, _INGRESS, 0)
-        assert self._netlink is not None
-        found = self._netlink.dump(46, payload)
-        return any(struct.unpack_from("=I", body, 12)[0] in (_INGRESS, _INGRESS + 1)
-                   for body in found)
+        netlink = self._netlink
+        return netlink is not None and any(
+            netlink.dump(_RTM_GETTFILTER,
+                         struct.pack("=BxHiIII", 0, 0, self._ifindex, 0, parent, 0))
+            for parent in (_INGRESS, _EGRESS))

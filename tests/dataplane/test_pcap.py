@@ -34,7 +34,8 @@ def _rich(order: str) -> bytes:
             + section("<") + interface("<", resolution=0x80 | 10, snap=20)
             + enhanced(data, 1536) + block(3, struct.pack("<I", 64) + data[:20])
             + interface("<", resolution=12) + enhanced(data, 1 << 62, index=1)
-            + interface("<", resolution=0x80 | 40) + enhanced(data, (5 << 40) + 12345678901, index=2))
+            + interface("<", resolution=0x80 | 40)
+            + enhanced(data, (5 << 40) + 12345678901, index=2))
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -87,7 +87,8 @@ def test_pcapng_is_written_as_known() -> None:
 def test_scapy_reads_what_is_written(tmp_path: Path) -> None:
     scapy: Any = pytest.importorskip("scapy.utils")
     path = tmp_path / "out.pcapng"
-    path.write_bytes(pcapfile.pcapng_header("xdpu0") + b"".join(map(pcapfile.packet_block, PACKETS)))
+    blocks = b"".join(map(pcapfile.packet_block, PACKETS))
+    path.write_bytes(pcapfile.pcapng_header("xdpu0") + blocks)
     old = tmp_path / "out.pcap"
     old.write_bytes(pcapfile.pcap_header() + b"".join(map(pcapfile.pcap_record, PACKETS)))
     for written in (path, old):

@@ -124,21 +124,21 @@ class LiveRig:
             self._socket.close()
 
 
-def _tap(stack: ExitStack) -> Rig:
+def _tap(stack: ExitStack) -> LiveRig:
     from dataplane.tap import TapPort
 
     ns = stack.enter_context(namespace("tap"))
     return LiveRig(ns, lambda: TapPort.open("xtap0"), ns, "xtap0")
 
 
-def _af_packet(stack: ExitStack) -> Rig:
+def _af_packet(stack: ExitStack) -> LiveRig:
     from dataplane.af_packet import AfPacketPort
 
     pair = stack.enter_context(VethPair())
     return LiveRig(pair.a.ns, lambda: AfPacketPort(pair.a.ifname), pair.b.ns, pair.b.ifname)
 
 
-def _afxdp(stack: ExitStack) -> Rig:
+def _afxdp(stack: ExitStack) -> LiveRig:
     if find_spec("afxdp._native") is None:
         pytest.skip("afxdp._native is not built (needs libxdp-dev)")
     from afxdp.port import AfxdpPort
@@ -162,8 +162,8 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     else:
         with ExitStack() as stack:
             made = LIVE[request.param](stack)
+            stack.callback(made.close)
             yield made
-            made.close()
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_there_is_room_around_a_packet(rig: Rig, start: Start) -> None:
 
 def test_what_the_program_made_of_a_packet_goes_out(rig: Rig, start: Start) -> None:
     given = frames(40, 100)
-    wanted = []
+    wanted: list[bytes] = []
     driver = start(given)
     for slots in batches(rig, driver, given):
         for slot in slots:
