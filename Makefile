@@ -45,9 +45,11 @@ test: venv apt-test
 	exit $$status
 
 lint: venv
-	$(PY) -m ruff check .
-	$(PY) -m mypy
-	.venv/bin/lint-imports --config setup.cfg --no-logo
+	@status=0; set -x; \
+	$(PY) -m ruff check --output-format concise . || status=1; \
+	$(PY) -m mypy || status=1; \
+	.venv/bin/lint-imports --config setup.cfg --no-logo || status=1; \
+	exit $$status
 
 bench: venv
 	@if [ -e bench/__main__.py ]; then $(PY) -m bench; else \

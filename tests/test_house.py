@@ -90,6 +90,16 @@ def test_files_say_what_they_are() -> None:
     assert not long
 
 
+def test_readme_has_every_option_of_run() -> None:
+    from control.cli import VERBS
+
+    text = (ROOT / "README.md").read_text()
+    run = next(verb for verb in VERBS if verb.words == "run")
+    names = [name for option in run.options if not option.hidden
+             for name in option.names.split() if name.startswith("--")]
+    assert not [name for name in names if name not in text]
+
+
 def test_objects_have_their_source() -> None:
     examples = ROOT / "examples"
     assert {p.stem for p in examples.glob("*.c")} == {p.stem for p in examples.glob("*.o")}
