@@ -61,7 +61,7 @@ def find_verb(argv: Sequence[str], verbs: Sequence[Verb]) -> tuple[Verb, list[st
         said = " ".join(argv[:position])
         following = sorted({v.words.split()[position] for v in candidates})
         if position == len(argv) or argv[position].startswith("-"):
-            raise ConfigError(f"{said or 'xdpu'}: what to do is missing",
+            raise ConfigError("no verb given" + (f" after {said}" if said else ""),
                               mend=f"one of: {', '.join(following)}")
         word = argv[position]
         matches = [w for w in following if w == word] or \

@@ -95,18 +95,20 @@ def run_in_kernel(obj: Object, spec: ProgramSpec, packet: bytes, args: Namespace
 
 
 def describe_fault(spec: ProgramSpec, fault: str, insn: int) -> str:
-    """"stopped by a bounds check at instruction 12 (; return p[20]; @ a.c:7)" """
+    """"stopped by a bounds check at instruction 12 (return p[20]; @ a.c:7)" """
     what = {"bounds": "a run-time bounds check", "null": "a null check",
             "budget": "the loop budget, used up"}.get(fault, fault)
     return f"stopped by {what}, at instruction {insn}{source_line(spec, insn)}"
 
 
 def source_line(spec: ProgramSpec, insn: int) -> str:
-    """" (; text @ file:line)" of the instruction, "" where the object does not say."""
+    """" (text @ file:line)" of the instruction, "" where the object does not say."""
     from xdp_runtime.disasm import format_line
 
     before = [line for line in spec.lines if line.slot <= insn]
-    return f" ({format_line(max(before, key=lambda line: line.slot))})" if before else ""
+    if not before:
+        return ""
+    return f" ({format_line(max(before, key=lambda line: line.slot)).removeprefix('; ')})"
 
 
 def read_packet(where: str) -> bytes:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataplane import loop
-from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortQueue
+from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortKind, PortQueue
 from dataplane.stats import FlowName, Stats
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.object import Object
@@ -171,8 +171,8 @@ class Engine:
                            busy_poll=busy_poll, exit_when_idle=exit_when_idle)
             first += len(worker.flows)
 
-    def _flows_of(self, number: int, count: int, front: list[object],
-                  back: list[object]) -> list[Flow]:
+    def _flows_of(self, number: int, count: int, front: list[PortKind],
+                  back: list[PortKind]) -> list[Flow]:
         flows: list[Flow] = []
         for position, port in enumerate(self.ports):
             partner = self.stack.get(position)

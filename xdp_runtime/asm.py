@@ -235,7 +235,7 @@ def assemble(text: str, maps: Sequence[str] = ()) -> Insns:
             slot += 2 if line.endswith(" ll") else 1
     out: list[Insn | None] = []
     for number, at, line in found:
-        for pattern, make in _GRAMMAR:
+        for pattern, make in _GRAMMAR:  # noqa: B007 - used behind the loop
             groups = pattern.fullmatch(line)
             if groups:
                 break

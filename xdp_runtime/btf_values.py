@@ -218,7 +218,8 @@ def _int_bytes(value: Value, size: int, signed: bool, where: str) -> bytes:
         return int(value).to_bytes(size, "little", signed=signed)
     except OverflowError:
         kind = "a signed" if signed else "an unsigned"
-        raise ValueError(f"{where}: {value} does not fit in {kind} {size * 8}-bit integer") from None
+        raise ValueError(
+            f"{where}: {value} does not fit in {kind} {size * 8}-bit integer") from None
 
 
 def _fields(value: Value, where: str) -> dict[str, Value]:

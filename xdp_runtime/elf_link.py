@@ -56,7 +56,7 @@ def read_functions(elf: ElfFile, maps: MapTable, btf: Btf | None) -> dict[Place,
         if not section.is_code:
             continue
         symbols = [s for s in elf.symbols_in(section) if s.kind == SymbolKind.FUNC]
-        starts = sorted({s.value for s in symbols}) + [section.size]
+        starts = [*sorted({s.value for s in symbols}), section.size]
         for symbol in sorted(symbols, key=lambda s: (s.value, s.is_local, s.name)):
             where = f"{elf.what}: function {symbol.name}"
             size = symbol.size or starts[bisect_left(starts, symbol.value) + 1] - symbol.value

@@ -224,7 +224,7 @@ def _initial_slot(elf: ElfFile, section: Section, definitions: list[_Definition]
                   table: MapTable) -> tuple[int, int, str]:
     """(number of the map, slot in it, name of what is put there) of one static initialiser"""
     at = reloc.offset
-    for number, one in enumerate(definitions):
+    for number, one in enumerate(definitions):  # noqa: B007 - used behind the loop
         if one.offset <= at < one.offset + one.size and (
                 0 <= one.values_offset <= at - one.offset):
             break

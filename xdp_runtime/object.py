@@ -169,8 +169,8 @@ class Object:
             have = ", ".join(p.name for p in self.programs) or "none"
             raise LoadError(f"program {name!r}", f"not in {self.name}", f"it has: {have}")
         if not candidates:
-            have = ", ".join(f"{p.name} ({p.section})" for p in self.programs) or "no program at all"
-            raise LoadError(self.name, f"no XDP program; it has {have}",
+            have = ", ".join(f"{p.name} ({p.section})" for p in self.programs)
+            raise LoadError(self.name, f"no XDP program; it has {have or 'no program at all'}",
                             'put the program in SEC("xdp")')
         return candidates[0]
 

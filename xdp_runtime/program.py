@@ -152,7 +152,9 @@ class Program:
 
         data, end, meta = pointer(st.DATA), pointer(st.DATA_END), pointer(st.DATA_META)
         return RunResult(
-            outcome & 0xFFFFFFFF, ctypes.string_at(data, end - data), ctypes.string_at(meta, data - meta),
+            outcome & 0xFFFFFFFF,
+            ctypes.string_at(data, end - data),
+            ctypes.string_at(meta, data - meta),
             number(st.REDIRECT_IFINDEX), st.Fault(number(st.FAULT)), number(st.FAULT_INSN),
             duration_ns, outcome >> 32)
 

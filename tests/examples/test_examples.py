@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ def comparable(obj: Object, name: str, maps: Mapping[str, Iterable[tuple[bytes, 
     return out
 
 
-def added_up(value: object) -> tuple[int, ...]:
+def added_up(value: Any) -> tuple[int, ...]:
     """Which CPU ran is its own affair: the u64 counters of all are added."""
     copies = value if isinstance(value, list | tuple) else [value]
     rows = [struct.unpack(f"={len(copy) // 8}Q", copy) for copy in copies]

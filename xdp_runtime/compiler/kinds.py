@@ -171,7 +171,7 @@ class State:
             tuple(meet(a, b, readonly_maps) for a, b in zip(mine, theirs, strict=True))
             for mine, theirs in zip(self.saved, other.saved, strict=True)
         )
-        spills = {}
+        spills: dict[tuple[int, int], Kind] = {}
         for slot in self.spills.keys() & other.spills.keys():
             kind = meet(self.spills[slot], other.spills[slot], readonly_maps)
             if not isinstance(kind, Uninit):

@@ -14,12 +14,12 @@ from typing import assert_never
 from xdp_runtime.compiler.frames import Frame, Node, successors, unfold, width
 from xdp_runtime.compiler.kinds import (
     CLOBBERED,
+    MEMORY,
     Ctx,
     Kind,
     MapPtr,
     MapValue,
     Mem,
-    MEMORY,
     Packet,
     PacketEnd,
     Scalar,

@@ -100,11 +100,13 @@ def _ir_library(context: Any, name: str) -> Any:
     class IRLibrary(CPUCodeLibrary):  # type: ignore[misc]
         """A Numba code library that only collects IR text."""
 
-        texts: list[str] = []
+        def __init__(self, codegen: Any, name: str) -> None:
+            super().__init__(codegen, name)
+            self.texts: list[str] = []
 
         def add_ir_module(self, ir_module: Any) -> None:
             text = re.sub(r"^(target (triple|datalayout)).*$", "", str(ir_module), flags=re.M)
-            self.texts = [*self.texts, text]
+            self.texts.append(text)
 
         def add_linking_library(self, library: Any) -> None:
             """Numba offers its run-time system here; a template that needs it is refused below."""

@@ -79,7 +79,7 @@ class TypedMap:
         self.raw.delete(self.codec.encode_key(key))
 
     def keys(self) -> Iterator[Any]:
-        return (self.codec.decode_key(key) for key in self.raw.keys())
+        return (self.codec.decode_key(key) for key in self.raw)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
         return ((self.codec.decode_key(key), self._decode(value))

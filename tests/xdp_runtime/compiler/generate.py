@@ -122,12 +122,13 @@ class Generator:
 
     def unary(self) -> None:
         dst, is64 = self.number(), self.random.random() < 0.5
-        self.emit(self.random.choice([
-            Neg(is64, dst), Swap(dst, self.random.choice((16, 32, 64)),
-                                 self.random.choice(list(SwapOrder))),
-            Mov(is64, dst, Reg(self.number()), self.random.choice((8, 16, 32) if is64 else (8, 16))),
+        sign_bits = self.random.choice((8, 16, 32) if is64 else (8, 16))
+        forms: list[Insn] = [
+            Neg(is64, dst), Mov(is64, dst, Reg(self.number()), sign_bits),
+            Swap(dst, self.random.choice((16, 32, 64)), self.random.choice(list(SwapOrder))),
             Mov(is64, dst, Imm(self.imm())), Mov(False, dst, Reg(self.number())),
-            LoadImm64(dst, self.random.getrandbits(64))]))
+            LoadImm64(dst, self.random.getrandbits(64))]
+        self.emit(self.random.choice(forms))
 
     def access(self, base: int, low: int, high: int) -> None:
         size = self.random.choice((1, 2, 4, 8))

@@ -15,7 +15,7 @@ from xdp_runtime.program import load
 
 SEEDS_A_TEST = 10
 Outcome = tuple[int, bytes]
-Contents = list[dict[bytes, bytes]]
+Contents = list[dict[bytes, bytes | list[bytes]]]
 
 
 def packets(seed: int) -> list[bytes]:

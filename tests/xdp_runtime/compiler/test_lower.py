@@ -117,7 +117,8 @@ REFUSED = {
     "pointer and": ("r2 = r10\nr2 &= 7\nr0 = 0\nexit", "and on a pointer .stack pointer."),
     "two kinds at a join": (
         "r2 = *(u32 *)(r1 + 0)\nr2 = *(u8 *)(r2 + 0)\nr3 = r10\nif r2 == 0 goto +1\nr3 = 5\n"
-        "r0 = *(u8 *)(r3 - 1)\nexit", "r3 is read but holds different kinds of values on different paths"),
+        "r0 = *(u8 *)(r3 - 1)\nexit",
+        "r3 is read but holds different kinds of values on different paths"),
     "jump out of the program": ("r0 = 0\nif r0 == 0 goto +7\nexit", "leaves the program"),
     "falls off the end": ("r0 = 0", "execution leaves the program at slot 1"),
     "jump into a load": ("r0 = 0\nif r0 == 0 goto +1\nr1 = 5 ll\nexit", "middle of a 64-bit load"),

@@ -139,7 +139,7 @@ def test_iteration_in_long_chains() -> None:
     spec = MapSpec("h", MapType.HASH, 4, 4, 300, flags=MapFlag.ZERO_SEED)
     with compiled_map(spec) as one:
         buckets = one.memory("buckets")
-        chosen = []
+        chosen: list[bytes] = []
         number = 0
         while len(chosen) < 200:  # keys whose first bucket is number 5
             key = struct.pack("<I", number)
