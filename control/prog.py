@@ -74,9 +74,9 @@ def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, args: Namespa
         for _ in range(args.repeat):
             result = machine.run(packet, ingress_ifindex=args.ifindex)
     except Trap as trap:
-        where = source_line(spec, trap.insn) if trap.insn is not None else ""
-        raise VerifyError(f"program {spec.name}", f"the interpreter stopped at instruction "
-                          f"{trap.insn}{where}: {trap}", insn=trap.insn) from trap
+        where = f"instruction {trap.insn}{source_line(spec, trap.insn)}"
+        raise VerifyError(f"program {spec.name}", f"the interpreter stopped at {where}, "
+                          f"{trap.kind.value}: {trap.text}", insn=trap.insn) from trap
     elapsed = time.perf_counter_ns() - started
     return Outcome(result.verdict, result.data_out, elapsed / args.repeat)
 
