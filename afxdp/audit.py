@@ -33,11 +33,11 @@ def audit(queue: Queue) -> Audit:
     in_chunk = queue.shape.frame_size - 1
     stack, free = rings.BLOCK_SIZE_BYTES, queue.load(rings.FREE)
     seen = Counter(queue.load(stack + 8 * i) for i in range(free))
-    waiting = {}
+    waiting, unpublished = {}, {"fill": rings.FILL, "tx": rings.TX}
     for name, words in (("fill", 1), ("rx", 2), ("tx", 2), ("comp", 1)):
         producer, consumer, entries = queue.ring(name)
-        if name == "tx":  # what is not published yet is in the ring all the same
-            producer = queue.load(rings.TX + rings.MINE)
+        if name in unpublished:  # what waits for flush is in the ring all the same
+            producer = queue.load(unpublished[name] + rings.MINE)
         waiting[name] = producer - consumer & _U32
         for i in range(waiting[name]):
             where = (consumer + i & queue.shape.ring_size - 1) * words

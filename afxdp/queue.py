@@ -157,6 +157,7 @@ class Queue:
             self._store(line + rings.RING_FLAGS, self._number(ring.flags))
             self._store(line + rings.MASK, shape.ring_size - 1)
         self._store(rings.FILL + rings.MINE, shape.ring_size)
+        self._store(rings.FILL + rings.PUBLISHED, shape.ring_size)
         self._store(rings.FILL + rings.SEEN, shape.ring_size)
         self._store(rings.TX + rings.SEEN, shape.ring_size)
 

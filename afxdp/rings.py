@@ -10,7 +10,8 @@ is nothing left, so a batch costs one or two shared cache lines.
 
 A frame is a chunk of the umem, aligned to its size (aligned chunk mode), and always in exactly one
 place: free (the stack), fill, rx, the batch in hand, tx, completion, or with the kernel in between.
-From our counters alone, and whatever the kernel does:
+A released frame goes straight back into FILL; the stack has what completions brought back and what
+`send` may take.  From our counters alone, and whatever the kernel does:
 
     total = free + (fill producer - rx consumer) + in hand + (tx producer - completion consumer)
 
@@ -90,11 +91,34 @@ _TX_CALLS_MAX = 16  # sendto() calls in one flush
 Factory = Callable[..., Any]
 
 
+def _fill_room(m: Any) -> Factory:
+    def afxdp_fill_room(q):  # type: ignore
+        """The FILL ring looked full: see how far the kernel is -> entries free."""
+        mine, size = m.load_u64(q, FILL + MINE), m.load_u64(q, FILL + MASK) + 1
+        consumed = m.acquire_u32(m.load_ptr(q, FILL + CONSUMER), 0)
+        room = size - (m.sub(mine, consumed) & _U32)
+        m.store_u64(q, FILL + SEEN, mine + room)
+        return room
+
+    return afxdp_fill_room
+
+
+FILL_ROOM = Template("afxdp_fill_room", _fill_room, "i64(ptr)", inline=False)
+
+
 def _release(m: Any) -> Factory:
+    fill_room = m.extern(FILL_ROOM)
+
     def afxdp_release(q, slot):  # type: ignore
-        free = m.load_u64(q, FREE)
-        m.store_u64(m.load_ptr(q, STACK), free * 8, m.load_u64(slot, COOKIE))
-        m.store_u64(q, FREE, free + 1)
+        """Straight into the fill ring, published by flush; refill leaves room for a batch."""
+        mine, chunk = m.load_u64(q, FILL + MINE), m.load_u64(slot, COOKIE)
+        if mine == m.load_u64(q, FILL + SEEN) and fill_room(q) == 0:
+            free = m.load_u64(q, FREE)
+            m.store_u64(m.load_ptr(q, STACK), free * 8, chunk)
+            m.store_u64(q, FREE, free + 1)
+            return 0
+        m.store_u64(m.load_ptr(q, FILL + ARRAY), (mine & m.load_u64(q, FILL + MASK)) * 8, chunk)
+        m.store_u64(q, FILL + MINE, mine + 1)
         return 0
 
     return afxdp_release
@@ -167,24 +191,28 @@ PUSH = Template("afxdp_push", _push, "i64(ptr)", (RECLAIM,), inline=False)
 
 
 def _refill(m: Any) -> Factory:
+    fill_room = m.extern(FILL_ROOM)
+
     def afxdp_refill(q):  # type: ignore
-        """Free frames to the fill ring, as many as it takes."""
+        """Publish FILL, after topping it up: a ring's worth of frames is on its way to RX."""
         mine, free = m.load_u64(q, FILL + MINE), m.load_u64(q, FREE)
-        may_produce = m.load_u64(q, FILL + SEEN)
-        if may_produce - mine < free:
-            consumed = m.acquire_u32(m.load_ptr(q, FILL + CONSUMER), 0)
-            outstanding = m.sub(mine, consumed) & _U32
-            may_produce = mine - outstanding + m.load_u64(q, FILL + MASK) + 1
-            m.store_u64(q, FILL + SEEN, may_produce)
-        n = free if may_produce - mine > free else may_produce - mine
+        mask = m.load_u64(q, FILL + MASK)
+        wanted = mask + 1 - (mine - m.load_u64(q, RX + MINE))
+        n = free if wanted > free else wanted
         if n > 0:
-            ring, mask = m.load_ptr(q, FILL + ARRAY), m.load_u64(q, FILL + MASK)
-            stack = m.load_ptr(q, STACK)
+            room = m.load_u64(q, FILL + SEEN) - mine
+            if room < n:
+                room = fill_room(q)
+                n = room if n > room else n
+            ring, stack = m.load_ptr(q, FILL + ARRAY), m.load_ptr(q, STACK)
             for i in range(n):
                 m.store_u64(ring, ((mine + i) & mask) * 8, m.load_u64(stack, (free - 1 - i) * 8))
             m.store_u64(q, FREE, free - n)
-            m.store_u64(q, FILL + MINE, mine + n)
-            m.release_u32(m.load_ptr(q, FILL + PRODUCER), 0, mine + n)
+            mine += n
+            m.store_u64(q, FILL + MINE, mine)
+        if mine != m.load_u64(q, FILL + PUBLISHED):
+            m.release_u32(m.load_ptr(q, FILL + PRODUCER), 0, mine)
+            m.store_u64(q, FILL + PUBLISHED, mine)
         if m.relaxed_u32(m.load_ptr(q, FILL + RING_FLAGS), 0) & NEED_WAKEUP:
             m.store_u64(q, WAKEUPS, m.load_u64(q, WAKEUPS) + 1)
             m.c_poll(m.inside(q, POLLFD), 1, 0)
@@ -193,7 +221,7 @@ def _refill(m: Any) -> Factory:
     return afxdp_refill
 
 
-REFILL = Template("afxdp_refill", _refill, "i64(ptr)", inline=False)
+REFILL = Template("afxdp_refill", _refill, "i64(ptr)", (FILL_ROOM,), inline=False)
 
 
 def _receive(m: Any) -> Factory:
@@ -327,7 +355,7 @@ def _flush(m: Any) -> Factory:
 AFXDP = PortKind(
     "afxdp",
     receive=Template("afxdp_receive", _receive, RECEIVE_SIGNATURE, (PUSH, REFILL)),
-    release=Template("afxdp_release", _release, RELEASE_SIGNATURE),
+    release=Template("afxdp_release", _release, RELEASE_SIGNATURE, (FILL_ROOM,)),
     transmit=Template("afxdp_transmit", _transmit, TRANSMIT_SIGNATURE, (HAS_ROOM,)),
     send=Template("afxdp_send", _send, SEND_SIGNATURE, (HAS_ROOM, PUSH), inline=False),
     flush=Template("afxdp_flush", _flush, FLUSH_SIGNATURE, (PUSH, REFILL)),

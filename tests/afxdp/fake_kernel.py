@@ -71,8 +71,8 @@ class FakeQueue:
                                  (rings.MASK, ring_size - 1), (rings.MINE, start),
                                  (rings.SEEN, start)):
                 self.store(line + field, value)
-        self.store(rings.TX + rings.PUBLISHED, start)
         for line in (rings.TX, rings.FILL):
+            self.store(line + rings.PUBLISHED, start)
             self.store(line + rings.SEEN, start + ring_size)
         self.rings["tx"].flags.value = rings.NEED_WAKEUP
         self.store(rings.UMEM, self.umem_address)

@@ -127,6 +127,33 @@ def test_no_frame_for_a_foreign_packet(port: FakePort) -> None:
     checked(port)
 
 
+def test_released_frames_go_back_without_the_stack(port: FakePort) -> None:
+    driver = Driver(port)
+    for _ in range(5):
+        for _ in range(40):
+            assert port.queue.deliver(frames(1)[0])
+        for slot in driver.receive():
+            driver.release(slot)
+        assert (checked(port).fill, checked(port).free) == (64, 64)
+        assert port.queue.ring("fill")[0] != port.queue.load(rings.FILL + rings.MINE) % (1 << 32)
+        driver.flush()
+        assert port.queue.ring("fill")[0] == port.queue.load(rings.FILL + rings.MINE) % (1 << 32)
+
+
+def test_a_flush_in_the_middle_of_a_batch(port: FakePort) -> None:
+    """It fills FILL up, so what is released later has to wait on the stack."""
+    driver = Driver(port)
+    for _ in range(40):
+        port.queue.deliver(frames(1)[0])
+    slots = driver.receive()
+    driver.flush()
+    found = audit(port.queue)  # type: ignore[arg-type]
+    assert (found.fill, found.free, found.in_hand) == (64, 24, 40)
+    for slot in slots:
+        driver.release(slot)
+    assert (checked(port).fill, checked(port).free) == (64, 64)
+
+
 def test_who_is_woken_when(port: FakePort) -> None:
     """Our descriptor is -1, so a wake-up fails, but it is counted."""
     driver, queue = Driver(port), port.queue
