@@ -30,6 +30,7 @@ from xdp_runtime.template import Template
 FD, RING, FRAME_SIZE, FRAME_COUNT, HEAD = 0, 8, 16, 24, 32
 TX, TX_MESSAGES, TX_SIZE, TX_COUNT = 40, 48, 56, 64  # buffers, mmsghdr[], bytes, packets waiting
 RX_TRUNCATED, TX_FULL, TX_FAILED, TX_ERRNO, LONGEST_TRUNCATED = 72, 80, 88, 96, 104
+FRAME_LIMIT = 112  # where FRAME_END is in a ring frame
 QUEUE_BYTES = 128
 TX_SLOTS = 512  # packets in one batch: its own and those of other ports
 
@@ -80,7 +81,7 @@ def _receive(m: Any) -> Callable[..., Any]:
                 m.store_ptr(slot, DATA, data)
                 m.store_ptr(slot, DATA_END, end)
                 m.store_ptr(slot, HARD_START, m.inside(frame, HARD_START_OFFSET))
-                m.store_ptr(slot, FRAME_END, m.inside(frame, size))
+                m.store_ptr(slot, FRAME_END, m.inside(frame, m.load_u64(q, FRAME_LIMIT)))
                 m.store_u64(slot, COOKIE, head)
                 n += 1
             head += 1

@@ -9,6 +9,9 @@ import ctypes
 import mmap
 import struct
 
+# What the kernel keeps behind a packet's buffer, for skb_shared_info: adjust_tail stops before it.
+SKB_SHARED_INFO_BYTES = 320
+
 
 class Block:
     """`size_bytes` of zeroed, page-aligned memory at `address`, until `close`."""

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dataplane.block import Block
+from dataplane.block import SKB_SHARED_INFO_BYTES, Block
 from dataplane.port import (
     BATCH_MAX,
     COOKIE,
@@ -41,7 +41,6 @@ from xdp_runtime.template import Template
 
 _REDIRECT = int(Verdict.REDIRECT)
 _RECORD_BYTES = 16  # before each output packet
-_TAIL_ROOM_BYTES = 320  # as the kernel keeps for skb_shared_info
 _OUT_BYTES, _LOG_BYTES = 64 << 20, 256 << 20
 
 # a queue's memory
@@ -75,7 +74,7 @@ def _receive(m: Any) -> Callable[..., Any]:
             m.store_ptr(slot, DATA, data)
             m.store_ptr(slot, DATA_END, m.inside(data, length))
             m.store_ptr(slot, HARD_START, m.inside(frame, XDP_FRAME_BYTES))
-            m.store_ptr(slot, FRAME_END, m.inside(frame, size))
+            m.store_ptr(slot, FRAME_END, m.inside(frame, size - SKB_SHARED_INFO_BYTES))
             m.store_u64(slot, COOKIE, n)
             cursor += 8 + ((length + 7) & -8)
             if cursor == input_bytes:
@@ -229,7 +228,7 @@ class MemoryPort:
                  frame_size: int = 4096, count: int = 1, record: bool = False,
                  out_bytes: int = _OUT_BYTES, log_bytes: int = _LOG_BYTES, name: str = "memory",
                  ifindex: int = 0) -> None:
-        longest = frame_size - headroom - _TAIL_ROOM_BYTES
+        longest = frame_size - headroom - SKB_SHARED_INFO_BYTES
         for number, frame in enumerate(frames, 1):
             if not 0 < len(frame) <= longest:
                 raise ConfigError(f"{name}, frame {number}", f"it has {len(frame)} bytes, a buffer "

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dataplane import pcap_queue as layout
-from dataplane.block import Block
+from dataplane.block import SKB_SHARED_INFO_BYTES, Block
 from dataplane.pcap_reader import RECEIVE_PCAP, RECEIVE_PCAPNG
 from dataplane.pcap_writer import FLUSH, RELEASE, SEND, TRANSMIT
 from dataplane.pcapfile import complaint, map_file, pcapng_header, read_header
@@ -30,7 +30,6 @@ from xdp_runtime.state import HEADROOM_BYTES, Verdict
 PCAP = PortKind("pcap", RECEIVE_PCAP, RELEASE, TRANSMIT, SEND, FLUSH)
 PCAPNG = PortKind("pcapng", RECEIVE_PCAPNG, RELEASE, TRANSMIT, SEND, FLUSH)
 
-_TAIL_ROOM_BYTES = 320  # as the kernel keeps for skb_shared_info
 _OUT_BYTES = 1 << 20
 _COMMENTS = [*(f"XDP_{verdict.name}" for verdict in Verdict), " ifindex ", "sent here"]
 _OWN_ORDER = "<" if struct.pack("=H", 1)[0] else ">"
@@ -44,7 +43,7 @@ class PcapPort:
         self.name = str(source if source is not None else out)
         self.ifindex = ifindex
         self.kind: PortKind = PCAPNG
-        longest = frame_size - HEADROOM_BYTES - _TAIL_ROOM_BYTES
+        longest = frame_size - HEADROOM_BYTES - SKB_SHARED_INFO_BYTES
         self.mtu = longest - 14
         if longest < 64:
             raise ConfigError(f"{self.name}", f"a frame size of {frame_size} leaves no packet room",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dataplane.block import SKB_SHARED_INFO_BYTES
 from dataplane.pcap_queue import (
     CONTENT,
     CONTENT_BYTES,
@@ -131,7 +132,7 @@ def _deliver(m: Any) -> Callable[..., Any]:
         m.store_ptr(slot, DATA, data)
         m.store_ptr(slot, DATA_END, m.inside(data, length))
         m.store_ptr(slot, HARD_START, m.inside(frame, XDP_FRAME_BYTES))
-        m.store_ptr(slot, FRAME_END, m.inside(frame, size))
+        m.store_ptr(slot, FRAME_END, m.inside(frame, size - SKB_SHARED_INFO_BYTES))
         m.store_u64(slot, COOKIE, n)
         row = m.inside(q, ROWS + n * ROW_BYTES)
         m.store_u64(row, ROW_NS, timestamp_ns)

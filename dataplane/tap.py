@@ -26,7 +26,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dataplane.block import Block
+from dataplane.block import SKB_SHARED_INFO_BYTES, Block
 from dataplane.port import (
     BATCH_MAX,
     COOKIE,
@@ -49,7 +49,6 @@ from xdp_runtime.state import HEADROOM_BYTES, XDP_FRAME_BYTES
 from xdp_runtime.template import Template
 
 _SIOCGIFMTU = 0x8921
-_TAIL_ROOM_BYTES = 320  # as the kernel keeps for skb_shared_info
 
 # a queue's memory
 _FD, _HEADER_BYTES, _FRAMES, _FRAME_SIZE, _LONGEST = 0, 8, 16, 24, 32
@@ -86,7 +85,7 @@ def _receive(m: Any) -> Callable[..., Any]:
             m.store_ptr(slot, DATA, data)
             m.store_ptr(slot, DATA_END, m.inside(data, length))
             m.store_ptr(slot, HARD_START, m.inside(frame, XDP_FRAME_BYTES))
-            m.store_ptr(slot, FRAME_END, m.inside(frame, size))
+            m.store_ptr(slot, FRAME_END, m.inside(frame, size - SKB_SHARED_INFO_BYTES))
             m.store_u64(slot, COOKIE, n)
             n += 1
         return n
@@ -224,7 +223,7 @@ class TapPort:
     kind: PortKind = TAP
 
     def __init__(self, device: TapDevice, frame_size: int = 4096) -> None:
-        longest = frame_size - HEADROOM_BYTES - _TAIL_ROOM_BYTES
+        longest = frame_size - HEADROOM_BYTES - SKB_SHARED_INFO_BYTES
         if longest < 1518:
             raise ConfigError(f"tap {device.name}", f"a frame size of {frame_size} takes no "
                               "packet of 1518 bytes", "use 4096")
