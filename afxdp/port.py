@@ -73,7 +73,11 @@ class AfxdpPort:
             return port
 
     def statistics(self) -> dict[str, int]:
-        """Summed over the queues; after close, what they were then."""
+        """Summed over the queues; after close, what they were then.
+
+        A worker that is too slow shows as `rx_fill_ring_empty_descs`: all frames wait in RX, and
+        the kernel drops what comes without copying it first.
+        """
         if not self._closed:
             total: Counter[str] = Counter()
             for queue in self.opened:
