@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from control import features
+from control import features, setmap
 from control.host import Watchdog, choose_cpus, say_cpus, used_cpus
 from control.run import finish, stop_engine
 from control.signals import Signals
@@ -149,6 +149,7 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
                     opt=args.opt, directory=run_dir.path)
     undo.callback(engine.close)
+    setmap.apply(engine.program, args.settings)
     rundir.write_atomic(run_dir.path / "run.json", json.dumps({
         "program": spec.name, "object": obj.name, "interfaces": list(args.iface),
         "modes": [port.mode for port in live.ports], "workers": workers,

@@ -19,7 +19,7 @@ from xdp_runtime.errors import ConfigError
 class Option:
     """`names` is "-i --interval", or one upper-case word for an argument without a dash.
 
-    `type` bool is a switch, and with `counted` one that counts.
+    `type` bool is a switch, and with `counted` one that counts; `many` may be given again.
     """
 
     names: str
@@ -30,6 +30,7 @@ class Option:
     choices: tuple[str, ...] = ()
     required: bool = False
     counted: bool = False
+    many: bool = False
     hidden: bool = False
 
 
@@ -93,6 +94,8 @@ def build_parser(verb: Verb) -> Parser:
                 "action": "store_true"}
         else:
             settings |= {"type": option.type, "default": option.default}
+            if option.many:
+                settings |= {"action": "append", "default": []}
             if option.choices:
                 settings["choices"] = option.choices
             elif option.metavar:

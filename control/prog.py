@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import binascii
 import json
+import os
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from control import setmap
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import ConfigError, LoadError, PortError, VerifyError
 from xdp_runtime.object import Object, ProgramSpec
 
+Settings = Sequence[setmap.Setting]
 _LONGEST_BYTES = 3480  # what fits a page beside head room and tail room, as in the kernel
 
 
@@ -31,8 +35,9 @@ def run(args: Namespace) -> int:
     packet = read_packet(args.data_in)
     obj = read_object(args.obj)
     spec = obj.program(args.prog_name)
+    settings = [setmap.parse(text, obj) for text in args.set_map]
     engine = {"jit": run_compiled, "interp": run_interpreted, "kernel": run_in_kernel}[args.engine]
-    outcome = engine(obj, spec, packet, args)
+    outcome = engine(obj, spec, packet, settings, args)
     if args.data_out not in (None, "-"):
         _write(args.data_out, outcome.data_out)
     if args.json:
@@ -50,11 +55,13 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def run_compiled(obj: Object, spec: ProgramSpec, packet: bytes, args: Namespace) -> Outcome:
+def run_compiled(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settings,
+                 args: Namespace) -> Outcome:
     from xdp_runtime.program import load
     from xdp_runtime.state import Fault
 
     with load(obj, spec.name, opt=args.opt) as program:
+        setmap.apply(program, settings)
         result = program.repeat(packet, args.repeat, ingress_ifindex=args.ifindex)
     fault = ""
     if result.fault != Fault.NONE:
@@ -62,13 +69,18 @@ def run_compiled(obj: Object, spec: ProgramSpec, packet: bytes, args: Namespace)
     return Outcome(result.retval, result.data_out, result.duration_ns, fault)
 
 
-def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, args: Namespace) -> Outcome:
+def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settings,
+                    args: Namespace) -> Outcome:
     from xdp_runtime.interp import Machine, Trap
 
     if not spec.is_xdp:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')
     machine = Machine(obj, spec)
+    for name, key, value in settings:
+        code = machine.maps[obj.map_index(name)].update(key, value)
+        if code:
+            raise _refused(name, key, -code)
     started = time.perf_counter_ns()
     try:
         for _ in range(args.repeat):
@@ -81,17 +93,27 @@ def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, args: Namespa
     return Outcome(result.verdict, result.data_out, elapsed / args.repeat)
 
 
-def run_in_kernel(obj: Object, spec: ProgramSpec, packet: bytes, args: Namespace) -> Outcome:
+def run_in_kernel(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settings,
+                  args: Namespace) -> Outcome:
     from xdp_runtime.kernel import load_into_kernel
 
     try:
         with load_into_kernel(obj, spec.name) as program:
+            for name, key, value in settings:
+                try:
+                    program.maps[name].update(key, value)
+                except OSError as error:
+                    raise _refused(name, key, error.errno or 0) from error
             result = program.run(packet, args.repeat, args.ifindex or None)
     except OSError as error:
         mend = "run as root, or with CAP_BPF and CAP_NET_ADMIN" if error.errno in (1, 13) else ""
         raise LoadError(f"program {spec.name}", f"the kernel refuses: {error.strerror or error}",
                         mend) from error
     return Outcome(result.retval, result.data_out, result.duration_ns)
+
+
+def _refused(name: str, key: bytes, code: int) -> ConfigError:
+    return ConfigError(f"--set-map {name}", f"key {key.hex()} is refused, {os.strerror(code)}")
 
 
 def describe_fault(spec: ProgramSpec, fault: str, insn: int) -> str:

@@ -24,7 +24,9 @@ def run(args: Namespace) -> int:
                 from xdp_runtime.elf import read_object
                 obj = read_object(args.obj)
                 spec = obj.program(args.prog_name)
+                from control import setmap
                 from control.watch import note
+                args.settings = [setmap.parse(text, obj) for text in args.set_map]
             if args.pcap is not None:
                 return _run_files(args, obj, spec.name, signals)
             with signals.interruptible():
@@ -51,6 +53,7 @@ def check_options(args: Namespace) -> None:
 
 def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int:
     """PcapPort through the same engine; a damaged file fails after what was good of it."""
+    from control import setmap
     from control.watch import Watch, note
     from dataplane.engine import Engine
     from dataplane.pcap import PcapPort
@@ -63,6 +66,7 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
             engine = Engine(obj, [port], program=program, batch_size=args.batch_size,
                             opt=args.opt, exit_when_idle=True)
         undo.callback(engine.close)
+        setmap.apply(engine.program, args.settings)
         watch = Watch(engine, [port], signals, name=Path(args.pcap).name, out=out,
                       interval_s=args.interval, duration_s=args.duration, as_json=args.json,
                       trace=args.trace or args.verbose > 0, tick_s=0.005)
