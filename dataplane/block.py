@@ -17,7 +17,8 @@ class Block:
     """`size_bytes` of zeroed, page-aligned memory at `address`, until `close`."""
 
     def __init__(self, size_bytes: int, mapping: mmap.mmap | None = None) -> None:
-        self._mapping = mapping if mapping is not None else mmap.mmap(-1, size_bytes)
+        self._mapping = mapping if mapping is not None else mmap.mmap(
+            -1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self._mapping)
         self.address = ctypes.addressof(self._anchor)
         self.size_bytes = size_bytes

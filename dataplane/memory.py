@@ -50,7 +50,8 @@ _OUT, _OUT_USED, _OUT_SIZE = 56, 64, 72
 _LOG, _LOG_USED, _LOG_SIZE = 80, 88, 96  # _LOG is null unless recording
 _RECEIVED = 104  # packets of the batch at hand
 _OUT_FULL, _LOG_FULL = 112, 120  # counters
-_DONE = 128  # one row a buffer: what came back, {pointer, end, meta, u32 verdict, u32 target}
+_DISCARD = 128  # nobody will read the output: every batch overwrites the last one's
+_DONE = 192  # one row a buffer: what came back, {pointer, end, meta, u32 verdict, u32 target}
 _ROW_BYTES = 32
 _QUEUE_BYTES = _DONE + _ROW_BYTES * BATCH_MAX
 
@@ -193,6 +194,8 @@ def _flush(m: Any) -> Callable[..., Any]:
     def memory_flush(q):  # type: ignore[no-untyped-def]
         if not m.is_null(m.load_ptr(q, _LOG)):
             log(q)
+        if m.load_u64(q, _DISCARD) != 0:
+            m.store_u64(q, _OUT_USED, 0)
         return 0
 
     return memory_flush
@@ -220,14 +223,14 @@ class Result(NamedTuple):
 
 class MemoryPort:
     """Input frame i goes to queue i % queues; all are repeated `count` times.  With `record`,
-    `results` says what became of every packet; `sent` is what left through the port."""
+    `results` says what became of every packet; `sent` is what left through the port, with `discard` nothing."""
 
     kind = MEMORY
 
     def __init__(self, frames: Sequence[bytes], queues: int = 1, headroom: int = HEADROOM_BYTES,
                  frame_size: int = 4096, count: int = 1, record: bool = False,
                  out_bytes: int = _OUT_BYTES, log_bytes: int = _LOG_BYTES, name: str = "memory",
-                 ifindex: int = 0) -> None:
+                 ifindex: int = 0, discard: bool = False) -> None:
         longest = frame_size - headroom - SKB_SHARED_INFO_BYTES
         for number, frame in enumerate(frames, 1):
             if not 0 < len(frame) <= longest:
@@ -252,6 +255,7 @@ class MemoryPort:
             q.set(_HEADROOM, headroom)
             q.set(_OUT, out.address)
             q.set(_OUT_SIZE, out_bytes)
+            q.set(_DISCARD, int(discard))
             if log is not None:
                 q.set(_LOG, log.address)
                 q.set(_LOG_SIZE, log_bytes)

@@ -62,6 +62,15 @@ def test_full_output_loses_packets_and_counts_them() -> None:
     assert port.statistics() == {"tx_full": 1, "record_full": 2}
 
 
+def test_discarded_output_never_fills() -> None:
+    port = MemoryPort(frames(1), count=100, out_bytes=2 * 80, discard=True)
+    driver = Driver(port)
+    while not port.finished():
+        assert all(driver.transmit(slot) for slot in driver.receive(2))
+        driver.flush()
+    assert port.sent == [] and port.statistics()["tx_full"] == 0
+
+
 def test_queues_share_the_input() -> None:
     port = MemoryPort(frames(5), queues=2)
     assert Driver(port, 0).drain(9) == list(frames(5)[::2])
