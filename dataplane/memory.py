@@ -223,7 +223,8 @@ class Result(NamedTuple):
 
 class MemoryPort:
     """Input frame i goes to queue i % queues; all are repeated `count` times.  With `record`,
-    `results` says what became of every packet; `sent` is what left through the port, with `discard` nothing."""
+    `results` says what became of every packet; `sent` is what left through the port (with
+    `discard` nothing is kept of it)."""
 
     kind = MEMORY
 
