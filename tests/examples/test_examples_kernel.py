@@ -65,6 +65,7 @@ def _verdict(program: KernelProgram, packet: Any) -> int:
 def _has_good_checksums(frame: bytes) -> bool:
     """scapy fills in what is missing: taken out and put in again, nothing may change."""
     packet = Ether(frame)
+    layer: Any
     for layer in (IP, TCP, UDP, ICMP):
         if layer in packet:
             del packet[layer].chksum
