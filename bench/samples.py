@@ -1,0 +1,96 @@
+"""What every bench shares: medians with their spread, CPUs, and what machine this is."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def record(self, digits: int = 3) -> dict[str, float]:
+        return {"median": round(self.median, digits), "min": round(self.low, digits),
+                "max": round(self.high, digits)}
+
+
+def cpus(count: int) -> list[int]:
+    """CPUs to measure on, the last ones first: the machine's own work tends to be on the first."""
+    allowed = sorted(os.sched_getaffinity(0), reverse=True)
+    return [allowed[i % len(allowed)] for i in range(count)]
+
+
+@contextmanager
+def pinned(cpu: int) -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def machine() -> dict[str, Any]:
+    """What a figure means nothing without."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
+        "cpu": _cpu_name(), "cpus": len(os.sched_getaffinity(0)),
+        "virtual": "hypervisor" in _cpu_info().get("flags", "").split(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "mitigations": {path.name: path.read_text().strip() for path in sorted(
+            Path("/sys/devices/system/cpu/vulnerabilities").glob("*"))},
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("xdpu", "llvmlite", "numba")},
+        "commit": _commit(),
+    }
+
+
+def _cpu_info() -> dict[str, str]:
+    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _cpu_name() -> str:
+    info = _cpu_info()
+    numbers = "/".join(info.get(n, "?") for n in ("cpu family", "model", "stepping"))
+    return f"{info.get('model name', platform.processor() or 'unknown')} ({numbers})"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True,
+                              check=False)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit or 'unknown'}{' with changes' if changed else ''}"
