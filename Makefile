@@ -60,7 +60,8 @@ examples: apt-test
 
 wheel: venv
 	@rm -rf build/lib* build/bdist* dist
-	$(PY) -m build --wheel --no-isolation --outdir dist .
+	@mkdir -p build; $(PY) -m build --wheel --no-isolation --outdir dist . >build/wheel.log 2>&1 || \
+		{ cat build/wheel.log >&2; exit 1; }
 	@$(PY) -m zipfile -l dist/*.whl | grep -q 'afxdp/_native.*\.so' || \
 		{ echo 'wheel: afxdp/_native is not in it: the AF_XDP port would not work' >&2; exit 1; }
 	@! $(PY) -m zipfile -l dist/*.whl | grep '^tests/' || \
