@@ -85,7 +85,7 @@ venv: apt .venv/installed
 	@[ -x $(PY) ] || { echo 'venv: making .venv with $(PYTHON)'; $(PYTHON) -m venv .venv; }
 	@echo 'venv: installing xdpu and what it needs into .venv'
 	@$(PY) -m pip install -q --disable-pip-version-check 'setuptools>=77' 'cffi>=2.0'
-	@$(PY) -m pip install -q --disable-pip-version-check --root-user-action ignore \
+	@PYTHONWARNINGS=ignore $(PY) -m pip install -q --disable-pip-version-check --root-user-action ignore \
 		--no-build-isolation -e '.[test,dev]'
 	@# pip keeps to itself what setup.py says: ask why the extension was not built.
 	@ls afxdp/_native*.so >/dev/null 2>&1 || $(PY) -c \
