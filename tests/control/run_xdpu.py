@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,7 +49,7 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> A
 
 
 class Run:
-    """`xdpu run -j` in a namespace, killed at the end of the `with` block if it is still there."""
+    """`xdpu run -j` in a namespace; the `with` block ends it if it is still there."""
 
     def __init__(self, ns: str, *argv: str, **env: str) -> None:
         prefix = ["ip", "netns", "exec", ns] if ns else []
@@ -66,7 +67,10 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        if self.process.poll() is None:  # a test failed: let it put the network back
+            self.process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
             self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdout, self.process.stderr):
@@ -107,6 +111,10 @@ class Run:
         self.read()
         found = [r["total"] for r in self.records if "total" in r]
         return found[-1] if found else {}
+
+    def latest(self) -> dict[str, Any]:
+        self.read()
+        return self.records[-1] if self.records else {}
 
     def end(self, number: int = signal.SIGINT) -> int:
         """Signal it, take in all it says, and give its exit code."""

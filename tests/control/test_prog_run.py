@@ -62,7 +62,8 @@ def test_map_entries_and_interface(engine: str, capsys: pytest.CaptureFixture[st
 
 def test_repeat_is_in_compiled_code(capsys: pytest.CaptureFixture[str]) -> None:
     """Five million runs in CPython would take minutes."""
-    answer = ask(capsys, f"{EXAMPLES}/tx.o", "--data-in", f"hex:{PING.hex()}", "--repeat", "5000000")
+    answer = ask(capsys, f"{EXAMPLES}/tx.o", "--data-in", f"hex:{PING.hex()}", "--repeat",
+                 "5000000")
     assert answer["retval"] == 3 and float(str(answer["duration"])) < 10_000
     assert answer["data_out"] == (PING[6:12] + PING[:6] + PING[12:]).hex(), "each on a fresh packet"
 

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ DST, SRC = "02:00:00:00:00:02", "02:00:00:00:00:01"
 
 
 def frames() -> list[Any]:
-    import scapy.all as s
-
+    s: Any = import_module("scapy.all")
     eth = s.Ether(dst=DST, src=SRC)
     ip4, ip6 = s.IP(src="10.0.0.1", dst="10.0.0.2"), s.IPv6(src="fd00::1", dst="fd00::2")
     return [eth / ip4 / s.ICMP(id=7, seq=1) / b"ping", eth / ip4 / s.TCP(dport=80, flags="S"),
@@ -116,8 +116,8 @@ def test_trace(capture: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_output_to_a_pipe(capture: Path) -> None:
-    done = subprocess.run(command("run", f"{EXAMPLES}/drop.o", "--pcap", str(capture), "--out", "-"),
-                          capture_output=True, check=True, env=environment(), cwd="/")
+    argv = command("run", f"{EXAMPLES}/drop.o", "--pcap", str(capture), "--out", "-")
+    done = subprocess.run(argv, capture_output=True, check=True, env=environment(), cwd="/")
     assert done.stdout[:4] == b"\x0a\x0d\x0d\x0a" and done.stdout.count(b"XDP_DROP") == 6
     assert b"Packets dropped" in done.stderr
 

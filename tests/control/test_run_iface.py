@@ -1,0 +1,413 @@
+"""xdpu run on veth: real traffic through the stack, by TX and by redirect; and everything back.
+
+`node` is where xdpu runs, `client` is where ordinary programs run.  What the node's interface is
+like is asked of `ip -j` before and after each test, which must agree however the run ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.control.run_xdpu import EXAMPLES, Run, until, xdpu
+from tests.nets import VethPair, entered, in_ns, popen_in_ns
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+PORTS = ["afxdp", "afpacket"]
+SEED = 20261120
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[VethPair]:
+    """`a` is the client, `b` the node; checksum offload stays on, as in real life."""
+    with VethPair(queues=2, subnet=31, offload=True) as pair:
+        yield pair
+
+
+def state(ns: str, ifname: str) -> dict[str, Any]:
+    """All that a run changes: interfaces, addresses, routes, XDP, promiscuity."""
+    links = json.loads(in_ns(ns, "ip", "-j", "-d", "link").stdout)
+    addresses = json.loads(in_ns(ns, "ip", "-j", "addr", "show", "dev", ifname).stdout)
+    routes = [json.loads(in_ns(ns, "ip", "-j", version, "route", "show", "table", "all").stdout)
+              for version in ("-4", "-6")]
+    mine = next(link for link in links if link["ifname"] == ifname)
+    return {
+        "names": sorted(link["ifname"] for link in links), "xdp": mine.get("xdp"),
+        "promiscuity": mine.get("promiscuity"), "mac": mine["address"], "mtu": mine["mtu"],
+        "flags": sorted(set(mine["flags"]) - {"NO-CARRIER"}),
+        "addresses": sorted((a["local"], a["prefixlen"], a["scope"])
+                            for a in addresses[0]["addr_info"]),
+        "routes": sorted(str({k: r.get(k) for k in ("dst", "dev", "gateway", "metric", "type")})
+                         for family in routes for r in family)}
+
+
+def settled(ns: str, ifname: str) -> bool:
+    """Duplicate detection is over: the link-local address has its route."""
+    routes = in_ns(ns, "ip", "-6", "route", "show", "table", "local", "dev", ifname).stdout
+    return "local fe80" in routes
+
+
+@pytest.fixture
+def unchanged(net: VethPair) -> Iterator[None]:
+    """The node is after the test as it was before."""
+    until(lambda: settled(net.b.ns, net.b.ifname), "a link-local address")
+    before = state(net.b.ns, net.b.ifname)
+    yield
+    assert state(net.b.ns, net.b.ifname) == before
+
+
+def example(name: str) -> str:
+    return str(EXAMPLES / f"{name}.o")
+
+
+def live(net: VethPair, name: str, *argv: str, **env: str) -> Run:
+    return Run(net.b.ns, example(name), "--iface", net.b.ifname, "-i", "0.1", *argv, **env)
+
+
+def ping(net: VethPair, address: str, count: int = 3) -> bool:
+    """All answered?"""
+    done = in_ns(net.a.ns, "ping", "-q", "-c", str(count), "-i", "0.02", "-W", "2", address,
+                 check=False)
+    return done.returncode == 0 and f" {count} received" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def server(net: VethPair, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
+    """A real HTTP server in the node, and the page it has."""
+    folder = tmp_path_factory.mktemp("www")
+    page = random.Random(SEED).randbytes(200_000)
+    (folder / "page").write_bytes(page)
+    process = popen_in_ns(net.b.ns, sys.executable, "-m", "http.server", "8000", "--bind", "::",
+                          "--directory", str(folder))
+    try:
+        until(lambda: in_ns(net.b.ns, "ss", "-Hltn", "sport = :8000").stdout, "the HTTP server")
+        yield page
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def fetch(net: VethPair, address: str, tmp_path: Path, timeout_s: str = "20") -> bytes | None:
+    out = tmp_path / "got"
+    out.unlink(missing_ok=True)
+    done = in_ns(net.a.ns, "curl", "-s", "--noproxy", "*", "--max-time", timeout_s, "-o", str(out),
+                 f"http://{address}:8000/page", check=False)
+    return out.read_bytes() if done.returncode == 0 and out.exists() else None
+
+
+# ---- traffic -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.usefixtures("unchanged")
+def test_the_host_answers_through_the_tap(net: VethPair, server: bytes, port: str,
+                                          tmp_path: Path) -> None:
+    with live(net, "pass", "--port", port) as run:
+        start = run.wait_for("start")
+        assert start["taps"] == {net.b.ifname: f"xdpu-{net.b.ifname}"[:15]}
+        assert ping(net, net.b.ip4) and ping(net, net.b.ip6)
+        assert fetch(net, net.b.ip4, tmp_path) == server
+        assert fetch(net, f"[{net.b.ip6}]", tmp_path) == server
+        back = in_ns(net.b.ns, "ping", "-q", "-c", "2", "-i", "0.02", net.a.ip4, check=False)
+        assert back.returncode == 0, "the host reaches out, too"
+        assert run.end() == 0
+        summary = run.wait_for("summary")
+    total = summary["total"]
+    assert total["pass"] == total["rx_packets"] > 20 and total["stack_packets"] > 10
+    assert total["aborted"] == total["drop"] == total["tx"] == 0
+    assert f"runs on {net.b.ifname}: " in run.errors
+    assert "XDP_PASS" in run.errors and "CPU" in run.errors
+
+
+@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.usefixtures("unchanged")
+def test_drop(net: VethPair, port: str) -> None:
+    with live(net, "drop", "--port", port) as run:
+        run.wait_for("start")
+        done = in_ns(net.a.ns, "ping", "-q", "-c", "2", "-i", "0.02", "-W", "0.3", net.b.ip4,
+                     check=False)
+        assert " 0 received" in done.stdout
+        until(lambda: run.total().get("drop", 0) >= 2, "two drops")
+        assert run.end(signal.SIGTERM) == 0
+        total = run.wait_for("summary")["total"]
+    assert total["drop"] == total["rx_packets"]
+
+
+@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.usefixtures("unchanged")
+def test_ping_is_answered_by_tx(net: VethPair, port: str) -> None:
+    with live(net, "icmp_echo", "--port", port) as run:
+        run.wait_for("start")
+        assert ping(net, net.b.ip4, 5) and ping(net, net.b.ip6, 5)
+        assert run.end() == 0
+        total = run.wait_for("summary")["total"]
+    assert total["tx"] == 10 and total["tx_full"] == 0
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_skb_mode_when_asked(net: VethPair) -> None:
+    with live(net, "icmp_echo", "--mode", "skb") as run:
+        assert "skb" in run.wait_for("start")["modes"][net.b.ifname]
+        assert ping(net, net.b.ip4)
+        assert run.end() == 0
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_without_a_stack_passed_frames_are_counted(net: VethPair) -> None:
+    with live(net, "pass", "--no-stack") as run:
+        assert run.wait_for("start")["taps"] == {}
+        in_ns(net.a.ns, "ping", "-q", "-c", "2", "-i", "0.02", "-W", "0.2", net.b.ip4, check=False)
+        until(lambda: run.total().get("pass", 0) >= 2, "two passed")
+        assert run.end() == 0
+    assert "no stack to go to" in run.errors and "were dropped" in run.errors
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_redirect_between_two_interfaces(port: str) -> None:
+    """left -- node -- right; the node has no addresses and forwards frames."""
+    with ExitStack() as stack:
+        one = stack.enter_context(VethPair(subnet=41))
+        two = stack.enter_context(VethPair(ns_b=one.b.ns, subnet=42))
+        for end in (one.b, two.b):
+            in_ns(end.ns, "ip", "addr", "flush", "dev", end.ifname)
+        in_ns(two.a.ns, "ip", "addr", "add", "10.77.41.9/24", "dev", two.a.ifname)
+        for near, far, address in ((one.a, two.a, "10.77.41.9"), (two.a, one.a, one.a.ip4)):
+            in_ns(near.ns, "ip", "neigh", "replace", address, "lladdr", far.mac, "dev",
+                  near.ifname, "nud", "permanent")
+        in_ns(two.a.ns, "ip", "route", "replace", one.a.ip4, "dev", two.a.ifname, "src",
+              "10.77.41.9")
+        run = stack.enter_context(Run(
+            one.b.ns, example("redirect"), "--iface", f"{one.b.ifname},{two.b.ifname}", "--port",
+            port, "-i", "0.1", "--promisc", "--set-map", f"peer={one.b.ifindex}:{two.b.ifindex}",
+            "--set-map", f"peer={two.b.ifindex}:{one.b.ifindex}"))
+        run.wait_for("start")
+        done = in_ns(one.a.ns, "ping", "-q", "-c", "5", "-i", "0.02", "-W", "2", "10.77.41.9",
+                     check=False)
+        assert " 5 received" in done.stdout
+        assert run.end() == 0
+        total = run.wait_for("summary")["total"]
+    assert total["redirect"] >= 10
+    assert total["redirect_no_port"] == total["redirect_full"] == 0
+
+
+# ---- being watched -------------------------------------------------------------------------------
+
+@pytest.mark.usefixtures("unchanged")
+def test_status_lines_and_duration(net: VethPair) -> None:
+    prefix = ["ip", "netns", "exec", net.b.ns]
+    done = xdpu("run", example("drop"), "--iface", net.b.ifname, "-i", "0.2", "-d", "0.7",
+                prefix=prefix)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    status = [line for line in lines if " rx/s" in line]
+    assert len(status) == 3 and all(line.startswith(net.b.ifname) for line in status)
+    for word in ("pass/s", "drop/s", "tx/s", "redir/s", "aborted/s", "err/s"):
+        assert word in status[0]
+    assert any(line.startswith("Packets received") for line in lines)
+    assert "Duration" in done.stdout
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_sigquit_says_more_and_less(net: VethPair) -> None:
+    with live(net, "drop") as run:
+        first = run.wait_for("status")
+        assert "flows" not in first
+        run.process.send_signal(signal.SIGQUIT)
+        until(lambda: "flows" in run.latest(), "extended status")
+        record = run.latest()
+        assert {f["port"] for f in record["flows"]} >= {net.b.ifname} and record["ports"]
+        run.process.send_signal(signal.SIGQUIT)
+        until(lambda: "flows" not in run.latest(), "terse status")
+        assert run.end() == 0
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_xdpu_status(net: VethPair) -> None:
+    with live(net, "drop", "--name", "watched") as run:
+        run.wait_for("start")
+        in_ns(net.a.ns, "ping", "-q", "-c", "1", "-W", "0.1", net.b.ip4, check=False)
+        rows = {row["name"]: row for row in json.loads(xdpu("status", "-j").stdout)}
+        row = rows["watched"]
+        assert row["alive"] and row["program"] == "drop" and row["total"]["rx_packets"] >= 1
+        assert row["pid"] == run.process.pid and row["interfaces"] == [net.b.ifname]
+        assert "watched" in xdpu("status").stdout
+        assert run.end() == 0
+    assert all(r["name"] != "watched" for r in json.loads(xdpu("status", "-j").stdout))
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_silence_is_explained(net: VethPair) -> None:
+    with live(net, "drop", "--queue", "1") as run:
+        until(lambda: run.latest() and "no packet in 5 s" in run.errors, "a word on the silence")
+        assert "--queue all" in run.errors
+        assert run.end() == 0
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+def refused(net: VethPair, *argv: str) -> str:
+    done = xdpu("run", example("drop"), *argv, prefix=["ip", "netns", "exec", net.b.ns])
+    assert done.returncode == 3 and done.stdout == "" and done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_an_interface_that_is_down(net: VethPair) -> None:
+    in_ns(net.b.ns, "ip", "link", "add", "xdpudown0", "type", "veth", "peer", "name", "xdpudown1")
+    try:
+        assert refused(net, "--iface", "xdpudown0") == (
+            "xdpu: xdpudown0: it is down (ip link set dev xdpudown0 up)\n")
+    finally:
+        in_ns(net.b.ns, "ip", "link", "del", "xdpudown0")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_driver_without_native_xdp(net: VethPair) -> None:
+    assert refused(net, "--iface", "lo").endswith("has no native XDP (use --mode skb)\n")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_queue_that_is_bound_already(net: VethPair) -> None:
+    with live(net, "drop", "--queue", "0", "--name", "first") as run:
+        run.wait_for("start")
+        said = refused(net, "--iface", net.b.ifname, "--queue", "0", "--name", "second")
+        assert said.startswith(f"xdpu: {net.b.ifname}: another XDP program is attached")
+        assert run.end() == 0
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_the_same_run_twice(net: VethPair) -> None:
+    with live(net, "drop") as run:
+        run.wait_for("start")
+        done = xdpu("run", example("drop"), "--iface", net.b.ifname,
+                    prefix=["ip", "netns", "exec", net.b.ns])
+        assert done.returncode == 2 and "is already running as pid" in done.stderr
+        assert run.end() == 0
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_queue_that_does_not_exist(net: VethPair) -> None:
+    assert "queue 7 of" in refused(net, "--iface", net.b.ifname, "--queue", "7")
+
+
+# ---- ends ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("what", ["del", "down"])
+def test_an_interface_that_goes_away_ends_the_run(what: str) -> None:
+    with VethPair(subnet=51) as pair, live(pair, "pass") as run:
+        run.wait_for("start")
+        if what == "del":
+            in_ns(pair.a.ns, "ip", "link", "del", pair.a.ifname)
+        else:
+            in_ns(pair.b.ns, "ip", "link", "set", pair.b.ifname, "down")
+        assert run.finish() == 3
+        why = "was removed" if what == "del" else "went down"
+        assert f"xdpu: interface {pair.b.ifname}: {why} during the run" in run.errors
+        assert run.wait_for("summary") and run.wait_for("error")["error"]["kind"] == "port"
+        names = [link["ifname"] for link in json.loads(in_ns(pair.b.ns, "ip", "-j", "link").stdout)]
+        assert names == (["lo"] if what == "del" else ["lo", pair.b.ifname])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("unchanged")
+def test_signals_end_it_with_a_summary(net: VethPair, number: int) -> None:
+    with live(net, "pass", "--promisc") as run:
+        run.wait_for("start")
+        assert run.end(number) == 0
+        assert run.wait_for("summary") and run.wait_for("start")
+
+
+def test_signals_at_any_moment_of_the_start(net: VethPair, unchanged: None) -> None:
+    """Nothing is left behind, and the exit code says whether the run had begun."""
+    began_s = time.monotonic()
+    with live(net, "pass") as run:
+        run.wait_for("start")
+        whole_s = time.monotonic() - began_s
+        assert run.end() == 0
+    before = state(net.b.ns, net.b.ifname)
+    rng = random.Random(SEED)
+    codes = []
+    for moment in sorted(rng.uniform(0.0, 1.0) for _ in range(10)):
+        with live(net, "pass") as run:
+            time.sleep(moment * whole_s)
+            codes.append(run.end(rng.choice((signal.SIGINT, signal.SIGTERM))))
+        assert state(net.b.ns, net.b.ifname) == before, f"at {moment:.2f} of {whole_s:.2f} s"
+        assert codes[-1] in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM), run.errors
+        assert not [r for r in json.loads(xdpu("status", "-j").stdout)
+                    if net.b.ifname in r["name"]]
+    assert any(codes), "some came before the start"
+
+
+@pytest.mark.parametrize("keeper", ["lives", "killed too"])
+@pytest.mark.usefixtures("unchanged")
+def test_kill_9_then_a_new_run(net: VethPair, keeper: str) -> None:
+    with live(net, "pass") as run:
+        run.wait_for("start")
+        children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()
+        if keeper == "killed too":
+            for pid in children.split():
+                os.kill(int(pid), signal.SIGKILL)
+        run.process.kill()
+        run.process.wait()
+    with live(net, "icmp_echo") as run:
+        run.wait_for("start")
+        assert ping(net, net.b.ip4)
+        assert run.end() == 0
+    if keeper == "killed too":
+        assert "mended: " in run.errors
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_kill_9_then_clean(net: VethPair) -> None:
+    with live(net, "pass", "--name", "doomed") as run:
+        run.wait_for("start")
+        children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()
+        for pid in children.split():
+            os.kill(int(pid), signal.SIGKILL)
+        run.process.kill()
+        run.process.wait()
+    rows = json.loads(xdpu("status", "-j").stdout)
+    assert [r["alive"] for r in rows if r["name"] == "doomed"] == [False]
+    done = xdpu("clean", prefix=["ip", "netns", "exec", net.b.ns])
+    assert done.returncode == 0, done.stderr
+    assert "put back" in done.stdout and "run doomed: removed" in done.stdout
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_connection_survives_the_end_of_the_run(net: VethPair) -> None:
+    """Opened through the TAP, used on the interface itself: addresses moved, nothing was reset."""
+    with entered(net.b.ns):
+        listener = socket.create_server((net.b.ip4, 7000))
+    received: list[bytes] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            peer, _ = listener.accept()
+            with peer:
+                while data := peer.recv(4096):
+                    received.append(data)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with listener, live(net, "pass") as run:
+        run.wait_for("start")
+        with entered(net.a.ns):
+            client = socket.create_connection((net.b.ip4, 7000), timeout=10)
+        with client:
+            client.sendall(b"through the tap, ")
+            until(lambda: received, "data through the TAP")
+            assert run.end() == 0
+            client.sendall(b"and without it")
+            until(lambda: b"".join(received) == b"through the tap, and without it", "the rest")
+        thread.join(10)
