@@ -7,10 +7,13 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
 
 from dataplane import rundir
 from dataplane.port import Port
+from dataplane.takeover import network_namespace
 from xdp_runtime.errors import ConfigError, PortError
 
 _SIOCGIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x1, 0x40
@@ -43,16 +46,30 @@ class Watchdog:
         return int(struct.unpack_from("=H", answer, 16)[0])
 
 
+def other_runs() -> Iterator[dict[str, Any]]:
+    """What the living runs say of themselves in run.json, and their `name` and `pid`."""
+    for run in rundir.runs():
+        owner = run.owner()
+        if owner is not None and owner.alive():
+            with suppress(OSError, ValueError):
+                known = json.loads((run.path / "run.json").read_text())
+                yield {"cpus": [], "interfaces": [], "namespace": [], **known, "name": run.name,
+                       "pid": owner.pid}
+
+
 def used_cpus() -> set[int]:
     """Those that workers of other runs are pinned to."""
-    used: set[int] = set()
-    for run in rundir.runs():
-        if run.owner_alive():
-            try:
-                used |= set(json.loads((run.path / "run.json").read_text())["cpus"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-    return used
+    return {cpu for run in other_runs() for cpu in run["cpus"]}
+
+
+def refuse_shared(ifaces: Iterable[str]) -> None:
+    """Raises PortError when another run is on one of these interfaces."""
+    here = list(network_namespace())
+    for run in other_runs():
+        for name in set(ifaces).intersection(run["interfaces"]):
+            if run["namespace"] == here:
+                raise PortError(f"interface {name}", f"run {run['name']} is on it, pid "
+                                f"{run['pid']}", "end that one first")
 
 
 def choose_cpus(wish: str | tuple[int, ...], workers: int,

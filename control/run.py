@@ -14,6 +14,7 @@ from control.signals import Interrupted, Signals
 from xdp_runtime.errors import ConfigError, XdpuError
 
 _STOP_TIMEOUT_S = 5.0
+_LEFT: list[contextlib.ExitStack] = []  # alive until the process ends, when the keeper mends
 
 
 def run(args: Namespace) -> int:
@@ -101,7 +102,7 @@ def stop_engine(engine: Any, undo: contextlib.ExitStack) -> None:
         if worker.running:
             hung.append(worker.number)
     if hung:
-        undo.pop_all()
+        _LEFT.append(undo.pop_all())
         raise XdpuError(f"worker {hung[0]}", f"did not stop within {_STOP_TIMEOUT_S:g} s",
                         "the process ends without it")
 

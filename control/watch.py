@@ -65,6 +65,7 @@ class Watch:
         self._seen = [0] * len(engine.workers)
         self._at_s = self.started_s
         self._faults = 0
+        self._said: set[str] = set()
 
     def run(self) -> None:
         """Raises what a worker or `check` raised; Ctrl-C and the like are an ordinary end."""
@@ -141,6 +142,11 @@ class Watch:
                 for port in self.ports:
                     print(f"  {port.name}: {say_counters(port.statistics())}", file=self.out)
             self.out.flush()
+        for port in self.ports:
+            advice: Callable[[], str] | None = getattr(port, "advice", None)
+            if advice is not None and (text := advice()) and text not in self._said:
+                self._said.add(text)
+                note(text)
         faults = sum(total[name] for name in ABORTED)
         if faults > self._faults:
             note(describe_aborted(self.engine, total))

@@ -254,6 +254,15 @@ def test_silence_is_explained(net: VethPair) -> None:
         assert run.end() == 0
 
 
+@pytest.mark.usefixtures("unchanged")
+def test_nobody_reads_any_more(net: VethPair) -> None:
+    with live(net, "pass") as run:
+        run.wait_for("start")
+        assert run.process.stdout is not None
+        run.process.stdout.close()
+        assert run.process.wait(20) == 141
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 def refused(net: VethPair, *argv: str) -> str:
@@ -282,8 +291,34 @@ def test_a_queue_that_is_bound_already(net: VethPair) -> None:
     with live(net, "drop", "--queue", "0", "--name", "first") as run:
         run.wait_for("start")
         said = refused(net, "--iface", net.b.ifname, "--queue", "0", "--name", "second")
-        assert said.startswith(f"xdpu: {net.b.ifname}: another XDP program is attached")
+        assert said == (f"xdpu: interface {net.b.ifname}: run first is on it, pid "
+                        f"{run.process.pid} (end that one first)\n")
         assert run.end() == 0
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_an_xdp_program_that_is_attached_already(net: VethPair) -> None:
+    in_ns(net.b.ns, "ip", "link", "set", net.b.ifname, "xdp", "obj", example("pass"), "sec", "xdp")
+    try:
+        assert refused(net, "--iface", net.b.ifname).startswith(
+            f"xdpu: {net.b.ifname}: another XDP program is attached (id ")
+    finally:
+        in_ns(net.b.ns, "ip", "link", "set", net.b.ifname, "xdp", "off")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_tap_of_its_own(net: VethPair) -> None:
+    """--port tap: the host sends into it, and the program answers."""
+    with Run(net.b.ns, example("icmp_echo"), "--iface", "xdputap0", "--port", "tap") as run:
+        run.wait_for("start")
+        in_ns(net.b.ns, "ip", "addr", "add", "10.99.9.1/24", "dev", "xdputap0")
+        in_ns(net.b.ns, "ip", "neigh", "add", "10.99.9.2", "lladdr", "02:00:00:00:00:09", "dev",
+              "xdputap0")
+        done = in_ns(net.b.ns, "ping", "-q", "-c", "3", "-i", "0.02", "-W", "2", "10.99.9.2",
+                     check=False)
+        assert " 3 received" in done.stdout
+        assert run.end() == 0
+    assert "no stack to go to" in run.errors
 
 
 @pytest.mark.usefixtures("unchanged")

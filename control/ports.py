@@ -1,0 +1,91 @@
+"""The ports of a run: what kind and how many there will be, and opening them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+
+from control import features
+from dataplane import hostwrite
+from dataplane import netlink as nl
+from dataplane.hostnet import IFF_UP
+from dataplane.port import Port, PortKind
+from dataplane.tap import TAP, TapPort
+from xdp_runtime.errors import ConfigError, PortError
+
+_NEEDS = {"afxdp": ("net_admin", "net_raw", "cap_bpf"), "afpacket": ("net_admin", "net_raw"),
+          "tap": ("net_admin",)}
+_REBIND_S = 2.0  # the kernel gives a dead process's queues back a moment after its death
+
+
+def foresee(args: Namespace) -> tuple[PortKind, int]:
+    """The kind of ports and the number of workers there will be.  Raises what is refused."""
+    if args.port == "tap":
+        kind, counts = TAP, [_count(args.queue, 1) for _ in args.iface]
+    else:
+        from afxdp import interface
+        found = [interface.query(name) for name in args.iface]
+        if args.port == "afxdp":
+            from afxdp import native
+            from afxdp.port import AfxdpPort
+            native.load()
+            kind, counts = AfxdpPort.kind, [_count(args.queue, one.channels) for one in found]
+        else:
+            from dataplane.af_packet import AfPacketPort
+            kind, counts = AfPacketPort.kind, [_count(args.queue, 1) for _ in found]
+    needs = [*_NEEDS[args.port], *(() if is_stackless(args) else ("tap",))]
+    for name in dict.fromkeys(needs):
+        result = features.find(name).run()
+        if result.ok is False:
+            raise PortError(f"xdpu run --port {args.port}", result.reason, result.hint)
+    return kind, min(counts)
+
+
+def _count(queues: str | tuple[int, ...], channels: int) -> int:
+    return max(channels, 1) if isinstance(queues, str) else len(queues)
+
+
+def is_stackless(args: Namespace) -> bool:
+    return bool(args.no_stack or args.port == "tap")
+
+
+def open_port(args: Namespace, name: str, mended: bool) -> Port:
+    if args.port == "tap":
+        return _open_tap(args, name)
+    if args.port == "afpacket":
+        from dataplane.af_packet import AfPacketPort
+        return AfPacketPort(name, _count(args.queue, 1), promiscuous=args.promisc)
+    from afxdp.port import AfxdpPort
+    deadline_s = time.monotonic() + (_REBIND_S if mended else 0)
+    while True:
+        try:
+            return AfxdpPort.open(name, args.queue, args.mode, copy_mode=args.copy_mode,
+                                  promisc=args.promisc)
+        except PortError as error:
+            busy = "already bound" in error.why or "another XDP program" in error.why
+            if not busy or time.monotonic() > deadline_s:
+                raise
+        time.sleep(0.02)
+
+
+def _open_tap(args: Namespace, name: str) -> TapPort:
+    if name in (known for _, known in socket.if_nameindex()):
+        raise ConfigError(f"tap {name}", "an interface of that name exists",
+                          "--port tap makes a new one: choose another name")
+    port = TapPort.open(name, _count(args.queue, 1))
+    try:
+        with nl.Netlink() as net:
+            hostwrite.set_link(net, port.ifindex, flags=IFF_UP, mask=IFF_UP)
+    except BaseException:
+        port.close()
+        raise
+    return port
+
+
+def tap_name(iface: str, position: int, all_names: Sequence[str]) -> str:
+    """xdpu-eth0, cut to what a name may have; numbered where that makes two alike."""
+    cut = [f"xdpu-{name}"[:15] for name in all_names]
+    name = cut[position]
+    return name if cut.count(name) == 1 else f"{name[:13]}.{position}"
