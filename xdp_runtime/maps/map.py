@@ -13,6 +13,7 @@ map is a list, one a worker.  Refusals are OSErrors with the kernel's errno.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Self
 
 from xdp_runtime.errors import LoadError
 from xdp_runtime.maps import family_of, layout, type_name
-from xdp_runtime.maps.family import BPF_ANY, ENOENT, Family
+from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import Codec, TypedMap
 from xdp_runtime.object import MapSpec, MapType
@@ -177,6 +178,8 @@ class Map:
             if len(one) != self.spec.value_size:
                 raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} "
                                  f"bytes, got {len(one)}")
+        if flags & BPF_F_LOCK:  # the system call asks first whether values hold a spin lock
+            raise OSError(errno.EINVAL, f"map {self.spec.name}: its values hold no spin lock")
         operation = self._operation("update")
         for worker, one in enumerate(values):
             self._raise(operation(worker, key, one, flags))

@@ -27,7 +27,7 @@ from xdp_runtime.verifier.tnum import (
 
 _WRAP: Final = 1 << BITS
 _WRAP32: Final = 1 << HALF
-_ROUNDS: Final = 4        # of `sync`; the second one nearly always finds nothing left to do
+_ROUNDS: Final = 4        # of `sync`: the second one nearly always finds nothing left to do
 _CACHE_SIZE: Final = 1 << 16
 
 Range = tuple[int, int, int, int]       # umin, umax, smin, smax
@@ -135,6 +135,9 @@ def from_signed_range(smin: int, smax: int) -> Scalar:
 def sync(value: int, mask: int, umin: int, umax: int, smin: int, smax: int,
          u32min: int, u32max: int, s32min: int, s32max: int) -> Scalar | None:
     """The least Scalar we can tell that has every value on which the five agree."""
+    if umax < SIGN32 or value | mask < SIGN32 or (smin >= 0 and smax < SIGN32):
+        return _sync_small(value, mask, max(umin, smin, u32min, s32min),
+                           min(umax, smax, u32max, s32max))
     for _ in range(_ROUNDS):
         before = (value, mask, umin, umax, smin, smax, u32min, u32max, s32min, s32max)
         # The bits bound the ranges, ...
@@ -195,6 +198,31 @@ def sync(value: int, mask: int, umin: int, umax: int, smin: int, smax: int,
                          and u32min <= found.u32min <= u32max
                          and s32min <= found.s32min <= s32max) else None
     return Scalar(value, mask, umin, umax, smin, smax, u32min, u32max, s32min, s32max)
+
+
+def _sync_small(value: int, mask: int, low: int, high: int) -> Scalar | None:
+    """`sync` where all four readings are the same range: most numbers in a program are so."""
+    while True:
+        if value > low:
+            low = value
+        if value | mask < high:
+            high = value | mask
+        if low > high:
+            return None
+        if (low ^ value) & ~mask or (high ^ value) & ~mask:
+            up = next_at_least((value, mask), low)
+            down = last_at_most((value, mask), high)
+            if up is None or down is None or up > down:
+                return None
+            low, high = up, down
+        known = mask & (-1 << (low ^ high).bit_length())
+        if not known:
+            break
+        mask &= ~known
+        value |= low & known
+    if not mask:
+        return const(value)
+    return Scalar(value, mask, low, high, low, high, low, high, low, high)
 
 
 def _bounds_by_bits(value: int, mask: int, umin: int, umax: int, smin: int, smax: int,

@@ -62,8 +62,11 @@ def _alu(code: int, is64: bool, a: Scalar, b: Scalar) -> Scalar:
         (b.value, b.mask, b.umin, b.umax, b.smin, b.smax), BITS)
     if not mask:
         return const(value)
-    if code in _LOW_FROM_LOW and (code != _LSH or (not b.mask and b.value < BITS)):
-        # The low half depends on low halves only, of which more may be known.
+    if umin == umax or smin == smax:
+        return const(umin if umin == umax else smin)
+    if (a.umax >= SIGN32 or b.umax >= SIGN32) and code in _LOW_FROM_LOW and (
+            code != _LSH or (not b.mask and b.value < BITS)):
+        # The low half depends on low halves only, of which more may be known than of the whole.
         low = _lshift_by(_low(a), b.value, b.value, HALF) if code == _LSH else transfer(
             _low(a), _low(b), HALF)
         return _made(sync(value, mask, umin, umax, smin, smax, *low[2:]))
@@ -78,6 +81,8 @@ def _zero_extended(low: Operand) -> Scalar:
     value, mask, umin, umax, smin, smax = low
     if not mask:
         return const(value)
+    if umin == umax or smin == smax:
+        return const(umin if umin == umax else smin & TOP32)
     return _made(sync(value, mask, umin, umax, umin, umax, umin, umax, smin, smax))
 
 

@@ -1,0 +1,102 @@
+"""`dst op= src` on numbers and pointers (adjust_reg_min_max_vals, adjust_ptr_min_max_vals).
+
+Root may subtract pointers and may see their 32-bit halves as numbers; it may not do anything else
+to a pointer but move it by a number with limits.
+"""
+
+from __future__ import annotations
+
+from xdp_runtime.isa import AluOp
+from xdp_runtime.verifier import scalar, scalar_alu
+from xdp_runtime.verifier.access import MAX_VAR_OFF
+from xdp_runtime.verifier.domain import Kind, Num, Ptr, mark_precise, merged, name_of
+from xdp_runtime.verifier.env import Env, Refused
+from xdp_runtime.verifier.scalar import Scalar
+
+_MOVABLE = (Kind.PACKET, Kind.PACKET_META, Kind.STACK, Kind.MAP_VALUE, Kind.MEM, Kind.MAP_KEY,
+            Kind.CTX)
+_ANY = Num(scalar.UNKNOWN)
+_ANY32 = Num(scalar.unsigned(4))
+_S64_MIN = -(1 << 63)
+
+
+def combine(env: Env, op: AluOp, is64: bool, left: Num | Ptr, right: Num | Ptr,
+            dst: int, src: int) -> Num | Ptr:
+    """The new value of r<dst>.  `src` is the source register, -1 for an immediate."""
+    if isinstance(left, Num):
+        if isinstance(right, Num):
+            return Num(scalar_alu.alu(op, is64, left.range, right.range), 0,
+                       merged(left.tokens, right.tokens))
+        if op is AluOp.SUB and not is64:
+            return _ANY32
+        if not is64 or op is not AluOp.ADD:
+            raise _refuse(op, right, src)
+        return move(env, right, left, False, src)
+    if isinstance(right, Ptr):
+        if op is AluOp.SUB:
+            return _ANY if is64 else _ANY32
+        raise _refuse(op, left, dst)
+    if not is64:
+        if op is AluOp.SUB:
+            return _ANY32
+        raise _refuse(op, left, dst)
+    if op is AluOp.ADD:
+        return move(env, left, right, False, dst)
+    if op is AluOp.SUB:
+        return move(env, left, right, True, dst)
+    raise _refuse(op, left, dst)
+
+
+def _refuse(op: AluOp, pointer: Ptr, number: int) -> Refused:
+    return Refused("arithmetic", f"{op.name.lower()} on r{number}, which is {name_of(pointer)}",
+                   regs=(number,))
+
+
+def move(env: Env, ptr: Ptr, by: Num, down: bool, number: int) -> Ptr:
+    """`ptr` moved by a number: its constant offset, or a variable one with limits."""
+    if ptr.nullable:
+        raise Refused("null", f"arithmetic on r{number}, {name_of(ptr)}",
+                      f"check `r{number} != 0` first", regs=(number,))
+    if ptr.kind not in _MOVABLE:
+        raise Refused("arithmetic", f"arithmetic on r{number}, which is {name_of(ptr)}",
+                      regs=(number,))
+    span = by.range
+    mark_precise(by.tokens)
+    packet = ptr.kind in (Kind.PACKET, Kind.PACKET_META)
+    if span.is_const:
+        step = span.smin
+        if not -MAX_VAR_OFF < step < MAX_VAR_OFF:
+            raise Refused("arithmetic", f"r{number} is moved by {step}, further than any object "
+                          "reaches", regs=(number,))
+        off = ptr.off - step if down else ptr.off + step
+        if not -MAX_VAR_OFF < off < MAX_VAR_OFF:
+            raise Refused("arithmetic", f"r{number} ends up {off} bytes from its object",
+                          regs=(number,))
+        return ptr.at(off, ptr.var, ptr.id, ptr.range, ptr.tokens)
+    if ptr.kind is Kind.CTX:
+        raise Refused("context", f"the context in r{number} is moved by a number that is not "
+                      "constant", regs=(number,))
+    if span.smin == _S64_MIN or span.smin <= -MAX_VAR_OFF or span.smin >= MAX_VAR_OFF:
+        raise Refused("arithmetic", f"r{number} is moved by a number without a lower limit "
+                      f"({scalar.describe(span)})", "make it unsigned or check that it is >= 0",
+                      regs=(number,))
+    if down and ptr.kind is Kind.STACK:
+        raise Refused("arithmetic", f"a variable is subtracted from the stack pointer in "
+                      f"r{number}", regs=(number,))
+    var = span if ptr.var is None and not down else scalar_alu.alu(
+        AluOp.SUB if down else AluOp.ADD, True, ptr.var or scalar.const(0), span)
+    if var.smin <= -MAX_VAR_OFF and not packet:
+        raise Refused("arithmetic", f"r{number} may end up far before its object "
+                      f"({scalar.describe(var)})", regs=(number,))
+    tokens = merged(ptr.tokens, by.tokens)
+    if packet:  # another unknown offset: what was proven for the old one says nothing now
+        keep = ptr.range if down and span.smin >= 0 else 0
+        return ptr.at(ptr.off, var, env.next_id(), keep, tokens)
+    return ptr.at(ptr.off, var, ptr.id, ptr.range, tokens)
+
+
+def as_number(value: Num | Ptr, bits: int) -> Scalar:
+    """What is known of a register's lower `bits` as a number."""
+    if isinstance(value, Ptr):
+        return scalar.unsigned(bits // 8) if bits < 64 else scalar.UNKNOWN
+    return value.range

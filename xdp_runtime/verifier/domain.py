@@ -1,0 +1,194 @@
+"""What the verifier knows at one point of one path: registers, stack, references.
+
+A register is None (may not be read), a `Num` or a `Ptr`.  All three are immutable by convention
+and shared between states; a state is cheap to copy because stacks are copied on write.
+
+*Numbers* carry a range (scalar.py), an id shared by copies (what a branch learns of one holds for
+all), and the *tokens* they were computed from.  Pruning asks whether a new state is covered by one
+that was explored before.  Ranges may differ wherever the earlier exploration never depended on
+them: each number of a remembered state gets a fresh token; when a number decides something (moves
+a pointer, sizes an access, settles a branch), all tokens it came from are marked `precise`.  Stack
+slots have tokens too, marked `read` when something reads them.  It does what the kernel's
+mark_chain_precision does by walking back through history, but forwards.
+
+*Pointers* are a kind, the object, a constant offset and a variable one.  A packet pointer has a
+`range`: that many bytes from its variable offset on are proven to exist; pointers with the same id
+share their variable offset, so a check on one serves all.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from xdp_runtime.verifier.scalar import Scalar
+
+
+class Token:
+    """One number or stack slot of a remembered state, and what its value came from."""
+
+    __slots__ = ("parents", "precise", "read")
+
+    def __init__(self, parents: tuple[Token, ...]) -> None:
+        self.parents = parents
+        self.precise = False
+        self.read = False
+
+
+def mark_precise(tokens: tuple[Token, ...]) -> None:
+    """The value decided something: every remembered number behind it matters."""
+    todo = [t for t in tokens if not t.precise]
+    while todo:
+        token = todo.pop()
+        if not token.precise:
+            token.precise = True
+            todo.extend(token.parents)
+
+
+def mark_read(token: Token | None) -> None:
+    todo = [token] if token is not None else []
+    while todo:
+        one = todo.pop()
+        if not one.read:
+            one.read = True
+            todo.extend(one.parents)
+
+
+def merged(a: tuple[Token, ...], b: tuple[Token, ...]) -> tuple[Token, ...]:
+    if not b or a is b:
+        return a
+    if not a:
+        return b
+    return a + tuple(t for t in b if t not in a)
+
+
+class Num:
+    """A number: its range, the id it shares with its copies (0: none), where it came from."""
+
+    __slots__ = ("id", "range", "tokens")
+
+    def __init__(self, range_: Scalar, id_: int = 0, tokens: tuple[Token, ...] = ()) -> None:
+        self.range, self.id, self.tokens = range_, id_, tokens
+
+
+class Kind(IntEnum):
+    CTX = 1
+    PACKET = 2
+    PACKET_META = 3
+    PACKET_END = 4
+    STACK = 5
+    MAP_VALUE = 6
+    MAP = 7
+    MEM = 8  # memory of a known size: a ring buffer record, dynptr data
+    MAP_KEY = 9  # in a callback of for_each_map_elem
+    FUNC = 10
+    SOCKET = 11  # what a lookup returned; nobody here can have one
+    DYNPTR = 12
+
+
+class Ptr:
+    """A pointer.  `off` is constant, `var` a range of further bytes (None: zero).
+
+    `id`: shared by pointers with the same variable offset (packet) or by copies of one that may
+    be null.  `range`: proven bytes of a packet pointer.  `map`: the map's index, or -1.  `frame`:
+    call depth of a stack pointer.  `size`: bytes of MEM.  `ref`: the reference it holds, 0: none.
+    """
+
+    __slots__ = ("frame", "id", "kind", "map", "nullable", "off", "range", "readonly", "ref",
+                 "size", "tokens", "var")
+
+    def __init__(self, kind: Kind, off: int = 0, var: Scalar | None = None, id_: int = 0,
+                 range_: int = 0, map_: int = -1, frame: int = 0, nullable: bool = False,
+                 size: int = 0, ref: int = 0, readonly: bool = False,
+                 tokens: tuple[Token, ...] = ()) -> None:
+        self.kind, self.off, self.var, self.id = kind, off, var, id_
+        self.range, self.map, self.frame, self.nullable = range_, map_, frame, nullable
+        self.size, self.ref, self.readonly, self.tokens = size, ref, readonly, tokens
+
+    def but(self, *, off: int | None = None, id_: int | None = None, range_: int | None = None,
+            nullable: bool | None = None) -> Ptr:
+        """A copy with some fields changed."""
+        return Ptr(self.kind, self.off if off is None else off, self.var,
+                   self.id if id_ is None else id_, self.range if range_ is None else range_,
+                   self.map, self.frame, self.nullable if nullable is None else nullable,
+                   self.size, self.ref, self.readonly, self.tokens)
+
+    def at(self, off: int, var: Scalar | None, id_: int, range_: int,
+           tokens: tuple[Token, ...]) -> Ptr:
+        """The same object at another offset."""
+        return Ptr(self.kind, off, var, id_, range_, self.map, self.frame, self.nullable,
+                   self.size, self.ref, self.readonly, tokens)
+
+
+Reg = Num | Ptr | None
+
+
+class Slot:
+    """Eight bytes of stack.
+
+    `value` is what was spilled there whole (`size` 8), or a number of fewer bytes at its start;
+    bytes outside it are described by the masks: `init` bytes were written, `zero` bytes are zero.
+    """
+
+    __slots__ = ("init", "size", "token", "value", "zero")
+
+    def __init__(self, value: Num | Ptr | None, size: int, init: int, zero: int,
+                 token: Token | None = None) -> None:
+        self.value, self.size, self.init, self.zero = value, size, init, zero
+        self.token = token
+
+
+class Frame:
+    """One function's activation: its registers, its stack, where it returns to."""
+
+    __slots__ = ("callback", "entry", "owned", "regs", "return_slot", "stack")
+
+    def __init__(self, regs: list[Reg], stack: dict[int, Slot], return_slot: int, entry: int,
+                 callback: int = 0) -> None:
+        self.regs, self.stack, self.return_slot, self.entry = regs, stack, return_slot, entry
+        self.callback = callback  # helper that calls this frame again and again, 0: a plain call
+        self.owned = True
+
+    def copy(self) -> Frame:
+        self.owned = False
+        twin = Frame(list(self.regs), self.stack, self.return_slot, self.entry, self.callback)
+        twin.owned = False
+        return twin
+
+    def writable(self) -> dict[int, Slot]:
+        if not self.owned:
+            self.stack = dict(self.stack)
+            self.owned = True
+        return self.stack
+
+
+class State:
+    """Everything known at one point of one path."""
+
+    __slots__ = ("frames", "lock", "refs")
+
+    def __init__(self, frames: list[Frame], refs: tuple[int, ...] = (), lock: int = 0) -> None:
+        self.frames, self.refs, self.lock = frames, refs, lock
+
+    @property
+    def top(self) -> Frame:
+        return self.frames[-1]
+
+    def copy(self) -> State:
+        return State([frame.copy() for frame in self.frames], self.refs, self.lock)
+
+
+_NAMES = {
+    Kind.CTX: "the context", Kind.PACKET: "a packet pointer",
+    Kind.PACKET_META: "a metadata pointer", Kind.PACKET_END: "the packet's end",
+    Kind.STACK: "a stack pointer", Kind.MAP_VALUE: "a map value pointer", Kind.MAP: "a map",
+    Kind.MEM: "a memory pointer", Kind.MAP_KEY: "a map key pointer",
+    Kind.FUNC: "a function", Kind.SOCKET: "a socket", Kind.DYNPTR: "a dynptr",
+}
+
+
+def name_of(reg: Reg) -> str:
+    if reg is None:
+        return "nothing"
+    if isinstance(reg, Num):
+        return "a number"
+    return _NAMES[reg.kind] + (" that may be null" if reg.nullable else "")

@@ -1,0 +1,52 @@
+"""What all stages of the verifier share: the program, its maps, and how a proof fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdp_runtime.isa import Insns
+from xdp_runtime.object import MapSpec, Object, ProgramSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Why a program is refused: data, so that tools can show it.
+
+    `kind` is one of the words of KINDS; `state` says what was known of the registers concerned;
+    `mend` what would help, where that is known.
+    """
+
+    insn: int
+    kind: str
+    text: str
+    state: str = ""
+    mend: str = ""
+
+
+KINDS = ("bounds", "null", "uninit", "type", "readonly", "align", "stack", "context", "helper",
+         "map", "loop", "call", "reference", "lock", "return", "control", "arithmetic", "budget",
+         "policy")
+
+
+class Refused(Exception):
+    """Raised by a stage that cannot prove an obligation; becomes a Finding."""
+
+    def __init__(self, kind: str, text: str, mend: str = "", regs: tuple[int, ...] = ()) -> None:
+        super().__init__(text)
+        self.kind, self.text, self.mend, self.regs = kind, text, mend, regs
+
+
+class Env:
+    """The program under proof and its counters."""
+
+    __slots__ = ("insns", "maps", "obj", "program", "used_ids")
+
+    def __init__(self, obj: Object, program: ProgramSpec) -> None:
+        self.obj, self.program = obj, program
+        self.insns: Insns = program.insns
+        self.maps: tuple[MapSpec, ...] = obj.maps
+        self.used_ids = 0
+
+    def next_id(self) -> int:
+        self.used_ids += 1
+        return self.used_ids

@@ -1,0 +1,207 @@
+"""Run the program on everything it could meet: depth first over its paths, with pruning.
+
+From the entry on, each instruction's obligations are proven in the state at hand and the state is
+moved past it.  A conditional jump whose outcome is open forks: one side waits on a stack.  Where
+paths meet, the state is compared with those remembered there; what a finished one covers need not
+be walked again (prune.py).  A state that equals an unfinished one is a loop without progress.
+
+Functions are entered with the caller's state, one frame deeper, as the kernel does for static
+ones.  Budgets end what would take too long with a clear word.
+"""
+
+from __future__ import annotations
+
+import time
+
+from xdp_runtime.isa import (
+    MAX_CALL_FRAMES,
+    Call,
+    CallLocal,
+    Exit,
+    Jump,
+    JumpIf,
+    MayGoto,
+)
+from xdp_runtime.verifier import branches, calls, prune, transfer
+from xdp_runtime.verifier.domain import Frame, Kind, Num, Ptr, Reg, State, name_of
+from xdp_runtime.verifier.env import Env, Refused
+from xdp_runtime.verifier.facts import Facts
+from xdp_runtime.verifier.flow import Flow, uses
+from xdp_runtime.verifier.prune import Seen
+
+MAX_STEPS = 1_000_000  # BPF_COMPLEXITY_LIMIT_INSNS
+MAX_STACK_BYTES = 512  # of all frames together, MAX_BPF_STACK
+_MIN_BETWEEN = 8  # instructions between two remembered states, unless a loop begins
+_MAX_SEEN = 64  # remembered states at one place that have covered nothing yet
+
+
+class Explorer:
+    """One exploration.  `steps` instructions were walked; `facts` is what was found."""
+
+    def __init__(self, env: Env, flow: Flow, time_budget_s: float) -> None:
+        self.env, self.flow = env, flow
+        self.facts = Facts(len(env.insns))
+        self.steps = 0
+        self.remembered = 0
+        self.slot = 0
+        self.state: State | None = None
+        self.deadline = time.monotonic() + time_budget_s
+        self.time_budget_s = time_budget_s
+        self._seen: dict[int, list[Seen]] = {}
+        self._uses = [0 if insn is None else uses(insn)[0] for insn in env.insns]
+        self._operands = [tuple(n for n in range(11) if used >> n & 1) for used in self._uses]
+
+    def run(self) -> None:
+        """Explore everything.  Raises Refused at the first obligation that cannot be proven;
+        `slot` and `state` then say where."""
+        regs: list[Reg] = [None] * 11
+        regs[1], regs[10] = Ptr(Kind.CTX), Ptr(Kind.STACK)
+        waiting: list[tuple[int, State, Seen | None]] = [
+            (0, State([Frame(regs, {}, -1, 0)]), None)]
+        while waiting:
+            slot, state, parent = waiting.pop()
+            parent = self._path(slot, state, parent, waiting)
+            if parent is not None:
+                parent.finish()
+
+    def _path(self, slot: int, state: State, parent: Seen | None,
+              waiting: list[tuple[int, State, Seen | None]]) -> Seen | None:
+        """Walk one path to its end; the remembered state it ended under."""
+        env, flow, facts = self.env, self.flow, self.facts
+        insns, visited = env.insns, facts.visited
+        since = _MIN_BETWEEN
+        self.state = state
+        while True:
+            self.slot = slot
+            if flow.prune[slot]:
+                if self._covered(slot, state):
+                    return parent
+                if since >= _MIN_BETWEEN or flow.loops[slot]:
+                    parent = self._remember(slot, state, parent)
+                    since = 0
+            since += 1
+            self.steps += 1
+            if self.steps & 0xFFF == 0:
+                self._check_budget()
+            visited[slot] = 1
+            insn = insns[slot]
+            regs = state.frames[-1].regs
+            for number in self._operands[slot]:
+                facts.see(slot, number, regs[number])
+            for obligation in flow.obligations[slot]:
+                transfer.prove(env, state, obligation)
+            if isinstance(insn, JumpIf):
+                falls, taken = branches.outcomes(state, insn)
+                if taken is not None:
+                    facts.taken[slot] = 1
+                if falls is not None:
+                    facts.falls[slot] = 1
+                if falls is None and taken is None:
+                    return parent
+                if falls is None:
+                    assert taken is not None
+                    state, slot = taken, flow.target[slot]
+                elif taken is None:
+                    state, slot = falls, flow.next[slot]
+                else:
+                    waiting.append((flow.target[slot], taken, parent))
+                    if parent is not None:
+                        parent.open += 1
+                    state, slot = falls, flow.next[slot]
+                self.state = state
+            elif isinstance(insn, Jump):
+                slot = flow.target[slot]
+            elif isinstance(insn, Call):
+                calls.call(env, state, insn.helper)
+                slot = flow.next[slot]
+            elif isinstance(insn, Exit):
+                back = self._leave(state)
+                if back < 0:
+                    return parent
+                slot = back
+            elif isinstance(insn, CallLocal):
+                self._enter(state, slot)
+                slot = flow.target[slot]
+            elif isinstance(insn, MayGoto):
+                waiting.append((flow.target[slot], state.copy(), parent))
+                if parent is not None:
+                    parent.open += 1
+                slot = flow.next[slot]
+            else:
+                assert insn is not None
+                transfer.step(env, state, insn)
+                slot = flow.next[slot]
+
+    def _check_budget(self) -> None:
+        if self.steps > MAX_STEPS:
+            raise Refused("budget", f"more than {MAX_STEPS} instructions were walked",
+                          "make loops shorter, or share code in functions")
+        if time.monotonic() > self.deadline:
+            raise Refused("budget", f"the proof took longer than {self.time_budget_s:g} s after "
+                          f"{self.steps} instructions", "raise --verify-timeout")
+
+    def _covered(self, slot: int, state: State) -> bool:
+        known = self._seen.get(slot)
+        if known is None:
+            return False
+        stale = None
+        for seen in reversed(known):
+            if not prune.same_calls(seen, state):
+                continue
+            if seen.open:
+                if prune.covers(seen, state, exact=True):
+                    raise Refused("loop", "this loop can run for ever: a state repeats",
+                                  "make its counter change and its end depend on it")
+                continue
+            if prune.covers(seen, state):
+                prune.inherit(seen, state)
+                seen.hits += 1
+                return True
+            seen.misses += 1
+            if seen.misses > seen.hits * 3 + 3:
+                stale = seen
+        if stale is not None and len(known) > _MAX_SEEN:
+            known.remove(stale)
+        return False
+
+    def _remember(self, slot: int, state: State, parent: Seen | None) -> Seen:
+        seen = prune.remember(state, slot, parent, self.flow)
+        self._seen.setdefault(slot, []).append(seen)
+        self.remembered += 1
+        return seen
+
+    def _enter(self, state: State, slot: int) -> None:
+        if len(state.frames) >= MAX_CALL_FRAMES:
+            raise Refused("call", f"calls nest deeper than {MAX_CALL_FRAMES} frames")
+        if state.lock:
+            raise Refused("lock", "a function is called while a spin lock is held")
+        caller = state.frames[-1]
+        regs: list[Reg] = [None] * 11
+        regs[1:6] = caller.regs[1:6]
+        regs[10] = Ptr(Kind.STACK, frame=len(state.frames))
+        caller.regs[0:6] = [None] * 6
+        state.frames.append(Frame(regs, {}, self.flow.next[slot], self.flow.target[slot]))
+
+    def _leave(self, state: State) -> int:
+        """The slot to go on at, -1 at the end of the program."""
+        frame = state.frames[-1]
+        value = frame.regs[0]
+        if len(state.frames) == 1:
+            if value is None:
+                raise Refused("uninit", "r0 holds no verdict at the end of the program",
+                              "return a verdict on every path", regs=(0,))
+            if not isinstance(value, Num):
+                raise Refused("return", f"r0 is {name_of(value)} at the end of the program, not "
+                              "a verdict", regs=(0,))
+            if state.refs:
+                raise Refused("reference", "a reference is still held at the end of the program",
+                              "release it on every path")
+            if state.lock:
+                raise Refused("lock", "a spin lock is still held at the end of the program")
+            return -1
+        if isinstance(value, Ptr) and value.kind is Kind.STACK:
+            raise Refused("return", "a function returns a pointer into its own stack",
+                          regs=(0,))
+        state.frames.pop()
+        state.frames[-1].regs[0] = value
+        return frame.return_slot

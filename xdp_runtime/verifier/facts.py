@@ -1,0 +1,40 @@
+"""What exploration found out, by instruction, over all paths: what lowering builds on.
+
+A fact holds whenever the instruction runs, on any path and for any call site.  Numbers are united
+over all visits; an operand that was a pointer on one path and a number on another says so.
+"""
+
+from __future__ import annotations
+
+from xdp_runtime.verifier.domain import Num, Ptr, Reg
+from xdp_runtime.verifier.scalar import Scalar, union
+
+NUMBER, POINTER, NULLABLE = 1, 2, 4
+
+
+class Facts:
+    """Indexed by slot.  `visited`: some path runs it.  `falls`/`taken`: some path leaves a
+    conditional jump that way.  `shape[slot, reg]`: NUMBER | POINTER | NULLABLE of an operand
+    before the instruction.  `ranges[slot, reg]`: union of its values where it is a number."""
+
+    __slots__ = ("falls", "ranges", "shape", "taken", "visited")
+
+    def __init__(self, slots: int) -> None:
+        self.visited = bytearray(slots)
+        self.falls = bytearray(slots)
+        self.taken = bytearray(slots)
+        self.shape: dict[tuple[int, int], int] = {}
+        self.ranges: dict[tuple[int, int], Scalar] = {}
+
+    def see(self, slot: int, number: int, value: Reg) -> None:
+        key = (slot, number)
+        if isinstance(value, Num):
+            self.shape[key] = self.shape.get(key, 0) | NUMBER
+            known = self.ranges.get(key)
+            if known is None:
+                self.ranges[key] = value.range
+            elif known is not value.range:
+                self.ranges[key] = union(known, value.range)
+        elif isinstance(value, Ptr):
+            self.shape[key] = self.shape.get(key, 0) | (
+                POINTER | NULLABLE if value.nullable else POINTER)

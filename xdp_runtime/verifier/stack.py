@@ -1,0 +1,122 @@
+"""The stack, byte by byte: spills and fills, zeroes, what was overwritten.
+
+Offsets count from the frame's top (r10), so a frame is [-512, 0); a slot is named by the lowest
+offset of its eight bytes.  Follows check_stack_write_* and check_stack_read_* of the kernel
+(kernel/bpf/verifier.c) with the rights of root: uninitialised bytes may be read and are then an
+unknown number.
+"""
+
+from __future__ import annotations
+
+from xdp_runtime.verifier.domain import Frame, Num, Ptr, Slot, Token, mark_precise, mark_read
+from xdp_runtime.verifier.env import Refused
+from xdp_runtime.verifier import scalar, scalar_alu
+
+_ZERO = Num(scalar.const(0))
+
+
+def _mask(low: int, high: int) -> int:
+    return ((1 << high) - 1) & ~((1 << low) - 1)
+
+
+def write(frame: Frame, off: int, size: int, value: Num | Ptr, to_caller: bool) -> None:
+    """Store `size` bytes of a register at a constant offset."""
+    stack = frame.writable()
+    base = off & ~7
+    at = off - base
+    if isinstance(value, Ptr):
+        if size != 8:
+            raise Refused("stack", f"a pointer is spilled in {size} bytes, must be 8")
+        if to_caller and value.kind == 5:
+            raise Refused("stack", "a pointer to this frame is stored in the caller's frame")
+        stack[base] = Slot(value, 8, 0xFF, 0)
+        return
+    if at == 0:
+        old = stack.get(base)
+        init, zero = _rest(old, 0, size)
+        stack[base] = Slot(value, size, init | _mask(0, size), zero)
+        return
+    if value.range.is_const and value.range.const == 0:
+        mark_precise(value.tokens)
+        scatter(frame, off, size, zero=True)
+    else:
+        scatter(frame, off, size, zero=False)
+
+
+def _rest(slot: Slot | None, low: int, high: int) -> tuple[int, int]:
+    """(init, zero) masks of a slot's bytes outside [low, high), its spill taken apart."""
+    if slot is None:
+        return 0, 0
+    outside = 0xFF & ~_mask(low, high)
+    zero = slot.zero
+    value = slot.value
+    if isinstance(value, Num) and value.range.is_const and value.range.const == 0:
+        mark_precise(value.tokens)
+        zero |= _mask(0, slot.size)
+    return slot.init & outside, zero & outside
+
+
+def scatter(frame: Frame, off: int, size: int, zero: bool) -> None:
+    """Bytes [off, off + size) become plain data: anything, or zero."""
+    stack = frame.writable()
+    end = off + size
+    while off < end:
+        base = off & ~7
+        low, high = off - base, min(end - base, 8)
+        init, zeroes = _rest(stack.get(base), low, high)
+        fresh = _mask(low, high)
+        stack[base] = Slot(None, 0, init | fresh, zeroes | (fresh if zero else 0))
+        off = base + 8
+
+
+def scatter_somewhere(frame: Frame, low: int, high: int) -> None:
+    """Some bytes within [low, high) were overwritten: nothing there is known any more.
+
+    What was uninitialised stays so: it may not have been the one written."""
+    stack = frame.writable()
+    for base in range(low & ~7, high, 8):
+        slot = stack.get(base)
+        if slot is not None:
+            stack[base] = Slot(None, 0, slot.init, 0)
+
+
+def read(frame: Frame, off: int, size: int) -> Num | Ptr:
+    """Load `size` bytes from a constant offset, zero-extended."""
+    base = off & ~7
+    at = off - base
+    slot = frame.stack.get(base)
+    if slot is None:
+        return Num(scalar.unsigned(size))
+    mark_read(slot.token)
+    value = slot.value
+    if isinstance(value, Ptr):
+        if size != 8:
+            raise Refused("stack", f"{size} bytes of a spilled pointer are read, must be 8")
+        return value
+    if value is not None and at == 0 and size <= slot.size:
+        if size == slot.size:
+            if size == 8:
+                return value
+            narrow = scalar_alu.load_extend(value.range, size)
+            return Num(narrow, value.id if narrow == value.range else 0, value.tokens)
+        return Num(scalar_alu.load_extend(value.range, size), 0, value.tokens)
+    wanted = _mask(at, at + size)
+    zero = slot.zero
+    tokens: tuple[Token, ...] = () if slot.token is None else (slot.token,)
+    if value is not None:
+        if value.range.is_const and value.range.const == 0:
+            zero |= _mask(0, slot.size)
+        tokens = tokens + value.tokens
+    if zero & wanted == wanted:
+        return Num(_ZERO.range, 0, tokens)
+    return Num(scalar.unsigned(size))
+
+
+def touch(frame: Frame, low: int, high: int) -> None:
+    """Somebody else reads bytes [low, high): a helper, or an access at a variable offset."""
+    for base in range(low & ~7, high, 8):
+        slot = frame.stack.get(base)
+        if slot is not None:
+            mark_read(slot.token)
+            if slot.token is not None and isinstance(slot.value, Num):
+                continue

@@ -1,0 +1,292 @@
+"""Prove one instruction's obligations, and what is known after it.
+
+`step` does both for every instruction that stays in its function; calls, exits and jumps are
+explore.py's.  Obligations come from obligations.py; here they are proven in a state.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from xdp_runtime.isa import (
+    Alu,
+    AluOp,
+    Atomic,
+    AtomicOp,
+    Imm,
+    Insn,
+    Load,
+    LoadAcquire,
+    LoadFunc,
+    LoadImm64,
+    LoadMap,
+    LoadMapValue,
+    Mov,
+    Neg,
+    Reg,
+    Store,
+    StoreRelease,
+    Swap,
+)
+from xdp_runtime.object import MapType
+from xdp_runtime.verifier import access, arithmetic, scalar, scalar_alu, stack
+from xdp_runtime.verifier.domain import Kind, Num, Ptr, State, mark_precise, name_of
+from xdp_runtime.verifier.env import Env, Refused
+from xdp_runtime.verifier.obligations import (
+    CallDepth,
+    Comparable,
+    IsNumber,
+    NonZeroDivisor,
+    NotAllowed,
+    Obligation,
+    Readable,
+    Returnable,
+    ShiftInRange,
+    Summable,
+    ValidAccess,
+    ValidCall,
+    ValidKfunc,
+    ValidMap,
+    Writable,
+)
+
+_CONTEXT = {0: Kind.PACKET, 4: Kind.PACKET_END, 8: Kind.PACKET_META}
+_U32 = scalar.unsigned(4)
+
+
+def prove(env: Env, state: State, obligation: Obligation) -> None:
+    """Raises Refused unless the obligation holds in `state`."""
+    regs = state.top.regs
+    match obligation:
+        case Readable(reg):
+            if regs[reg] is None:
+                raise Refused("uninit", f"r{reg} is read but holds nothing on this path",
+                              regs=(reg,))
+        case Writable(reg):
+            if reg == 10:
+                raise Refused("stack", "the frame pointer r10 is read-only")
+        case IsNumber(reg):
+            if not isinstance(regs[reg], Num):
+                raise Refused("type", f"r{reg} is used as a number but is {name_of(regs[reg])}",
+                              regs=(reg,))
+        case ShiftInRange(amount, bits):
+            if not 0 <= amount < bits:
+                raise Refused("arithmetic", f"a shift by {amount} of {bits} bits")
+        case NonZeroDivisor(divisor):
+            if divisor == 0:
+                raise Refused("arithmetic", "division by the constant 0")
+        case ValidAccess():
+            _prove_access(env, state, obligation)
+        case ValidMap(index, offset):
+            _prove_map(env, index, offset)
+        case Summable() | Comparable():
+            pass  # proven where the result is computed: arithmetic.py, branches.py
+        case ValidCall() | Returnable() | CallDepth():
+            pass  # calls.py, explore.py
+        case ValidKfunc(btf_id):
+            raise Refused("helper", f"kernel function (BTF id {btf_id}) is not supported")
+        case NotAllowed(why):
+            raise Refused("control", why)
+        case _:
+            assert_never(obligation)
+
+
+def _prove_access(env: Env, state: State, what: ValidAccess) -> None:
+    value = state.top.regs[what.reg]
+    ptr = access.pointer(value, what.reg)
+    if ptr.kind is Kind.CTX:
+        if ptr.off or what.atomic:
+            raise Refused("context", f"r{what.reg} is the context moved by {ptr.off} bytes"
+                          if ptr.off else "atomic operation on the context", regs=(what.reg,))
+        access.context_field(env, what.off, what.size, what.write, what.signed)
+        return
+    access.check(env, state, what.reg, ptr, what.off, what.size, write=what.write,
+                 atomic=what.atomic)
+
+
+def _prove_map(env: Env, index: int, offset: int) -> None:
+    if not 0 <= index < len(env.maps):
+        raise Refused("map", f"there is no map number {index}")
+    spec = env.maps[index]
+    if offset >= 0 and (spec.type != MapType.ARRAY or offset >= spec.value_size):
+        raise Refused("map", f"address of byte {offset} of map {spec.name}")
+
+
+def step(env: Env, state: State, insn: Insn) -> None:
+    """Change `state` from before to after `insn`, whose obligations hold.  Raises Refused."""
+    regs = state.top.regs
+    match insn:
+        case Alu(op, is64, dst, src):
+            _alu(env, state, op, is64, dst, src)
+        case Mov(is64, dst, src, sign_bits):
+            _mov(env, state, is64, dst, src, sign_bits)
+        case Load(dst, src_reg, off, size, signed):
+            regs[dst] = _load(env, state, src_reg, off, size, signed)
+        case Store(dst, off, size, src):
+            value = regs[src.n] if isinstance(src, Reg) else Num(scalar.const(src.value))
+            assert value is not None
+            _store(env, state, dst, off, size, value)
+        case LoadImm64(dst, value64):
+            regs[dst] = Num(scalar.const(value64))
+        case Neg(is64, dst):
+            old = regs[dst]
+            assert isinstance(old, Num)
+            regs[dst] = Num(scalar_alu.neg(is64, old.range), 0, old.tokens)
+        case Swap(dst, bits, order):
+            old = regs[dst]
+            assert isinstance(old, Num)
+            regs[dst] = Num(scalar_alu.swap(old.range, bits, order), 0, old.tokens)
+        case LoadMap(dst, index):
+            regs[dst] = Ptr(Kind.MAP, map_=index)
+        case LoadMapValue(dst, index, offset):
+            regs[dst] = Ptr(Kind.MAP_VALUE, offset, map_=index)
+        case LoadFunc(dst, off):
+            regs[dst] = Ptr(Kind.FUNC, off)
+        case Atomic():
+            _atomic(env, state, insn)
+        case LoadAcquire(dst, src_reg, off, size):
+            regs[dst] = _load(env, state, src_reg, off, size, False)
+        case StoreRelease(dst, off, size, src_reg):
+            stored = regs[src_reg]
+            assert stored is not None
+            _store(env, state, dst, off, size, stored)
+        case _:
+            raise AssertionError(f"{insn} leaves the function or branches")
+
+
+def _alu(env: Env, state: State, op: AluOp, is64: bool, dst: int, src: Reg | Imm) -> None:
+    regs = state.top.regs
+    left = regs[dst]
+    assert left is not None
+    if isinstance(src, Imm):
+        right: Num | Ptr = Num(scalar.const(src.value))
+        source = -1
+    else:
+        value = regs[src.n]
+        assert value is not None
+        right, source = value, src.n
+        if source == dst and isinstance(left, Num) and op in (AluOp.SUB, AluOp.XOR):
+            regs[dst] = Num(scalar.const(0))
+            return
+    if dst == 10:
+        raise Refused("stack", "the frame pointer r10 is read-only")
+    regs[dst] = arithmetic.combine(env, op, is64, left, right, dst, source)
+
+
+def _mov(env: Env, state: State, is64: bool, dst: int, src: Reg | Imm, sign_bits: int) -> None:
+    regs = state.top.regs
+    if isinstance(src, Imm):
+        regs[dst] = Num(scalar.const(src.value if is64 else src.value & 0xFFFFFFFF))
+        return
+    value = regs[src.n]
+    if isinstance(value, Ptr):
+        regs[dst] = value if is64 else Num(_U32)
+        return
+    assert value is not None
+    if sign_bits:
+        extended = scalar_alu.sign_extend(value.range, sign_bits, is64)
+        keep = extended == value.range
+        regs[dst] = _copy(env, state, src.n, value) if keep else Num(extended, 0, value.tokens)
+        return
+    if is64 or value.range.umax <= 0xFFFFFFFF:
+        regs[dst] = _copy(env, state, src.n, value)
+    else:
+        regs[dst] = Num(scalar_alu.mov32(value.range), 0, value.tokens)
+
+
+def _copy(env: Env, state: State, source: int, value: Num) -> Num:
+    """A copy shares an id with its origin, so that a check on one serves both."""
+    if value.id == 0 and not value.range.is_const:
+        value = Num(value.range, env.next_id(), value.tokens)
+        state.top.regs[source] = value
+    return value
+
+
+def _load(env: Env, state: State, src: int, off: int, size: int, signed: bool) -> Num | Ptr:
+    ptr = state.top.regs[src]
+    assert isinstance(ptr, Ptr)
+    kind = ptr.kind
+    if kind is Kind.CTX:
+        found = _CONTEXT.get(off)
+        return Num(_U32) if found is None else Ptr(found)
+    if kind is Kind.STACK:
+        frame = state.frames[ptr.frame]
+        if ptr.var is None:
+            value = stack.read(frame, ptr.off + off, size)
+            if isinstance(value, Num) and signed:
+                return Num(scalar_alu.sign_extend(value.range, size * 8, True), 0, value.tokens)
+            if isinstance(value, Num) and size == 8 and value.id == 0 and (
+                    not value.range.is_const):
+                return _share(env, frame, ptr.off + off, value)
+            if isinstance(value, Ptr) and signed:
+                raise Refused("stack", "a spilled pointer is read with its sign")
+            return value
+        low, high = access.stack_range(src, ptr, off)
+        stack.touch(frame, low, high + size)
+        _any_pointer(frame, low, high + size)
+    elif kind is Kind.MAP_VALUE and ptr.var is None:
+        constant = _frozen(env, ptr, off, size, signed)
+        if constant is not None:
+            return constant
+    return Num(scalar.signed(size) if signed else scalar.unsigned(size))
+
+
+def _share(env: Env, frame: stack.Frame, off: int, value: Num) -> Num:
+    """What was filled and what stays in the slot are copies of each other."""
+    base = off & ~7
+    slot = frame.stack[base]
+    if slot.value is not value:
+        return value
+    shared = Num(value.range, env.next_id(), value.tokens)
+    frame.writable()[base] = stack.Slot(shared, slot.size, slot.init, slot.zero, slot.token)
+    return shared
+
+
+def _any_pointer(frame: stack.Frame, low: int, high: int) -> None:
+    """A read at a variable offset gives a number, whatever lies there: root may leak pointers."""
+
+
+def _frozen(env: Env, ptr: Ptr, off: int, size: int, signed: bool) -> Num | None:
+    """A load from .rodata that holds a known constant (bpf_map_direct_read)."""
+    spec = env.maps[ptr.map]
+    where = ptr.off + off
+    if spec.global_kind != 1 or where + size > spec.value_size or not spec.initial:
+        return None
+    raw = spec.initial[where : where + size].ljust(size, b"\0")
+    return Num(scalar.const(int.from_bytes(raw, "little", signed=signed)))
+
+
+def _store(env: Env, state: State, dst: int, off: int, size: int, value: Num | Ptr) -> None:
+    ptr = state.top.regs[dst]
+    assert isinstance(ptr, Ptr)
+    if ptr.kind is not Kind.STACK:
+        return
+    frame = state.frames[ptr.frame]
+    if ptr.var is None:
+        stack.write(frame, ptr.off + off, size, value, ptr.frame != len(state.frames) - 1)
+        return
+    low, high = access.stack_range(dst, ptr, off)
+    stack.scatter_somewhere(frame, low, high + size)
+
+
+def _atomic(env: Env, state: State, insn: Atomic) -> None:
+    regs = state.top.regs
+    ptr = regs[insn.dst]
+    assert isinstance(ptr, Ptr)
+    if ptr.kind is Kind.STACK:
+        frame = state.frames[ptr.frame]
+        low, high = access.stack_range(insn.dst, ptr, insn.off)
+        if low == high:
+            old = stack.read(frame, low, insn.size)
+            if isinstance(old, Ptr):
+                raise Refused("stack", "atomic operation on a spilled pointer")
+            mark_precise(old.tokens)
+            stack.scatter(frame, low, insn.size, zero=False)
+        else:
+            stack.touch(frame, low, high + insn.size)
+            stack.scatter_somewhere(frame, low, high + insn.size)
+    result = Num(scalar.unsigned(insn.size))
+    if insn.op is AtomicOp.CMPXCHG:
+        regs[0] = result
+    elif insn.fetch:
+        regs[insn.src] = result
