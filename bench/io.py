@@ -11,7 +11,8 @@ CPU to itself and never sleeps.  Each turn has fresh namespaces, interfaces and 
             information
 
 The kernel copies received frames into the umem on the source's CPU.  Dropping is so little work
-that a loop may take all that is offered; `mpps` beside `offered_mpps` shows whether it did.
+that a loop may take all that is offered; `taken` says how much of it ours did.  Where that is all
+of it, the figure is the source's and not the loop's.
 
 What counts is what was done while the source sent: for drop the loop's own count of received
 packets (the interface's for the kernel), for TX what the other end of the veth really received.
@@ -164,7 +165,8 @@ def _judge(action: str, sent: Sent, received: int, returned: int) -> Sample:
         raise RuntimeError(f"{received} packets received of {sent.frames} sent")
     done = returned if action == "tx" else received
     return {"mpps": done / sent.seconds / 1e6, "offered_mpps": sent.mpps,
-            "received": float(received), "returned": float(returned)}
+            "taken": min(received / sent.frames, 1.0), "received": float(received),
+            "returned": float(returned)}
 
 
 def measure(action: str, rounds: int, seconds: float, source_cpu: int, loop_cpu: int,
@@ -178,6 +180,7 @@ def measure(action: str, rounds: int, seconds: float, source_cpu: int, loop_cpu:
         columns = {name: [round(sample[name], 4) for sample in taken] for name in taken[0]}
         row[system] = {"mpps": Spread.of(columns["mpps"]).record(),
                        "offered_mpps": Spread.of(columns["offered_mpps"]).record(),
+                       "taken": Spread.of(columns["taken"]).record(),
                        "samples": columns}
     for rival in systems[1:]:
         row[f"ours_to_{rival}"] = Spread.of([a["mpps"] / b["mpps"] for a, b in zip(
@@ -208,22 +211,23 @@ def run(actions: Sequence[str], rounds: int, seconds: float, on_cpus: Sequence[i
 # ---- saying it -----------------------------------------------------------------------------------
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """Action, Mpps of each system with its spread, ours / C, offered load."""
+    """Action, Mpps of each system with its spread, ours / C, offered load, how much ours took."""
     def spread(record: Mapping[str, float] | None) -> str:
         if not record:
             return "-"
         return f"{record['median']:.2f} ({record['min']:.2f}-{record['max']:.2f})"
 
     return [row["action"], *(spread(row[s]["mpps"] if s in row else None) for s in SYSTEMS),
-            spread(row.get("ours_to_c")), f"{row['ours']['offered_mpps']['median']:.1f}"]
+            spread(row.get("ours_to_c")), f"{row['ours']['offered_mpps']['median']:.1f}",
+            f"{row['ours']['taken']['median']:.0%}"]
 
 
-HEADER = ("action", "ours", "c", "kernel", "ours / c", "offered")
+HEADER = ("action", *SYSTEMS, "ours / c", "offered", "taken")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    lines = ["| AF_XDP on veth, Mpps | ours | C loop | kernel-native XDP | ours / C | offered |",
-             "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| AF_XDP on veth, Mpps | ours | C loop | kernel-native XDP | ours / C | offered "
+             "| ours took |", "|---|---:|---:|---:|---:|---:|---:|"]
     return "\n".join(lines + [f"| {' | '.join(cells(row))} |" for row in result["rows"]])
 
 

@@ -1,0 +1,83 @@
+"""bench.all: one record, one table, and README between its markers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import all as everything
+from bench import io, prog
+from bench.samples import Spread, machine
+
+ROW = {"name": "tx", "verdict": "TX", "ok": True, "method": "plain",
+       "kernel": {"raw": {"median": 24}, "net": {"median": 12.0}},
+       "ours": {"raw": {"median": 2.94}, "net": {"median": 2.0}},
+       "ratio": {"median": 6.0, "min": 5.0, "max": 7.0}}
+
+
+def result(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"quick": False, "machine": machine(), "missing": {}, "benches": {
+        "prog": {"rows": list(rows)}}, **more}
+
+
+def test_spread() -> None:
+    assert Spread.of([3, 1, 2.5]).record() == {"median": 2.5, "min": 1, "max": 3}
+
+
+def test_markdown_names_the_machine() -> None:
+    text = everything.markdown(result(ROW))
+    assert "| tx | TX | 12.0 | 2.0 | 6.0 (5.0-7.0) |" in text
+    about = machine()
+    for word in (about["cpu"], about["kernel"], "Mitigations: ", "llvmlite 0."):
+        assert word in text
+    assert "these are not figures" not in text
+    assert "these are not figures" in everything.markdown(result(ROW, quick=True))
+
+
+def test_what_is_missing_is_said() -> None:
+    text = everything.markdown(result(ROW, missing={"io": "needs root"}))
+    assert "Not measured: io (needs root)." in text
+
+
+def test_a_bench_that_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> dict[str, Any]:
+        raise RuntimeError("needs root")
+
+    monkeypatch.setattr(io, "run", refuse)
+    measured = everything.measure(["io"], quick=True)
+    assert measured["benches"] == {} and measured["missing"] == {"io": "needs root"}
+
+
+def test_readme() -> None:
+    text = "# title\n<!-- bench -->\nold\n<!-- /bench -->\nend\n"
+    once = everything.put_into(text, "| table |\n")
+    assert once == "# title\n<!-- bench -->\n| table |\n<!-- /bench -->\nend\n"
+    assert everything.put_into(once, "| table |\n") == once
+    for broken in ("", "<!-- bench -->", "<!-- /bench --> <!-- bench -->"):
+        with pytest.raises(ValueError, match="no <!-- bench -->"):
+            everything.put_into(broken, "")
+
+
+def test_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = everything.save(result(ROW), tmp_path)
+    assert path.suffix == ".json" and json.loads(path.read_text())["benches"]["prog"]
+    assert everything.main(["--from", str(path)]) == 0
+    assert "| tx | TX |" in capsys.readouterr().out
+
+
+def test_disagreement_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = {"name": "tx", "verdict": "TX", "ok": False, "mismatch": "packet: byte 3"}
+    path = everything.save(result(bad, quick=True), tmp_path)
+    assert path.name.endswith("-quick.json")
+    assert everything.main(["--from", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "| tx | TX | mismatch | mismatch | none |" in out
+    assert prog.cells(bad)[3] == "packet: byte 3"
+
+
+def test_unknown_bench() -> None:
+    with pytest.raises(SystemExit):
+        everything.main(["no-such-bench"])

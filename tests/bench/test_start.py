@@ -1,0 +1,77 @@
+"""bench.start: from the spawn to the first packet, and the clock on what lies between."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import start
+from bench.samples import ROOT
+from tests.privileges import needs_bpf
+
+netns = [*needs_bpf(), pytest.mark.netns]
+
+
+@pytest.mark.parametrize("example", [pytest.param("drop", marks=netns)])
+def test_cold_and_warm(example: str, tmp_path: Path) -> None:
+    cold, _ = start.start_once(example, tmp_path / "cache")
+    warm, _ = start.start_once(example, tmp_path / "cache")
+    for sample in (cold, warm):
+        assert 0 < sample["compiled_s"] <= sample["loaded_s"] <= sample["first_packet_s"]
+    assert warm["first_packet_s"] < cold["first_packet_s"]
+
+
+@pytest.mark.parametrize("example", [pytest.param("drop", marks=netns)])
+def test_phases(example: str, tmp_path: Path) -> None:
+    out = tmp_path / "phases.json"
+    cache = Path(os.environ.get("XDPU_CACHE", tmp_path / "cache"))
+    sample, said = start.start_once(example, cache, out)
+    calls = {call["name"]: call for call in start.sum_calls(json.loads(out.read_text()))}
+    for name in ("python", "xdp_runtime.elf:read_object", "dataplane.engine:Engine.start"):
+        assert 0 <= calls[name]["at_s"] <= sample["first_packet_s"] + 0.1
+    imports = start.sum_imports(said)
+    assert 0 < imports["seconds"] < sample["first_packet_s"]
+    assert {"xdp_runtime", "control"} <= set(imports["packages"])
+
+
+def test_phases_without_a_run(tmp_path: Path) -> None:
+    """The clock changes neither what is done nor the exit code."""
+    out = tmp_path / "phases.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.phases", str(out), "dump", "examples/drop.o"], cwd=ROOT,
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exit" in done.stdout
+    assert "xdp_runtime.elf:read_object" in [name for name, _, _ in json.loads(out.read_text())]
+
+
+@pytest.mark.parametrize("example", [pytest.param("no-such-example", marks=netns)])
+def test_no_packet_is_an_error(example: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=example):
+        start.start_once(example, tmp_path)
+
+
+def test_sums() -> None:
+    calls = [["b", 2.0, 0.5], ["a", 1.0, 3.0], ["b", 1.5, 0.25]]
+    assert start.sum_calls(calls) == [
+        {"name": "a", "at_s": 1.0, "seconds": 3.0, "calls": 1},
+        {"name": "b", "at_s": 1.5, "seconds": 0.75, "calls": 2}]
+    text = ("import time: self [us] | cumulative | imported package\n"
+            "import time:      1000 |       1000 |     numba.core\n"
+            "import time:      2000 |       3000 |   numba\nxdpu: something\n"
+            "import time:       500 |       3500 | control.cli\n")
+    assert start.sum_imports(text) == {"seconds": 0.0035,
+                                       "packages": {"numba": 0.003, "control": 0.0005}}
+
+
+@pytest.mark.perf
+@pytest.mark.parametrize("example", [pytest.param(e, marks=netns) for e in ("drop", "demo")])
+def test_goals(example: str) -> None:
+    row = start.measure(example, 5)
+    for kind, goal_s in start.GOALS_S.items():
+        assert row[kind]["first_packet_s"]["median"] < goal_s
