@@ -97,12 +97,12 @@ def _region(number: int, ptr: Ptr, off: int, size: int, limit: int, what: str,
         raise Refused("bounds", f"the offset in r{number} may be negative "
                       f"({scalar.describe(var)})",
                       "make the index unsigned or check that it is >= 0", regs=(number,))
-    if var.umax >= MAX_VAR_OFF:
+    if var.smax >= MAX_VAR_OFF:
         raise Refused("bounds", f"the offset in r{number} has no upper limit "
                       f"({scalar.describe(var)})",
                       f"check that the index keeps within {limit} bytes", regs=(number,))
-    if base + var.umax + size > limit or base + var.smin + size > limit:
-        raise Refused("bounds", f"{size} bytes at offset {base} + up to {var.umax} may lie "
+    if base + var.smax + size > limit:
+        raise Refused("bounds", f"{size} bytes at offset {base} + up to {var.smax} may lie "
                       f"outside the {what} ({limit} bytes)",
                       f"check that the index is at most {max(limit - size - base, 0)}",
                       regs=(number,))
@@ -168,7 +168,7 @@ def context_field(env: Env, off: int, size: int, write: bool, signed: bool) -> i
     """The offset in struct xdp_md of a valid read.  Raises Refused."""
     if write:
         raise Refused("context", "struct xdp_md is read-only")
-    if size != 4 or signed or off not in XDP_MD:
+    if size != 4 or off not in XDP_MD or (signed and XDP_MD[off][1]):
         raise Refused("context", f"{size} bytes at offset {off} of struct xdp_md "
                       f"({XDP_MD_SIZE_BYTES} bytes, six 32-bit fields)")
     if off == 20 and not env.program.kind.endswith("/devmap"):

@@ -63,6 +63,9 @@ def move(env: Env, ptr: Ptr, by: Num, down: bool, number: int) -> Ptr:
     span = by.range
     mark_precise(by.tokens)
     packet = ptr.kind in (Kind.PACKET, Kind.PACKET_META)
+    if down and ptr.kind is Kind.STACK:
+        raise Refused("arithmetic", f"subtraction from the stack pointer in r{number}",
+                      "add a negative number instead", regs=(number,))
     if span.is_const:
         step = span.smin
         if not -MAX_VAR_OFF < step < MAX_VAR_OFF:
@@ -80,9 +83,6 @@ def move(env: Env, ptr: Ptr, by: Num, down: bool, number: int) -> Ptr:
         raise Refused("arithmetic", f"r{number} is moved by a number without a lower limit "
                       f"({scalar.describe(span)})", "make it unsigned or check that it is >= 0",
                       regs=(number,))
-    if down and ptr.kind is Kind.STACK:
-        raise Refused("arithmetic", f"a variable is subtracted from the stack pointer in "
-                      f"r{number}", regs=(number,))
     var = span if ptr.var is None and not down else scalar_alu.alu(
         AluOp.SUB if down else AluOp.ADD, True, ptr.var or scalar.const(0), span)
     if var.smin <= -MAX_VAR_OFF and not packet:

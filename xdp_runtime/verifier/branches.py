@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xdp_runtime.isa import Imm, JmpOp, JumpIf
+from xdp_runtime.isa import Imm, JmpOp, JumpIf, Reg
 from xdp_runtime.verifier import scalar, scalar_branch
 from xdp_runtime.verifier.domain import (
     Kind,
@@ -24,7 +24,8 @@ from xdp_runtime.verifier.domain import (
 )
 from xdp_runtime.verifier.env import Refused
 
-_PACKET = (Kind.PACKET, Kind.PACKET_META)
+# reg_not_null: of other pointers the kernel looks at both sides
+_NEVER_NULL = (Kind.MAP_VALUE, Kind.MAP, Kind.MEM, Kind.MAP_KEY)
 MAX_PACKET_OFF = 0xFFFF  # MAX_PACKET_OFF: a packet is shorter than that
 _ZERO = Num(scalar.const(0))
 # `a op b` seen from b
@@ -104,14 +105,15 @@ def replace_all(state: State, new: Callable[[Num | Ptr], Num | Ptr | None]) -> N
 def _pointer_and_number(state: State, insn: JumpIf, ptr: Ptr, number: Num
                         ) -> tuple[State | None, State | None]:
     zero = number.range.is_const and number.range.const == 0
-    if zero and insn.is64 and insn.op in (JmpOp.EQ, JmpOp.NE):
+    if zero and isinstance(insn.src, Imm) and insn.is64 and insn.op in (JmpOp.EQ, JmpOp.NE):
         if ptr.nullable:
             null, good = state.copy(), state
             _mark_null(null, ptr, True)
             _mark_null(good, ptr, False)
             return (good, null) if insn.op is JmpOp.EQ else (null, good)
-        mark_precise(number.tokens)
-        return (state, None) if insn.op is JmpOp.EQ else (None, state)
+        if ptr.kind in _NEVER_NULL:
+            mark_precise(number.tokens)
+            return (state, None) if insn.op is JmpOp.EQ else (None, state)
     return state.copy(), state
 
 
@@ -133,9 +135,15 @@ def _pointers(state: State, insn: JumpIf, left: Ptr, right: Ptr
         return state.copy(), state
     falls, taken = state.copy(), state
     op = insn.op
-    ends = ((left.kind in _PACKET and right.kind is Kind.PACKET_END)
+    if op in (JmpOp.EQ, JmpOp.NE) and left.nullable != right.nullable:
+        equal = taken if op is JmpOp.EQ else falls  # equal to a pointer that is not null
+        assert isinstance(insn.src, Reg)
+        number = insn.dst if left.nullable else insn.src.n
+        equal.top.regs[number] = (left if left.nullable else right).but(nullable=False)
+        return falls, taken
+    ends = ((left.kind is Kind.PACKET and right.kind is Kind.PACKET_END)
             or (left.kind is Kind.PACKET_META and _is_start(right)))
-    mirrored = ((right.kind in _PACKET and left.kind is Kind.PACKET_END)
+    mirrored = ((right.kind is Kind.PACKET and left.kind is Kind.PACKET_END)
                 or (right.kind is Kind.PACKET_META and _is_start(left)))
     if not ends and not mirrored:
         return falls, taken

@@ -74,7 +74,7 @@ def call(env: Env, state: State, number: int) -> None:
         if arg is Arg.MEM_UNINIT:
             _overwritten(state, helper, position)
     if number == TAIL_CALL:
-        _tail_call(state)
+        _tail_call(env, state)
     if helper.changes_packet:
         forget_packet(state)
     regs[1:6] = [None] * 5
@@ -142,6 +142,8 @@ def _sized_memory(env: Env, state: State, helper: Helper, arg: Arg, position: in
             raise Refused("helper", f"{helper.name}: r{position} is null, r{number} is not 0",
                           regs=(position, number))
         return
+    if arg is Arg.MEM_OR_NULL and isinstance(value, Ptr) and value.nullable and not span.umax:
+        return
     memory(env, state, helper.name, position, value, span.umax,
            write=arg is Arg.MEM_UNINIT, zero_size=zero_ok)
 
@@ -202,7 +204,9 @@ def _constant_index(state: State, spec: MapSpec) -> bool:
     return True
 
 
-def _tail_call(state: State) -> None:
+def _tail_call(env: Env, state: State) -> None:
+    if len(state.frames) > 1 and env.obj.btf is None:
+        raise Refused("call", "bpf_tail_call in a function needs BTF", "compile with -g")
     if state.refs:
         raise Refused("reference", "bpf_tail_call while a reference is held", "release it before")
 
@@ -213,14 +217,14 @@ def forget_packet(state: State) -> None:
     for frame in state.frames:
         for number, value in enumerate(frame.regs):
             if isinstance(value, Ptr) and value.kind in packet:
-                frame.regs[number] = None
+                frame.regs[number] = Num(scalar.UNKNOWN)
         stale = [base for base, slot in frame.stack.items()
                  if isinstance(slot.value, Ptr) and slot.value.kind in packet]
         if stale:
             own = frame.writable()
             for base in stale:
                 old = own[base]
-                own[base] = stack.Slot(None, 0, 0, 0, old.token)
+                own[base] = stack.Slot(None, 0, 0xFF, 0, old.token)
 
 
 def _result(env: Env, helper: Helper, map_ptr: Ptr | None, spec: MapSpec | None,

@@ -39,13 +39,15 @@ class Refused(Exception):
 class Env:
     """The program under proof and its counters."""
 
-    __slots__ = ("insns", "maps", "obj", "program", "used_ids")
+    __slots__ = ("context_at", "insns", "maps", "obj", "program", "slot", "used_ids")
 
     def __init__(self, obj: Object, program: ProgramSpec) -> None:
         self.obj, self.program = obj, program
         self.insns: Insns = program.insns
         self.maps: tuple[MapSpec, ...] = obj.maps
         self.used_ids = 0
+        self.slot = 0  # the instruction being proven
+        self.context_at: dict[int, bool] = {}  # memory instructions: is it the context they use?
 
     def next_id(self) -> int:
         self.used_ids += 1

@@ -72,7 +72,7 @@ class Explorer:
         since = _MIN_BETWEEN
         self.state = state
         while True:
-            self.slot = slot
+            self.slot = env.slot = slot
             if flow.prune[slot]:
                 if self._covered(slot, state):
                     return parent

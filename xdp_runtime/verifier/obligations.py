@@ -170,12 +170,12 @@ def obligations(insn: Insn) -> tuple[Obligation, ...]:
             else:
                 out.append(Readable(src.n))
             return (*out, Readable(dst), Summable(op, is64, dst, src))
-        case Mov(_, dst, src, sign_bits):
+        case Mov(_, dst, src, _):
             if isinstance(src, Imm):
                 return (Writable(dst),)
-            return (Writable(dst), Readable(src.n), *((IsNumber(src.n),) if sign_bits else ()))
+            return (Writable(dst), Readable(src.n))
         case Neg(_, dst) | Swap(dst, _, _):
-            return (Writable(dst), Readable(dst), IsNumber(dst))
+            return (Writable(dst), Readable(dst))
         case LoadImm64(dst, _):
             return (Writable(dst),)
         case LoadMap(dst, index):
@@ -192,9 +192,12 @@ def obligations(insn: Insn) -> tuple[Obligation, ...]:
                 return (Readable(src.n), Readable(dst),
                         ValidAccess(dst, off, size, True, value=src.n))
             return (Readable(dst), ValidAccess(dst, off, size, True))
-        case Atomic(op=atomic_op, size=size, dst=dst, off=off, src=src_reg):
-            extra = ((Readable(0), IsNumber(0)) if atomic_op is AtomicOp.CMPXCHG else ())
-            return (Readable(src_reg), IsNumber(src_reg), Readable(dst), *extra,
+        case Atomic(op=atomic_op, size=size, dst=dst, off=off, src=src_reg,
+                    fetch=fetch):
+            extra: tuple[Obligation, ...] = (Readable(0),) if atomic_op is AtomicOp.CMPXCHG else ()
+            if fetch and atomic_op is not AtomicOp.CMPXCHG:
+                extra = (Writable(src_reg),)
+            return (Readable(src_reg), Readable(dst), *extra,
                     ValidAccess(dst, off, size, False, atomic=True),
                     ValidAccess(dst, off, size, True, atomic=True))
         case LoadAcquire(dst, src_reg, off, size):

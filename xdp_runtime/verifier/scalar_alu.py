@@ -266,6 +266,8 @@ def _smod(a: Operand, b: Operand, bits: int) -> Operand:
     least = 0 if b[4] <= 0 <= b[5] else min(abs(b[4]), abs(b[5]))
     if max(-a[4], a[5]) < least or not b[3]:
         return a
+    if b[4] == b[5] and _quotient(a[4], b[4]) == (quotient := _quotient(a[5], b[5])):
+        return _from_signed(a[4] - quotient * b[4], a[5] - quotient * b[4], bits)
     low, high = min(a[4], 0), max(a[5], 0)
     if least:
         most = max(abs(b[4]), abs(b[5])) - 1
@@ -300,8 +302,9 @@ def truncate(a: Scalar, bits: int) -> Scalar:
         return _zero_extended(_low(a))
     top = (1 << bits) - 1
     umin, umax = 0, top
-    for low, high in ((a.umin, a.umax), (a.smin, a.smax), (a.u32min, a.u32max)):
-        if high - low <= top and low & top <= high & top and (bits < HALF or high - low <= umax):
+    for low, high in ((a.umin, a.umax), (a.smin, a.smax), *(
+            ((a.u32min, a.u32max), (a.s32min, a.s32max)) if bits < HALF else ())):
+        if high - low <= top and low & top <= high & top:
             umin, umax = max(umin, low & top), min(umax, high & top)
     return _made(sync(a.value & top, a.mask & top, umin, umax, umin, umax,
                       0, TOP32, -SIGN32, SIGN32 - 1))

@@ -48,12 +48,7 @@ def _rest(slot: Slot | None, low: int, high: int) -> tuple[int, int]:
     if slot is None:
         return 0, 0
     outside = 0xFF & ~_mask(low, high)
-    zero = slot.zero
-    value = slot.value
-    if isinstance(value, Num) and value.range.is_const and value.range.const == 0:
-        mark_precise(value.tokens)
-        zero |= _mask(0, slot.size)
-    return slot.init & outside, zero & outside
+    return slot.init & outside, slot.zero & outside
 
 
 def scatter(frame: Frame, off: int, size: int, zero: bool) -> None:
@@ -69,15 +64,25 @@ def scatter(frame: Frame, off: int, size: int, zero: bool) -> None:
         off = base + 8
 
 
-def scatter_somewhere(frame: Frame, low: int, high: int) -> None:
-    """Some bytes within [low, high) were overwritten: nothing there is known any more.
+def scatter_somewhere(frame: Frame, low: int, high: int, zero: bool = False) -> None:
+    """Some bytes within [low, high) were overwritten: nothing there is known any more, but that
+    zeroes over zeroes are zeroes.
 
     What was uninitialised stays so: it may not have been the one written."""
     stack = frame.writable()
     for base in range(low & ~7, high, 8):
         slot = stack.get(base)
         if slot is not None:
-            stack[base] = Slot(None, 0, slot.init, 0)
+            value = slot.value
+            if zero and isinstance(value, Num) and value.range.is_const and (
+                    value.range.const == 0):
+                mark_precise(value.tokens)
+                continue
+            hit = _mask(max(low - base, 0), min(high - base, 8))
+            init, zeroes = _rest(slot, 0, 0)
+            if slot.token is not None and zero:
+                mark_precise((slot.token,))
+            stack[base] = Slot(None, 0, init, zeroes if zero else zeroes & ~hit)
 
 
 def read(frame: Frame, off: int, size: int) -> Num | Ptr:
@@ -103,20 +108,33 @@ def read(frame: Frame, off: int, size: int) -> Num | Ptr:
     wanted = _mask(at, at + size)
     zero = slot.zero
     tokens: tuple[Token, ...] = () if slot.token is None else (slot.token,)
-    if value is not None:
-        if value.range.is_const and value.range.const == 0:
-            zero |= _mask(0, slot.size)
-        tokens = tokens + value.tokens
+    if value is not None and at + size <= slot.size and value.range.is_const and (
+            value.range.const == 0):
+        return Num(_ZERO.range, 0, tokens + value.tokens)
     if zero & wanted == wanted:
         return Num(_ZERO.range, 0, tokens)
     return Num(scalar.unsigned(size))
 
 
 def touch(frame: Frame, low: int, high: int) -> None:
-    """Somebody else reads bytes [low, high): a helper, or an access at a variable offset."""
+    """A helper reads bytes [low, high)."""
     for base in range(low & ~7, high, 8):
         slot = frame.stack.get(base)
         if slot is not None:
             mark_read(slot.token)
-            if slot.token is not None and isinstance(slot.value, Num):
-                continue
+
+
+def read_range(frame: Frame, low: int, high: int) -> Num | None:
+    """Load from somewhere within [low, high): zero if all of it is, else None."""
+    touch(frame, low, high)
+    tokens: tuple[Token, ...] = ()
+    for base in range(low & ~7, high, 8):
+        slot = frame.stack.get(base)
+        if slot is None:
+            return None
+        wanted = _mask(max(low - base, 0), min(high - base, 8))
+        if slot.zero & wanted != wanted:
+            return None
+        if slot.token is not None:
+            tokens += (slot.token,)
+    return Num(_ZERO.range, 0, tokens)

@@ -94,7 +94,11 @@ def prove(env: Env, state: State, obligation: Obligation) -> None:
 def _prove_access(env: Env, state: State, what: ValidAccess) -> None:
     value = state.top.regs[what.reg]
     ptr = access.pointer(value, what.reg)
-    if ptr.kind is Kind.CTX:
+    is_context = ptr.kind is Kind.CTX
+    if env.context_at.setdefault(env.slot, is_context) is not is_context:
+        raise Refused("type", "the same instruction uses the context on one path and memory on "
+                      "another", regs=(what.reg,))
+    if is_context:
         if ptr.off or what.atomic:
             raise Refused("context", f"r{what.reg} is the context moved by {ptr.off} bytes"
                           if ptr.off else "atomic operation on the context", regs=(what.reg,))
@@ -125,17 +129,17 @@ def step(env: Env, state: State, insn: Insn) -> None:
         case Store(dst, off, size, src):
             value = regs[src.n] if isinstance(src, Reg) else Num(scalar.const(src.value))
             assert value is not None
-            _store(env, state, dst, off, size, value)
+            _store(env, state, dst, off, size, value, src.n if isinstance(src, Reg) else -1)
         case LoadImm64(dst, value64):
             regs[dst] = Num(scalar.const(value64))
         case Neg(is64, dst):
             old = regs[dst]
-            assert isinstance(old, Num)
-            regs[dst] = Num(scalar_alu.neg(is64, old.range), 0, old.tokens)
+            regs[dst] = (Num(scalar_alu.neg(is64, old.range), 0, old.tokens)
+                         if isinstance(old, Num) else Num(scalar.UNKNOWN if is64 else _U32))
         case Swap(dst, bits, order):
             old = regs[dst]
-            assert isinstance(old, Num)
-            regs[dst] = Num(scalar_alu.swap(old.range, bits, order), 0, old.tokens)
+            regs[dst] = (Num(scalar_alu.swap(old.range, bits, order), 0, old.tokens)
+                         if isinstance(old, Num) else Num(scalar.unsigned(bits // 8)))
         case LoadMap(dst, index):
             regs[dst] = Ptr(Kind.MAP, map_=index)
         case LoadMapValue(dst, index, offset):
@@ -149,7 +153,7 @@ def step(env: Env, state: State, insn: Insn) -> None:
         case StoreRelease(dst, off, size, src_reg):
             stored = regs[src_reg]
             assert stored is not None
-            _store(env, state, dst, off, size, stored)
+            _store(env, state, dst, off, size, stored, src_reg)
         case _:
             raise AssertionError(f"{insn} leaves the function or branches")
 
@@ -179,8 +183,11 @@ def _mov(env: Env, state: State, is64: bool, dst: int, src: Reg | Imm, sign_bits
         regs[dst] = Num(scalar.const(src.value if is64 else src.value & 0xFFFFFFFF))
         return
     value = regs[src.n]
-    if isinstance(value, Ptr):
-        regs[dst] = value if is64 else Num(_U32)
+    if isinstance(value, Ptr):  # root may take pointers apart
+        if is64 and not sign_bits:
+            regs[dst] = value
+        else:
+            regs[dst] = Num(scalar.UNKNOWN if is64 else _U32)
         return
     assert value is not None
     if sign_bits:
@@ -208,42 +215,27 @@ def _load(env: Env, state: State, src: int, off: int, size: int, signed: bool) -
     kind = ptr.kind
     if kind is Kind.CTX:
         found = _CONTEXT.get(off)
-        return Num(_U32) if found is None else Ptr(found)
+        if found is not None:
+            return Ptr(found)
+        return Num(scalar_alu.sign_extend(_U32, 32, True) if signed else _U32)
     if kind is Kind.STACK:
         frame = state.frames[ptr.frame]
         if ptr.var is None:
             value = stack.read(frame, ptr.off + off, size)
             if isinstance(value, Num) and signed:
                 return Num(scalar_alu.sign_extend(value.range, size * 8, True), 0, value.tokens)
-            if isinstance(value, Num) and size == 8 and value.id == 0 and (
-                    not value.range.is_const):
-                return _share(env, frame, ptr.off + off, value)
             if isinstance(value, Ptr) and signed:
                 raise Refused("stack", "a spilled pointer is read with its sign")
             return value
         low, high = access.stack_range(src, ptr, off)
-        stack.touch(frame, low, high + size)
-        _any_pointer(frame, low, high + size)
+        zero = stack.read_range(frame, low, high + size)
+        if zero is not None:
+            return zero
     elif kind is Kind.MAP_VALUE and ptr.var is None:
         constant = _frozen(env, ptr, off, size, signed)
         if constant is not None:
             return constant
     return Num(scalar.signed(size) if signed else scalar.unsigned(size))
-
-
-def _share(env: Env, frame: stack.Frame, off: int, value: Num) -> Num:
-    """What was filled and what stays in the slot are copies of each other."""
-    base = off & ~7
-    slot = frame.stack[base]
-    if slot.value is not value:
-        return value
-    shared = Num(value.range, env.next_id(), value.tokens)
-    frame.writable()[base] = stack.Slot(shared, slot.size, slot.init, slot.zero, slot.token)
-    return shared
-
-
-def _any_pointer(frame: stack.Frame, low: int, high: int) -> None:
-    """A read at a variable offset gives a number, whatever lies there: root may leak pointers."""
 
 
 def _frozen(env: Env, ptr: Ptr, off: int, size: int, signed: bool) -> Num | None:
@@ -256,17 +248,26 @@ def _frozen(env: Env, ptr: Ptr, off: int, size: int, signed: bool) -> Num | None
     return Num(scalar.const(int.from_bytes(raw, "little", signed=signed)))
 
 
-def _store(env: Env, state: State, dst: int, off: int, size: int, value: Num | Ptr) -> None:
+def _store(env: Env, state: State, dst: int, off: int, size: int, value: Num | Ptr,
+           source: int) -> None:
     ptr = state.top.regs[dst]
     assert isinstance(ptr, Ptr)
     if ptr.kind is not Kind.STACK:
         return
     frame = state.frames[ptr.frame]
     if ptr.var is None:
+        if isinstance(value, Num) and (ptr.off + off) % 8 == 0 and source >= 0:
+            if value.range.umax < 1 << 8 * size:  # register and slot stay copies of each other
+                value = _copy(env, state, source, value)
+            else:
+                value = Num(value.range, 0, value.tokens)
         stack.write(frame, ptr.off + off, size, value, ptr.frame != len(state.frames) - 1)
         return
     low, high = access.stack_range(dst, ptr, off)
-    stack.scatter_somewhere(frame, low, high + size)
+    zero = isinstance(value, Num) and value.range.is_const and value.range.const == 0
+    if zero:
+        mark_precise(value.tokens)
+    stack.scatter_somewhere(frame, low, high + size, zero)
 
 
 def _atomic(env: Env, state: State, insn: Atomic) -> None:
