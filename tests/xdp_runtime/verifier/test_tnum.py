@@ -20,6 +20,7 @@ from xdp_runtime.verifier import tnum
 from xdp_runtime.verifier.tnum import Tnum
 
 Words = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
 
 def _all(bits: int) -> list[Tnum]:
@@ -40,7 +41,7 @@ def _values(a: Tnum) -> list[int]:
         sub = sub - 1 & a[1]
 
 
-def _least(bits: int, op: Callable[[Words, Words], Words]) -> tuple[Words, Words]:
+def _least(bits: int, op: Callable[[Words, Words], Words]) -> tuple[Bytes, Bytes]:
     """For each pair of tnums the bits that are set in every result, and those set in any."""
     top = (1 << bits) - 1
     values = np.arange(top + 1, dtype=np.int64)
