@@ -2,7 +2,10 @@
 
 import sys
 
-from control.cli import main
+import _signal  # type: ignore[import-not-found]
 
 if __name__ == "__main__":
+    # A Ctrl-C before anything is set up ends us by the signal, without a traceback of imports.
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    from control.cli import main
     sys.exit(main())

@@ -17,6 +17,7 @@ from typing import Any
 
 from control import options
 from control.options import Option, Verb
+from control.signals import Signals
 from xdp_runtime.errors import OutOfMemory, XdpuError
 
 _OBJECT = Option("OBJ", "object file with XDP programs, as clang makes it", required=True)
@@ -93,7 +94,8 @@ VERBS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code."""
+    """The exit code.  Without `argv` this is the process's one purpose."""
+    Signals.process_ends = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(argv)

@@ -46,6 +46,7 @@ class Live:
 def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) -> int:
     with signals.interruptible():
         kind, workers = foresee(args)
+        choose_cpus(args.cpu, workers, ())  # refuses what cannot be
         _compile_ahead(args, obj, spec, kind, workers)
     report = None
     try:

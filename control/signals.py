@@ -37,7 +37,10 @@ class Signals:
     """Handlers for SIGINT, SIGTERM, SIGHUP and SIGQUIT while in the `with` block.
 
     SIGHUP stays ignored under nohup.  Outside the main thread there are no handlers to install.
+    With `process_ends` they stay to the end: the exit code is decided, and a late Ctrl-C is late.
     """
+
+    process_ends = False
 
     def __init__(self) -> None:
         self.caught = 0  # the first ending signal
@@ -60,7 +63,7 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._old_wakeup)
             for number, handler in self._found.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self.process_ends else handler)
         os.close(self._read)
         os.close(self._write)
 

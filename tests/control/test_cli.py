@@ -181,6 +181,13 @@ def test_no_libxdp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.root
+def test_a_cpu_that_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", DROP, "--iface", "lo", "--mode", "skb", "--cpu", "5000"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "xdpu: --cpu 5000: this process may not run there (it may on ")
+
+
+@pytest.mark.root
 def test_no_privilege(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
