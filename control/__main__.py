@@ -1,8 +1,7 @@
 """python -m control is xdpu."""
 
-import sys
-
 import _signal  # type: ignore[import-not-found]
+import sys
 
 if __name__ == "__main__":
     # A Ctrl-C before anything is set up ends us by the signal, without a traceback of imports.
