@@ -204,7 +204,7 @@ def measure(case: Case, repeat: int, rounds: int, *, ours: Object | None = None)
             for turn in range(rounds):
                 for which in (0, 1) if turn % 2 == 0 else (1, 0):
                     samples[which].append(sides[which].sample(repeat))
-        except Mismatch as mismatch:
+        except (Mismatch, XdpuError) as mismatch:  # or one of the two does not even load it
             return {**record, "ok": False, "mismatch": str(mismatch)}
     return {**record, "ok": True, "kernel": _summarise(samples[0]), "ours": _summarise(samples[1]),
             "ratio": _ratio(samples)}

@@ -170,6 +170,11 @@ def test_a_wrong_map_has_no_figure() -> None:
     assert row["mismatch"] == "map counters: differs at key 11000000"
 
 
+def test_what_does_not_load_has_no_figure() -> None:
+    row = prog.measure(case("tx"), 100, 1, ours=written("r0 = 3\nr1 = *(u32 *)(r1 + 64)"))
+    assert not row["ok"] and "written" in row["mismatch"]
+
+
 def test_an_unexpected_verdict_has_no_figure() -> None:
     row = prog.measure(replace(case("pass"), verdict=Verdict.DROP), 100, 1)
     assert row["mismatch"] == "the kernel's verdict is 2, expected DROP"
