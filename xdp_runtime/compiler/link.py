@@ -16,6 +16,7 @@ from xdp_runtime.isa import LoadMap
 from xdp_runtime.maps import family_of
 from xdp_runtime.object import MapSpec, MapType, Object, ProgramSpec
 from xdp_runtime.template import Template
+from xdp_runtime.verifier.facts import Facts
 
 ENTRY = "xdpu.program"  # i32(ptr state): what a loop template calls
 
@@ -75,14 +76,15 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
                  units: Sequence[Unit] = ()) -> tuple[object, tuple[str, ...], tuple[str, ...]]:
     """(linked but not optimised LLVM module, exports, external data symbols)"""
     from xdp_runtime.compiler import map_ops, target, templates
-    from xdp_runtime.compiler.lower import Lowering
+    from xdp_runtime.compiler.lower import Lowering, alias_scopes
 
     needed: dict[str, Template] = {}
     programs = tail_call_targets(obj, entry)
     numbers = range(len(programs))
     bodies = []
     for number, program in enumerate(programs):
-        lowered = Lowering(program, number, obj.maps, workers, numbers).lower()
+        facts = proven_facts(obj, program)
+        lowered = Lowering(program, number, obj.maps, workers, numbers, facts).lower()
         needed |= lowered.templates
         bodies.append(lowered.text)
     exports = []
@@ -107,11 +109,22 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         *wrappers,
         *(unit.text for unit in units),
         target.pause_definition(),
-        '!0 = !{!"branch_weights", i32 2000, i32 1}',
+        alias_scopes(len(obj.maps)),
         "",
     ])
     module = target.link(text, [templates.bitcode(t) for t in wanted], exports)
     return module, tuple(exports), (*symbols, *externals)
+
+
+def proven_facts(obj: Object, program: ProgramSpec) -> Facts:
+    """What the verifier found out.  Raises VerifyError: what is not proven is not compiled."""
+    from xdp_runtime.verifier.report import as_error, verify
+
+    report = verify(obj, program)
+    if report.errors:
+        raise as_error(program, report.errors[0])
+    assert report.facts is not None
+    return report.facts
 
 
 def declaration(template: Template) -> str:

@@ -1,23 +1,23 @@
-"""Bytecode and facts -> LLVM IR, as text.
+"""Verified bytecode -> LLVM IR, as text.
 
 A program becomes one function `i32 @"prog.N"(ptr %state)`; its BPF-to-BPF calls are unfolded into
-it (frames.py).  Every register is up to four stack variables that LLVM turns into SSA values:
+it (frames.py).  Every register is up to two stack variables that LLVM turns into SSA values:
 
     .i  the number          .p  the pointer
-    .b  start of the object a pointer points into      .e  its end
 
-Which of them are live follows from the register's kind (kinds.py): a number has .i, a packet or
-stack pointer .p, a map value .p and .b, a pointer of several possible origins all three.  Pointers
-are never integers, so alias analysis keeps working; where two paths bring different kinds, the
-edge between the blocks converts.  A pointer spilled to the stack lives in variables of its own
-(`%s<depth>_<offset>`), so spilling costs nothing once they are promoted.
+Which of them are live follows from the register's kind (kinds.py).  Pointers are never integers,
+so alias analysis keeps working; where two paths bring different kinds, the edge between the blocks
+converts, and a register that is a number on one path and a pointer on the other is kept as both.
+A pointer spilled to the stack lives in a variable of its own (`%s<depth>_<offset>`), so spilling
+costs nothing once it is promoted.
 
 The context is not memory: a load from `struct xdp_md` becomes a load from the run state
 (state.py), an alloca of the loop that LLVM dissolves after inlining.
 
-Accesses that the analysis could not bound are compared with the object's bounds at run time; when
-one fails, the program stops with verdict ABORTED and its fault recorded in the run state.
-Loops pay a budget on each backward jump, so no program can hold a worker.
+There are no run-time checks: the verifier has proven every access on every path, and that every
+path ends.  Its facts say more: branches that are never taken are not emitted, loads from frozen
+maps are constants, packet pointers move without wrapping, and accesses carry the alias scope of
+their object (packet, each map), so that LLVM keeps values in registers across stores to others.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ from typing import assert_never
 from xdp_runtime import state as st
 from xdp_runtime.compiler.frames import Frame, Node, width
 from xdp_runtime.compiler.kinds import (
+    NOTHING,
+    POINTERS,
     Ctx,
+    Either,
     Kind,
     MapPtr,
     MapValue,
     Mem,
     Packet,
-    PacketEnd,
     Scalar,
     StackPtr,
     State,
@@ -78,12 +80,10 @@ from xdp_runtime.isa import (
 )
 from xdp_runtime.maps import family_of
 from xdp_runtime.object import MapSpec, ProgramSpec
-from xdp_runtime.state import Fault
 from xdp_runtime.template import Template
+from xdp_runtime.verifier.facts import Facts
 
-LOOP_BUDGET = 1 << 20  # backward jumps of one run; a program the kernel accepts takes fewer
 MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
-_UNLIKELY = ", !prof !0"
 _PREDICATES = {
     JmpOp.EQ: "eq", JmpOp.NE: "ne", JmpOp.GT: "ugt", JmpOp.GE: "uge", JmpOp.LT: "ult",
     JmpOp.LE: "ule", JmpOp.SGT: "sgt", JmpOp.SGE: "sge", JmpOp.SLT: "slt", JmpOp.SLE: "sle",
@@ -112,12 +112,10 @@ def components(kind: Kind) -> str:
             return "i"
         case StackPtr(_, off):
             return "p" if off is None else ""  # a known offset needs no variable
-        case Packet() | PacketEnd():
+        case Packet() | MapValue() | Mem():
             return "p"
-        case MapValue():
-            return "pb"
-        case Mem():
-            return "pbe"
+        case Either():
+            return "ip"
         case Uninit() | Ctx() | MapPtr():
             return ""
         case _:
@@ -128,10 +126,11 @@ class Lowering:
     """Lowers one program.  `programs` maps the names that PROG_ARRAY slots may hold to numbers."""
 
     def __init__(self, program: ProgramSpec, number: int, maps: tuple[MapSpec, ...], workers: int,
-                 tail_targets: Iterable[int]) -> None:
+                 tail_targets: Iterable[int], facts: Facts) -> None:
         self.program, self.number, self.maps, self.workers = program, number, maps, workers
         self.tail_targets = tuple(tail_targets)
-        self.provenance = Provenance(program, maps)
+        self.facts = facts
+        self.provenance = Provenance(program, maps, facts)
         self.analysis: Analysis = self.provenance.analyse()
         self.out = Lowered("")
         self.lines: list[str] = []
@@ -140,7 +139,7 @@ class Lowering:
         self.labels = 0
         self.slot = 0
         self.frame: Frame = self.analysis.frames[0]
-        self.state = State([Uninit()] * 11)
+        self.state = State([NOTHING] * 11)
 
     # --- text ---------------------------------------------------------------------------------
 
@@ -159,16 +158,6 @@ class Lowering:
 
     def start(self, label: str) -> None:
         self.lines.append(f"{label}:")
-
-    def guard(self, ok: str, fault: Fault) -> None:
-        """Go on when `ok`, else stop the program with a fault."""
-        good, bad = self.label("ok"), self.label("bad")
-        self.emit(f"br i1 {ok}, label %{good}, label %{bad}{_UNLIKELY}")
-        self.start(bad)
-        self.put_state(st.FAULT, "i32", str(int(fault)))
-        self.put_state(st.FAULT_INSN, "i32", str(self.slot))
-        self.emit("br label %fault")
-        self.start(good)
 
     def use(self, template: Template) -> None:
         self.out.templates[template.name] = template
@@ -228,9 +217,9 @@ class Lowering:
     def number_of(self, number: int) -> str:
         """The register as a 64-bit number, whatever it is."""
         kind = self.state.regs[number]
-        if isinstance(kind, Scalar):
-            if kind.const is not None:
-                return str(kind.const)
+        if isinstance(kind, Scalar) and kind.const is not None:
+            return str(kind.const)
+        if isinstance(kind, Scalar | Either):
             return self.get(self.reg(number), "i")
         return self.value(f"ptrtoint ptr {self.pointer(number)} to i64")
 
@@ -252,84 +241,26 @@ class Lowering:
 
     # --- memory -------------------------------------------------------------------------------
 
-    def address(self, number: int, off: int, size: int | str) -> str:
-        """A pointer to `size` bytes at register + off, proven or checked to be inside.
-
-        `size` is a constant, or an i64 value of the program's own."""
+    def address(self, number: int, off: int) -> str:
+        """The proven address register + off."""
         kind = self.state.regs[number]
-        fixed = size if isinstance(size, int) else None
-        match kind:
-            case StackPtr(depth, int() as base) if fixed is not None:
-                return self.stack_address(depth, base + off)
-            case StackPtr(depth, _):
-                self.provenance.touch_stack(depth, None)
-                where = self.moved(self.pointer(number), off)
-                self.check_inside(where, f"%stack{depth}", str(STACK_SIZE_BYTES), size)
-                return where
-            case MapValue(index, base, nullable):
-                start = self.get(self.reg(number), "b")
-                if nullable:
-                    self.guard(self.value(f"icmp ne ptr {start}, null"), Fault.NULL)
-                if base is not None:
-                    where = self.value(f"getelementptr inbounds i8, ptr {start}, i64 {base + off}")
-                    if fixed is not None:
-                        return where
-                else:
-                    where = self.moved(self.pointer(number), off)
-                self.check_inside(where, start, str(self.maps[index].value_size), size)
-                return where
-            case Packet(umax, _):
-                where_from = self.pointer(number)
-                end = self.get_state(st.DATA_END, "ptr")
-                if umax is not None and off >= 0 and fixed is not None:
-                    # at or behind the start and far from wrapping: one compare
-                    last = self.value(
-                        f"getelementptr nuw i8, ptr {where_from}, i64 {off + fixed}")
-                    self.guard(self.value(f"icmp ule ptr {last}, {end}"), Fault.BOUNDS)
-                    return self.value(f"getelementptr nuw i8, ptr {where_from}, i64 {off}")
-                where = self.moved(where_from, off)
-                start = self.get_state(st.DATA_META, "ptr")
-                self.check_inside(where, start, self.distance(end, start), size)
-                return where
-            case Mem(nullable):
-                start = self.get(self.reg(number), "b")
-                if nullable:
-                    self.guard(self.value(f"icmp ne ptr {start}, null"), Fault.NULL)
-                where = self.moved(self.pointer(number), off)
-                length = self.distance(self.get(self.reg(number), "e"), start)
-                self.check_inside(where, start, length, size)
-                return where
-            case _:
-                raise AssertionError(f"access through {kind} was refused before")
-
-    def moved(self, pointer: str, off: int) -> str:
+        if isinstance(kind, StackPtr) and kind.off is not None:
+            return self.stack_address(kind.depth, kind.off + off)
+        pointer = self.pointer(number)
         if off == 0:
             return pointer
-        return self.value(f"getelementptr i8, ptr {pointer}, i64 {off}")
+        return self.value(f"getelementptr inbounds i8, ptr {pointer}, i64 {off}")
 
-    def distance(self, a: str, b: str) -> str:
-        left = self.value(f"ptrtoint ptr {a} to i64")
-        right = self.value(f"ptrtoint ptr {b} to i64")
-        return self.value(f"sub i64 {left}, {right}")
-
-    def check_inside(self, where: str, start: str, length: str, size: int | str) -> None:
-        """0 <= where - start, where - start + size <= length; unsigned, nothing wraps."""
-        at = self.distance(where, start)
-        begins = self.value(f"icmp ule i64 {at}, {length}")
-        left = self.value(f"sub i64 {length}, {at}")
-        fits = self.value(f"icmp uge i64 {left}, {size}")
-        self.guard(self.value(f"and i1 {begins}, {fits}"), Fault.BOUNDS)
-
-    def aligned(self, number: int, where: str, off: int, size: int) -> None:
-        """Atomic accesses are naturally aligned; what is not known to be is checked."""
+    def scope(self, number: int) -> str:
+        """Alias metadata of an access through a register: its object, and what that is not."""
         match self.state.regs[number]:
-            case StackPtr(_, int() as base) | MapValue(_, int() as base, _) if (
-                    (base + off) % size == 0):
-                return
+            case Packet():
+                own = 0
+            case MapValue(index):
+                own = 1 + index
             case _:
-                low = self.value(f"ptrtoint ptr {where} to i64")
-                rest = self.value(f"and i64 {low}, {size - 1}")
-                self.guard(self.value(f"icmp eq i64 {rest}, 0"), Fault.BOUNDS)
+                return ""
+        return f", !alias.scope !{SCOPES + 2 * own}, !noalias !{SCOPES + 2 * own + 1}"
 
     # --- control ------------------------------------------------------------------------------
 
@@ -349,7 +280,7 @@ class Lowering:
                 if have != want:
                     changes.append((self.location(number, depth), have, want))
         for slot, want in target.spills.items():
-            have = state.spills[slot]
+            have = state.spills.get(slot, Scalar())
             if have != want:
                 changes.append((spill_location(*slot), have, want))
         changes = [c for c in changes if self.needs_conversion(c[1], c[2])]
@@ -363,31 +294,28 @@ class Lowering:
         return components(have) != components(want) and bool(components(want))
 
     def convert(self, location: str, have: Kind, want: Kind) -> None:
-        if isinstance(have, Scalar):  # zero, which is also null
-            for component in components(want):
-                self.put(location, component, "null")
-            return
-        end: str | None = None
+        """Make the variables of `have` those of `want`."""
+        wanted = components(want)
         match have:
-            case StackPtr(depth, off):
-                start = f"%stack{depth}"
+            case Scalar():
+                if "p" in wanted:  # zero, which is null, or what nobody takes for a pointer
+                    self.put(location, "p", "null")
+                return
+            case StackPtr(depth, int() as off):
+                pointer = self.stack_address(depth, off)
                 self.provenance.touch_stack(depth, None)
-                if off is not None:
-                    self.put(location, "p", self.stack_address(depth, off))
-                if isinstance(want, StackPtr):
-                    return
-                length = STACK_SIZE_BYTES
-            case MapValue(index, _, _):
-                start, length = self.get(location, "b"), self.maps[index].value_size
-            case Packet():
-                start, end = self.get_state(st.DATA_META, "ptr"), self.get_state(st.DATA_END, "ptr")
-                length = 0
+            case Ctx():
+                pointer = "%state"
+            case MapPtr(index):
+                pointer = self.value(f"inttoptr i64 {index + 1} to ptr")
+            case Uninit():
+                return
             case _:
-                raise AssertionError(f"{have} cannot become {want}")
-        if end is None:
-            end = self.value(f"getelementptr i8, ptr {start}, i64 {length}")
-        self.put(location, "b", start)
-        self.put(location, "e", end)
+                pointer = self.get(location, "p")
+        if "p" in wanted and components(have) != "p":
+            self.put(location, "p", pointer)
+        if "i" in wanted and "i" not in components(have):
+            self.put(location, "i", self.value(f"ptrtoint ptr {pointer} to i64"))
 
     def lower(self) -> Lowered:
         self.pending: list[tuple[str, Node, list[tuple[str, Kind, Kind]]]] = []
@@ -401,13 +329,11 @@ class Lowering:
         for depth in sorted({frame.depth for frame in self.analysis.frames}):
             head.append(f"  %stack{depth} = alloca [{STACK_SIZE_BYTES} x i8], align 16")
         head += [f"  {name} = alloca {kind}" for name, kind in self.variables.items()]
-        head += ["  %fuel = alloca i64", "  %may = alloca i64",
-                 f"  store i64 {LOOP_BUDGET}, ptr %fuel",
-                 f"  store i64 {MAY_GOTO_BUDGET}, ptr %may"]
+        head += ["  %may = alloca i64", f"  store i64 {MAY_GOTO_BUDGET}, ptr %may"]
         self.lines = []
         self.clear_stack(0)
         head += [*self.lines, "  br label %f0_0"]
-        self.out.text = "\n".join([*head, *body, "fault:", "  ret i32 0", "}", ""])
+        self.out.text = "\n".join([*head, *body, "}", ""])
         return self.out
 
     def clear_stack(self, depth: int) -> None:
@@ -438,7 +364,7 @@ class Lowering:
                     self.lower_exit()
                     break
                 case Jump(off):
-                    self.branch_always(slot, slot + 1 + off)
+                    self.branch_always(slot + 1 + off)
                     break
                 case MayGoto(off):
                     left = self.value("load i64, ptr %may")
@@ -446,16 +372,14 @@ class Lowering:
                     self.emit(f"store i64 {self.value(f'sub i64 {left}, 1')}, ptr %may")
                     self.branch_if(over, slot, slot + 1 + off)
                     break
-                case JumpIf(op, is64, dst, src, off):
-                    condition = self.compare(op, is64, dst, src)
-                    self.provenance.step(self.state, slot, self.frame)
-                    self.branch_if(condition, slot, slot + 1 + off, insn)
+                case JumpIf():
+                    self.lower_branch(insn, slot)
                     break
                 case _:
                     self.lower_insn(insn)
             following = slot + width(insn)
             if following in self.frame.leaders:
-                self.branch_always(slot, following)
+                self.branch_always(following)
                 break
             slot = following
         for edge, target, changes in self.pending:
@@ -465,29 +389,33 @@ class Lowering:
             self.emit(f"br label %{self.block(target)}")
         self.pending.clear()
 
-    def spend_fuel(self) -> None:
-        left = self.value("load i64, ptr %fuel")
-        self.emit(f"store i64 {self.value(f'sub i64 {left}, 1')}, ptr %fuel")
-        self.guard(self.value(f"icmp ne i64 {left}, 0"), Fault.BUDGET)
-
-    def branch_always(self, slot: int, target: int) -> None:
-        if target <= slot:
-            self.spend_fuel()
+    def branch_always(self, target: int) -> None:
         self.emit(f"br label %{self.jump_to((self.frame.id, target), self.state)}")
 
-    def branch_if(self, condition: str, slot: int, target: int,
-                  insn: JumpIf | None = None) -> None:
-        if target <= slot:
-            self.spend_fuel()
-        yes = no = self.state
-        if insn is not None:
-            yes = self.provenance.refine(self.state, insn, True)
-            no = self.provenance.refine(self.state, insn, False)
-            if yes is not self.state:
-                self.set_number(insn.dst, "0")  # what the register is where it was null
-        taken = self.jump_to((self.frame.id, target), yes)
-        falls = self.jump_to((self.frame.id, slot + 1), no)
+    def branch_if(self, condition: str, slot: int, target: int) -> None:
+        taken = self.jump_to((self.frame.id, target), self.state)
+        falls = self.jump_to((self.frame.id, slot + 1), self.state)
         self.emit(f"br i1 {condition}, label %{taken}, label %{falls}")
+
+    def lower_branch(self, insn: JumpIf, slot: int) -> None:
+        """Only the sides that some path goes."""
+        may_fall, may_take = self.provenance.sides(slot)
+        target = slot + 1 + insn.off
+        if not may_fall and not may_take:
+            self.emit("unreachable")
+            return
+        condition = self.compare(insn, slot) if may_fall and may_take else ""
+        no = self.provenance.refine(self.state, insn, False)
+        yes = self.provenance.refine(self.state, insn, True)
+        if no is not self.state or yes is not self.state:
+            self.set_number(insn.dst, "0")  # what the register is where it was null
+        labels = [self.jump_to((self.frame.id, where), state)
+                  for where, state, may in ((target, yes, may_take), (slot + 1, no, may_fall))
+                  if may]
+        if len(labels) == 2:
+            self.emit(f"br i1 {condition}, label %{labels[0]}, label %{labels[1]}")
+        else:
+            self.emit(f"br label %{labels[0]}")
 
     def lower_exit(self) -> None:
         if self.frame.parent is None:
@@ -497,24 +425,23 @@ class Lowering:
         target = (self.frame.parent.id, self.frame.call_slot + 1)
         self.emit(f"br label %{self.jump_to(target, left)}")
 
-    def compare(self, op: JmpOp, is64: bool, dst: int, src: Operand) -> str:
-        left_kind = self.state.regs[dst]
-        right_kind = constant(src.value) if isinstance(src, Imm) else self.state.regs[src.n]
-        both_pointers = not isinstance(left_kind, Scalar) and not isinstance(right_kind, Scalar)
-        null_check = (op in (JmpOp.EQ, JmpOp.NE) and right_kind == constant(0)
-                      and not isinstance(left_kind, Scalar))
-        if is64 and null_check:
-            return self.value(f"icmp {_PREDICATES[op]} ptr {self.pointer(dst)}, null")
-        if is64 and both_pointers and op is not JmpOp.SET and not isinstance(src, Imm):
-            return self.value(
-                f"icmp {_PREDICATES[op]} ptr {self.pointer(dst)}, {self.pointer(src.n)}")
-        bits = 64 if is64 else 32
-        left = self.narrow(self.number_of(dst), bits)
-        right = self.narrow(self.operand(src), bits)
+    def compare(self, insn: JumpIf, slot: int) -> str:
+        op, dst, src = insn.op, insn.dst, insn.src
+        left = self.state.regs[dst]
+        right = constant(src.value) if isinstance(src, Imm) else self.state.regs[src.n]
+        if insn.is64 and isinstance(left, POINTERS) and op is not JmpOp.SET:
+            if right == constant(0) and op in (JmpOp.EQ, JmpOp.NE):
+                return self.value(f"icmp {_PREDICATES[op]} ptr {self.pointer(dst)}, null")
+            if isinstance(right, POINTERS) and not isinstance(src, Imm):
+                return self.value(
+                    f"icmp {_PREDICATES[op]} ptr {self.pointer(dst)}, {self.pointer(src.n)}")
+        bits = 64 if insn.is64 else 32
+        one = self.narrow(self.number_of(dst), bits)
+        other = self.narrow(self.operand(src), bits)
         if op is JmpOp.SET:
-            common = self.value(f"and i{bits} {left}, {right}")
+            common = self.value(f"and i{bits} {one}, {other}")
             return self.value(f"icmp ne i{bits} {common}, 0")
-        return self.value(f"icmp {_PREDICATES[op]} i{bits} {left}, {right}")
+        return self.value(f"icmp {_PREDICATES[op]} i{bits} {one}, {other}")
 
     # --- instructions -------------------------------------------------------------------------
 
@@ -545,21 +472,18 @@ class Lowering:
                 base = self.region(index, "values")
                 where = self.value(f"getelementptr inbounds i8, ptr {base}, i64 {offset}")
                 self.put(self.reg(dst), "p", where)
-                self.put(self.reg(dst), "b", base)
             case Load(dst, src_reg, off, size, signed):
-                self.lower_load(dst, src_reg, off, size, signed, before, after)
+                self.lower_load(dst, src_reg, off, size, signed, after)
             case Store(dst, off, size, src):
                 self.lower_store(dst, off, size, src, after)
             case Atomic():
                 self.lower_atomic(insn)
             case LoadAcquire(dst, src_reg, off, size):
-                where = self.address(src_reg, off, size)
-                self.aligned(src_reg, where, off, size)
+                where = self.address(src_reg, off)
                 got = self.value(f"load atomic i{size * 8}, ptr {where} acquire, align {size}")
                 self.set_number(dst, self.widen(got, size * 8))
             case StoreRelease(dst, off, size, src_reg):
-                where = self.address(dst, off, size)
-                self.aligned(dst, where, off, size)
+                where = self.address(dst, off)
                 value = self.narrow(self.number_of(src_reg), size * 8)
                 self.emit(f"store atomic i{size * 8} {value}, ptr {where} release, align {size}")
             case Call(number):
@@ -574,9 +498,8 @@ class Lowering:
     def lower_alu(self, op: AluOp, is64: bool, dst: int, src: Operand, before: State,
                   after: State) -> None:
         result = after.regs[dst]
-        left_kind = before.regs[dst]
         if not isinstance(result, Scalar):
-            self.lower_pointer_sum(op, dst, src, left_kind, result)
+            self.lower_pointer_sum(op, dst, src, before, result)
             return
         if result.const is not None:
             self.set_number(dst, str(result.const))
@@ -586,25 +509,31 @@ class Lowering:
         right = self.narrow(self.operand(src), bits)
         self.set_number(dst, self.widen(self.arithmetic(op, bits, left, right), bits))
 
-    def lower_pointer_sum(self, op: AluOp, dst: int, src: Operand, left: Kind,
+    def lower_pointer_sum(self, op: AluOp, dst: int, src: Operand, before: State,
                           result: Kind) -> None:
-        if isinstance(left, Scalar):  # number + pointer: the pointer is in the source register
-            assert not isinstance(src, Imm)
-            pointer_reg, by = src.n, self.number_of(dst)
-        else:
-            pointer_reg, by = dst, self.operand(src)
         if not components(result):
             return
-        pointer = self.pointer(pointer_reg)
-        others = {c: self.get(self.reg(pointer_reg), c) for c in components(result) if c != "p"}
-        if op is AluOp.SUB:
+        left = self.provenance.settled(before, self.slot, dst)
+        if isinstance(left, Scalar):  # number + pointer: the pointer is in the source register
+            assert not isinstance(src, Imm)
+            pointer, by, number = self.pointer(src.n), self.number_of(dst), dst
+        else:
+            pointer, by = self.pointer(dst), self.operand(src)
+            number = -1 if isinstance(src, Imm) else src.n
+        forward = op is AluOp.ADD
+        if not forward:
             by = self.value(f"sub i64 0, {by}")
-        bounded = isinstance(result, Packet) and result.umax is not None
-        flags = "nuw " if bounded else ""
+        # a packet pointer moved up by less than 4 GiB does not wrap
+        flags = "nuw " if isinstance(result, Packet) and forward and self.short(number, src) else ""
         self.put(self.reg(dst), "p",
                  self.value(f"getelementptr {flags}i8, ptr {pointer}, i64 {by}"))
-        for component, value in others.items():
-            self.put(self.reg(dst), component, value)
+
+    def short(self, number: int, src: Operand) -> bool:
+        """Is the operand known to be a number below 2^32?"""
+        if number < 0:
+            return isinstance(src, Imm) and src.value >= 0
+        known = self.facts.ranges.get((self.slot, number))
+        return known is not None and known.umax < 1 << 32
 
     def arithmetic(self, op: AluOp, bits: int, x: str, y: str) -> str:
         t = f"i{bits}"
@@ -653,56 +582,63 @@ class Lowering:
         for component in components(kind):
             self.put(target, component, self.get(source, component))
 
-    def lower_load(self, dst: int, src: int, off: int, size: int, signed: bool, before: State,
+    def lower_load(self, dst: int, src: int, off: int, size: int, signed: bool,
                    after: State) -> None:
-        kind, result = before.regs[src], after.regs[dst]
-        if isinstance(kind, Ctx):
+        kind, result = self.state.regs[src], after.regs[dst]
+        if self.provenance.uses_context(self.slot):
             field_offset, is_pointer = st.XDP_MD[off]
             if is_pointer:
                 self.put(self.reg(dst), "p", self.get_state(field_offset, "ptr"))
             else:
-                self.set_number(dst, self.widen(self.get_state(field_offset, "i32"), 32))
+                self.set_number(dst, self.widen(self.get_state(field_offset, "i32"), 32, signed))
+            return
+        constant_value = self.facts.constants.get(self.slot)
+        if constant_value is not None:
+            self.set_number(dst, str(constant_value))
             return
         if not isinstance(result, Scalar):
             assert isinstance(kind, StackPtr) and kind.off is not None
-            self.copy(result, spill_location(kind.depth, kind.off + off), self.reg(dst))
+            self.lower_fill(dst, kind.depth, kind.off + off, result, after)
             return
-        where = self.address(src, off, size)
-        got = self.value(f"load i{size * 8}, ptr {where}, align {self.alignment(kind, off, size)}")
+        where = self.address(src, off)
+        got = self.value(f"load i{size * 8}, ptr {where}, align {self.alignment(kind, off, size)}"
+                         f"{self.scope(src)}")
         self.set_number(dst, self.widen(got, size * 8, signed))
 
+    def lower_fill(self, dst: int, depth: int, off: int, kind: Kind, after: State) -> None:
+        """Load a spilled pointer; where it may be a number instead, that is in memory."""
+        location = spill_location(depth, off)
+        if isinstance(kind, Either):
+            where = self.stack_address(depth, off)
+            self.set_number(dst, self.value(f"load i64, ptr {where}, align 8"))
+        if "p" in components(kind):
+            self.put(self.reg(dst), "p", self.get(location, "p"))
+
     def alignment(self, kind: Kind, off: int, size: int) -> int:
-        match kind:
-            case StackPtr(_, int() as base) | MapValue(_, int() as base, _):
-                where = base + off
-                return next(a for a in (8, 4, 2, 1) if a <= size and where % a == 0)
-            case _:
-                return 1
+        if isinstance(kind, StackPtr) and kind.off is not None:
+            return next(a for a in (8, 4, 2, 1) if a <= size and (kind.off + off) % a == 0)
+        return 1
 
     def lower_store(self, dst: int, off: int, size: int, src: Operand, after: State) -> None:
         kind = self.state.regs[dst]
         value_kind = constant(src.value) if isinstance(src, Imm) else self.state.regs[src.n]
-        where = self.address(dst, off, size)
+        where = self.address(dst, off)
         align = self.alignment(kind, off, size)
-        if isinstance(value_kind, Scalar):
+        scope = self.scope(dst)
+        if isinstance(value_kind, Scalar | Either) or size < 8:
             value = self.narrow(self.operand(src), size * 8)
-            self.emit(f"store i{size * 8} {value}, ptr {where}, align {align}")
-            return
-        assert not isinstance(src, Imm)
-        pointer = self.pointer(src.n)
-        self.emit(f"store ptr {pointer}, ptr {where}, align {align}")
-        if isinstance(kind, StackPtr) and kind.off is not None:
+            self.emit(f"store i{size * 8} {value}, ptr {where}, align {align}{scope}")
+        else:
+            assert not isinstance(src, Imm)
+            self.emit(f"store ptr {self.pointer(src.n)}, ptr {where}, align {align}{scope}")
+        if isinstance(kind, StackPtr) and kind.off is not None and not isinstance(src, Imm):
             slot = (kind.depth, kind.off + off)
-            if slot in after.spills:
-                location = spill_location(*slot)
-                for component in components(value_kind):
-                    value = pointer if component == "p" else self.get(self.reg(src.n), component)
-                    self.put(location, component, value)
+            if slot in after.spills and "p" in components(value_kind):
+                self.put(spill_location(*slot), "p", self.pointer(src.n))
 
     def lower_atomic(self, insn: Atomic) -> None:
         bits = insn.size * 8
-        where = self.address(insn.dst, insn.off, insn.size)
-        self.aligned(insn.dst, where, insn.off, insn.size)
+        where = self.address(insn.dst, insn.off)
         value = self.narrow(self.number_of(insn.src), bits)
         if insn.op is AtomicOp.CMPXCHG:
             expected = self.narrow(self.number_of(0), bits)
@@ -730,22 +666,17 @@ class Lowering:
         for position, arg in enumerate(helper.args, 1):
             match arg:
                 case Arg.MAP:
-                    kind = self.state.regs[position]
-                    assert isinstance(kind, MapPtr)
-                    target = kind.map
+                    target = self.provenance.map_argument(self.state, helper, self.slot)
                 case Arg.CTX:
                     arguments.append("ptr %state")
                 case Arg.UNCHECKED if isinstance(self.state.regs[position], Uninit):
                     arguments.append("i64 0")
                 case Arg.ANYTHING | Arg.UNCHECKED | Arg.SIZE | Arg.SIZE_OR_ZERO:
                     arguments.append(f"i64 {self.number_of(position)}")
-                case Arg.MAP_KEY:
-                    arguments.append(f"ptr {self.address(position, 0, self.maps[target].key_size)}")
-                case Arg.MAP_VALUE:
-                    size = self.maps[target].value_size
-                    arguments.append(f"ptr {self.address(position, 0, size)}")
-                case Arg.MEM | Arg.MEM_OR_NULL | Arg.MEM_UNINIT:
-                    arguments.append(f"ptr {self.memory_argument(position)}")
+                case (Arg.MAP_KEY | Arg.MAP_VALUE | Arg.MEM | Arg.MEM_OR_NULL
+                      | Arg.MEM_UNINIT):
+                    null = isinstance(self.state.regs[position], Scalar)
+                    arguments.append(f"ptr {'null' if null else self.address(position, 0)}")
                 case _:
                     assert_never(arg)
         if helper.map_op is not None:
@@ -762,33 +693,34 @@ class Lowering:
                 arguments.insert(0, "ptr %state")
         self.use(template)
         result = self.value(f"call {template.result} @{template.name}({', '.join(arguments)})")
+        if helper.changes_packet:
+            self.packet_pointers_to_numbers()
         match helper.ret:
             case Ret.SCALAR:
                 self.set_number(0, result)
             case Ret.MAP_VALUE_OR_NULL:
                 self.put("r0", "p", result)
-                self.put("r0", "b", result)
             case Ret.VOID:
                 pass
             case _:
                 assert_never(helper.ret)
 
-    def memory_argument(self, position: int) -> str:
-        length = self.state.regs[position + 1]
-        kind = self.state.regs[position]
-        if isinstance(kind, Scalar):
-            return "null"
-        assert isinstance(length, Scalar)
-        size: int | str = (length.const if length.const is not None
-                           else self.number_of(position + 1))
-        return self.address(position, 0, size)
+    def packet_pointers_to_numbers(self) -> None:
+        """Packet pointers in r6-r9 may be read as numbers once a helper moved the packet."""
+        frames = (*self.state.saved, tuple(self.state.regs[6:10]))
+        for depth, registers in enumerate(frames):
+            for number, kind in enumerate(registers, 6):
+                if isinstance(kind, Packet):
+                    location = self.location(number, depth)
+                    pointer = self.get(location, "p")
+                    self.put(location, "i", self.value(f"ptrtoint ptr {pointer} to i64"))
 
     def lower_tail_call(self) -> None:
         if self.frame.parent is not None:
-            raise self.provenance.refuse(
-                self.slot, "bpf_tail_call inside a called function is not supported yet")
+            raise self.provenance.unsupported(self.slot, "bpf_tail_call in a called function")
         kind = self.state.regs[2]
-        assert isinstance(kind, MapPtr)
+        if not isinstance(kind, MapPtr):
+            raise self.provenance.unsupported(self.slot, "a PROG_ARRAY that differs by path")
         spec = self.maps[kind.map]
         made, miss = self.label("tail"), self.label("miss")
         index = self.narrow(self.number_of(3), 32)
@@ -814,6 +746,24 @@ class Lowering:
             result = self.value(f'musttail call i32 @"prog.{number}"(ptr %state)')
             self.emit(f"ret i32 {result}")
         self.start(miss)
+
+
+SCOPES = 100  # first number of the alias scope metadata
+
+
+def alias_scopes(maps: int) -> str:
+    """Metadata: a scope for the packet and one for each map; each excludes all others.
+
+    Object n has the list !(SCOPES + 2n) of itself and !(SCOPES + 2n + 1) of the others."""
+    count = maps + 1
+    domain, first = SCOPES - 1, SCOPES + 2 * count
+    out = [f'!{domain} = distinct !{{!{domain}, !"xdpu"}}']
+    for n in range(count):
+        out.append(f"!{first + n} = distinct !{{!{first + n}, !{domain}}}")
+        others = ", ".join(f"!{first + m}" for m in range(count) if m != n)
+        out.append(f"!{SCOPES + 2 * n} = !{{!{first + n}}}")
+        out.append(f"!{SCOPES + 2 * n + 1} = !{{{others}}}")
+    return "\n".join(out)
 
 
 def spill_location(depth: int, off: int) -> str:

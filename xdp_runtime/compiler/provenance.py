@@ -1,35 +1,34 @@
-"""The forward pass: which object does each register point into, at each instruction?
+"""The forward pass: which representation does each register need, at each instruction?
 
 `Provenance.step` is the meaning of one instruction on kinds (kinds.py); `analyse` runs it to a
-fixed point over all frames (frames.py).  Lowering replays `step` inside each block, so what it
-emits and what was analysed cannot drift apart.  What no run-time check could make safe (reading a
-register that holds nothing, dereferencing a number, writing read-only memory) is refused here.
+fixed point over all frames (frames.py), along the edges that the verifier found possible.
+Lowering replays `step` inside each block, so what it emits and what was analysed cannot drift
+apart.  Nothing is refused here for safety; what lowering cannot express yet is, clearly.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import assert_never
 
 from xdp_runtime.compiler.frames import Frame, Node, successors, unfold, width
 from xdp_runtime.compiler.kinds import (
-    CLOBBERED,
-    MEMORY,
+    NOTHING,
+    NUMBER,
+    POINTERS,
     Ctx,
+    Either,
     Kind,
     MapPtr,
     MapValue,
     Mem,
     Packet,
-    PacketEnd,
     Scalar,
     StackPtr,
     State,
-    Uninit,
     constant,
-    scalar_alu,
 )
-from xdp_runtime.errors import LoadError, VerifyError
+from xdp_runtime.errors import LoadError
 from xdp_runtime.helpers import HELPERS, kernel_name
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.isa import (
@@ -44,8 +43,6 @@ from xdp_runtime.isa import (
     CallReg,
     Exit,
     Imm,
-    Insn,
-    JmpOp,
     Jump,
     JumpIf,
     Load,
@@ -63,9 +60,11 @@ from xdp_runtime.isa import (
     StoreRelease,
     Swap,
 )
-from xdp_runtime.maps import family_of
-from xdp_runtime.object import MapFlag, MapSpec, MapType, ProgramSpec
-from xdp_runtime.state import XDP_MD, XDP_MD_SIZE_BYTES
+from xdp_runtime.object import MapSpec, ProgramSpec
+from xdp_runtime.state import XDP_MD
+from xdp_runtime.verifier.facts import NUMBER as SEEN_NUMBER
+from xdp_runtime.verifier.facts import POINTER as SEEN_POINTER
+from xdp_runtime.verifier.facts import Facts
 
 TAIL_CALL = 12
 
@@ -80,79 +79,56 @@ class Analysis:
 
 
 class Provenance:
-    """The analysis of one program against its object's map definitions."""
+    """The analysis of one verified program."""
 
-    def __init__(self, program: ProgramSpec, maps: tuple[MapSpec, ...]) -> None:
-        self.program, self.maps, self.insns = program, maps, program.insns
-        self.readonly_maps = frozenset(
-            i for i, spec in enumerate(maps) if spec.flags & MapFlag.RDONLY_PROG)
+    def __init__(self, program: ProgramSpec, maps: tuple[MapSpec, ...], facts: Facts) -> None:
+        self.program, self.maps, self.facts = program, maps, facts
+        self.insns = program.insns
         self.stack_used: dict[int, int] = {}
 
-    # --- refusals -----------------------------------------------------------------------------
+    def unsupported(self, slot: int, why: str) -> LoadError:
+        return LoadError(f"{self.program.name}: instruction {slot}", f"{why} is not supported yet")
 
-    def refuse(self, slot: int, why: str, mend: str = "") -> VerifyError:
-        line = next((ln for ln in reversed(self.program.lines) if ln.slot <= slot), None)
-        where = f"{self.program.name}: instruction {slot}"
-        if line is not None:
-            where += f" ({line.file}:{line.line}: {line.text.strip()})"
-        return VerifyError(where, why, mend, insn=slot)
+    def operand(self, state: State, src: Operand) -> Kind:
+        return constant(src.value) if isinstance(src, Imm) else state.regs[src.n]
 
-    def read(self, state: State, reg: int, slot: int) -> Kind:
+    def used_as_pointer(self, slot: int, reg: int) -> bool:
+        """Is an `Either` register a pointer for this instruction?  On every path, or none."""
+        shape = self.facts.shape.get((slot, reg), SEEN_POINTER)
+        if shape & SEEN_NUMBER and shape & SEEN_POINTER:
+            raise self.unsupported(slot, f"r{reg} being a number on one path and a pointer on "
+                                   "another in one instruction")
+        return bool(shape & SEEN_POINTER)
+
+    def settled(self, state: State, slot: int, reg: int) -> Kind:
+        """The register's kind as this instruction uses it."""
         kind = state.regs[reg]
-        if isinstance(kind, Uninit):
-            raise self.refuse(slot, f"r{reg} is read but {kind.why}")
+        if isinstance(kind, Either):
+            return Mem() if self.used_as_pointer(slot, reg) else NUMBER
         return kind
 
-    def operand(self, state: State, src: Operand, slot: int) -> Kind:
-        return constant(src.value) if isinstance(src, Imm) else self.read(state, src.n, slot)
+    def uses_context(self, slot: int) -> bool:
+        return self.facts.context_at.get(slot, False)
 
-    # --- memory -------------------------------------------------------------------------------
+    # --- the stack ----------------------------------------------------------------------------
 
     def touch_stack(self, depth: int, off: int | None) -> None:
         used = STACK_SIZE_BYTES if off is None else min(max(-off, 0), STACK_SIZE_BYTES)
         self.stack_used[depth] = max(self.stack_used.get(depth, 0), used)
 
-    def access(self, kind: Kind, reg: int, off: int, size: int | None, slot: int, *,
-               write: bool) -> None:
-        """Refuse what is certainly wrong with `size` bytes at `reg + off` (None: not known)."""
-        match kind:
-            case Packet() | MapValue() | StackPtr() | Mem():
-                pass
-            case Scalar():
-                raise self.refuse(slot, f"r{reg} is a number and cannot be dereferenced")
-            case Ctx() | PacketEnd() | MapPtr() | Uninit():
-                raise self.refuse(slot, f"r{reg} ({_name(kind)}) cannot be accessed here")
-            case _:
-                assert_never(kind)
-        extent = 0 if size is None else size
+    def touch(self, kind: Kind, off: int) -> None:
         if isinstance(kind, StackPtr):
-            where = None if kind.off is None else kind.off + off
-            self.touch_stack(kind.depth, where)
-            if where is not None and not -STACK_SIZE_BYTES <= where <= -extent:
-                raise self.refuse(slot, f"{extent} bytes at r10{where:+d} are outside the "
-                                  f"{STACK_SIZE_BYTES} bytes of stack")
-        if isinstance(kind, MapValue):
-            spec = self.maps[kind.map]
-            where = None if kind.off is None else kind.off + off
-            if where is not None and not 0 <= where <= spec.value_size - extent:
-                raise self.refuse(
-                    slot, f"{extent} bytes at offset {where} are outside the value of map "
-                    f"{spec.name} ({spec.value_size} bytes)")
-            if write and kind.map in self.readonly_maps:
-                raise self.refuse(slot, f"map {spec.name} is read-only for programs")
-            if not write and spec.flags & MapFlag.WRONLY_PROG:
-                raise self.refuse(slot, f"map {spec.name} is write-only for programs")
-        if isinstance(kind, Mem) and write and kind.readonly:
-            raise self.refuse(slot, f"r{reg} may point into a read-only map")
+            self.touch_stack(kind.depth, None if kind.off is None else kind.off + off)
 
     def written(self, state: State, kind: Kind, off: int, size: int | None) -> None:
         """Spilled pointers that a write through `kind` may have overwritten are forgotten."""
+        self.touch(kind, off)
         if isinstance(kind, StackPtr):
             if kind.off is None or size is None:
                 state.forget_spills(kind.depth)
             else:
                 state.forget_spills(kind.depth, kind.off + off, kind.off + off + size)
-        elif isinstance(kind, Mem):
+        elif isinstance(kind, Mem | Either):
             state.forget_spills()
 
     # --- one instruction ----------------------------------------------------------------------
@@ -161,282 +137,140 @@ class Provenance:
         """Change `state` from before to after the instruction at `slot`.
 
         Local calls and exits are left to `analyse`: they change the frame."""
-        insn: Insn | None = self.insns[slot]
+        insn = self.insns[slot]
         assert insn is not None
         regs = state.regs
         match insn:
             case Alu(op, is64, dst, src):
-                self._writable(dst, slot)
                 regs[dst] = self._alu(state, op, is64, dst, src, slot)
             case Mov(is64, dst, src, sign_bits):
-                self._writable(dst, slot)
-                kind = self.operand(state, src, slot)
-                if isinstance(kind, Scalar):
-                    if sign_bits:
-                        kind = Scalar()
-                    elif not is64:
-                        kind = scalar_alu("AND", kind, constant(0xFFFFFFFF), True)
-                elif not is64 or sign_bits:
-                    kind = Scalar(None, 0xFFFFFFFF if not sign_bits else (1 << 64) - 1)
-                regs[dst] = kind
-            case Neg(is64, dst):
-                self._writable(dst, slot)
-                self._number(state, dst, slot)
-                regs[dst] = Scalar(None, (1 << 64) - 1 if is64 else 0xFFFFFFFF)
-            case Swap(dst, bits, _):
-                self._writable(dst, slot)
-                self._number(state, dst, slot)
-                regs[dst] = Scalar(None, (1 << bits) - 1)
+                kind = self.operand(state, src)
+                if is64 and not sign_bits:
+                    regs[dst] = kind
+                elif isinstance(kind, Scalar) and kind.const is not None and not sign_bits:
+                    regs[dst] = constant(kind.const & 0xFFFFFFFF)
+                else:
+                    regs[dst] = NUMBER
+            case Neg(_, dst) | Swap(dst, _, _):
+                regs[dst] = NUMBER
             case LoadImm64(dst, value):
-                self._writable(dst, slot)
                 regs[dst] = constant(value)
             case LoadMap(dst, index):
-                self._writable(dst, slot)
-                self._map(index, slot)
                 regs[dst] = MapPtr(index)
-            case LoadMapValue(dst, index, offset):
-                self._writable(dst, slot)
-                spec = self._map(index, slot)
-                if spec.type != MapType.ARRAY or not 0 <= offset < spec.value_size:
-                    raise self.refuse(slot, f"address of byte {offset} of map {spec.name}")
-                regs[dst] = MapValue(index, offset, nullable=False)
+            case LoadMapValue(dst, index, _):
+                regs[dst] = MapValue(index)
             case LoadFunc():
-                raise self.refuse(slot, "callback functions are not supported yet")
-            case Load(dst, src_reg, off, size, signed):
-                self._writable(dst, slot)
-                regs[dst] = self._load(state, src_reg, off, size, signed, slot)
-            case Store(dst, off, size, src):
-                self._store(state, dst, off, size, self.operand(state, src, slot), slot)
-            case Atomic(atomic_op, size, dst, off, src_reg, fetch):
-                kind = self.read(state, dst, slot)
-                self.access(kind, dst, off, size, slot, write=True)
-                if isinstance(kind, Packet):
-                    raise self.refuse(slot, "atomic operations on packet data are not allowed")
-                self._number(state, src_reg, slot)
-                self.written(state, kind, off, size)
-                bound = (1 << (8 * size)) - 1
-                if atomic_op is AtomicOp.CMPXCHG:
-                    self._number(state, 0, slot)
-                    regs[0] = Scalar(None, bound)
-                elif fetch:
-                    regs[src_reg] = Scalar(None, bound)
+                raise self.unsupported(slot, "a callback function")
+            case Load(dst, src_reg, off, size, _):
+                regs[dst] = self._load(state, src_reg, off, size, slot)
             case LoadAcquire(dst, src_reg, off, size):
-                self._writable(dst, slot)
-                kind = self.read(state, src_reg, slot)
-                self.access(kind, src_reg, off, size, slot, write=False)
-                regs[dst] = Scalar(None, (1 << (8 * size)) - 1)
+                regs[dst] = self._load(state, src_reg, off, size, slot)
+            case Store(dst, off, size, src):
+                self._store(state, dst, off, size, self.operand(state, src))
             case StoreRelease(dst, off, size, src_reg):
-                kind = self.read(state, dst, slot)
-                self.access(kind, dst, off, size, slot, write=True)
-                self._number(state, src_reg, slot)
-                self.written(state, kind, off, size)
-            case JumpIf(_, _, dst, src, _):
-                self.read(state, dst, slot)
-                self.operand(state, src, slot)
-            case Jump() | MayGoto():
+                self._store(state, dst, off, size, regs[src_reg])
+            case Atomic(atomic_op, size, dst, off, src_reg, fetch):
+                self.written(state, regs[dst], off, size)
+                if atomic_op is AtomicOp.CMPXCHG:
+                    regs[0] = NUMBER
+                elif fetch:
+                    regs[src_reg] = NUMBER
+            case Jump() | JumpIf() | MayGoto():
                 pass
             case Call(number):
-                self._call(state, number, slot)
-            case CallKfunc(btf_id, _):
-                raise self.refuse(slot, f"kernel function (BTF id {btf_id}) is not supported")
-            case CallReg():
-                raise self.refuse(slot, "calls through a register are not allowed")
-            case CallLocal() | Exit():
-                raise AssertionError("frames change in analyse")
+                self._call(state, self.helper(number, slot), slot)
+            case CallKfunc():
+                raise self.unsupported(slot, "a kernel function")
+            case CallReg() | CallLocal() | Exit():
+                raise AssertionError("refused before, or changes the frame")
             case _:
                 assert_never(insn)
 
-    def _writable(self, reg: int, slot: int) -> None:
-        if reg == 10:
-            raise self.refuse(slot, "the frame pointer r10 is read-only")
-
-    def _map(self, index: int, slot: int) -> MapSpec:
-        if not 0 <= index < len(self.maps):
-            raise self.refuse(slot, f"there is no map number {index}")
-        return self.maps[index]
-
-    def _number(self, state: State, reg: int, slot: int) -> Kind:
-        kind = self.read(state, reg, slot)
-        if not isinstance(kind, Scalar):
-            raise self.refuse(slot, f"r{reg} ({_name(kind)}) is used as a number")
-        return kind
-
     def _alu(self, state: State, op: AluOp, is64: bool, dst: int, src: Operand, slot: int) -> Kind:
-        if isinstance(src, Reg) and src.n == dst and op in (AluOp.XOR, AluOp.SUB):
-            self.read(state, dst, slot)  # r1 ^= r1: the usual way to write zero
-            return constant(0)
-        left, right = self.read(state, dst, slot), self.operand(state, src, slot)
+        left = self.settled(state, slot, dst)
+        right = constant(src.value) if isinstance(src, Imm) else self.settled(state, slot, src.n)
         if isinstance(left, Scalar) and isinstance(right, Scalar):
-            return scalar_alu(op.name, left, right, is64)
-        if is64 and op is AluOp.SUB and not isinstance(right, Scalar):
-            if isinstance(left, Scalar):
-                raise self.refuse(slot, f"a pointer ({_name(right)}) is subtracted from a number")
-            return Scalar()
-        if not is64 and op is AluOp.SUB:
-            return Scalar(None, 0xFFFFFFFF)  # a length in 32 bits, as the kernel allows root
-        if not is64 or op not in (AluOp.ADD, AluOp.SUB):
-            pointer = right if isinstance(left, Scalar) else left
-            raise self.refuse(slot, f"{op.name.lower()} on a pointer ({_name(pointer)})")
+            if isinstance(src, Reg) and src.n == dst and op in (AluOp.XOR, AluOp.SUB):
+                return constant(0)
+            return _fold(op, left, right, is64)
+        if not is64 or (isinstance(left, POINTERS) and isinstance(right, POINTERS)):
+            return NUMBER  # a distance, or the lower half of one
         if isinstance(left, Scalar):
             left, right = right, left
-        if not isinstance(right, Scalar):
-            raise self.refuse(slot, f"sum of two pointers ({_name(left)}, {_name(right)})")
-        return self._moved(left, right, op is AluOp.SUB, slot)
-
-    def _moved(self, pointer: Kind, by: Scalar, down: bool, slot: int) -> Kind:
-        step = by.const
-        if step is not None:
+        if isinstance(left, StackPtr):
+            step = right.const if isinstance(right, Scalar) else None
+            if step is None or left.off is None:
+                self.touch_stack(left.depth, None)
+                return StackPtr(left.depth, None)
             step = step - (1 << 64) if step >> 63 else step
-            step = -step if down else step
-        match pointer:
-            case Packet(umax, meta):
-                if umax is None or down or (step is None and by.umax >= 1 << 32):
-                    return Packet(None, meta)
-                if step is not None and step < 0:
-                    return Packet(None, meta)
-                bound = umax + (step if step is not None else by.umax)
-                return Packet(bound if bound < 1 << 32 else None, meta)
-            case StackPtr(depth, off):
-                moved = None if off is None or step is None else off + step
-                self.touch_stack(depth, moved)
-                return StackPtr(depth, moved)
-            case MapValue(_, off, _):
-                return replace(pointer, off=None if off is None or step is None else off + step)
-            case Mem():
-                return pointer
-            case _:
-                raise self.refuse(slot, f"arithmetic on a pointer ({_name(pointer)})")
+            moved = left.off - step if op is AluOp.SUB else left.off + step
+            self.touch_stack(left.depth, moved)
+            return StackPtr(left.depth, moved)
+        return left
 
-    def _load(self, state: State, src: int, off: int, size: int, signed: bool, slot: int) -> Kind:
-        kind = self.read(state, src, slot)
-        if isinstance(kind, Ctx):
-            return self._load_context(off, size, signed, slot)
-        self.access(kind, src, off, size, slot, write=False)
-        if isinstance(kind, StackPtr) and kind.off is not None and size == 8:
-            spilled = state.spills.get((kind.depth, kind.off + off))
-            if spilled is not None:
-                return spilled
-        return Scalar() if signed else Scalar(None, (1 << (8 * size)) - 1)
+    def _load(self, state: State, src: int, off: int, size: int, slot: int) -> Kind:
+        kind = state.regs[src]
+        if self.uses_context(slot):
+            return Packet() if XDP_MD[off][1] else NUMBER
+        self.touch(kind, off)
+        if size == 8 and isinstance(kind, StackPtr) and kind.off is not None:
+            return state.spills.get((kind.depth, kind.off + off), NUMBER)
+        return NUMBER
 
-    def _load_context(self, off: int, size: int, signed: bool, slot: int) -> Kind:
-        if size != 4 or signed or off not in XDP_MD:
-            raise self.refuse(slot, f"{size} bytes at offset {off} of struct xdp_md "
-                              f"({XDP_MD_SIZE_BYTES} bytes, six 32-bit fields)")
-        if off == 20 and not self.program.kind.endswith("/devmap"):
-            raise self.refuse(slot, "egress_ifindex is only there for xdp/devmap programs")
-        if off == 0:
-            return Packet()
-        if off == 4:
-            return PacketEnd()
-        if off == 8:
-            return Packet(meta=True)
-        return Scalar(None, 0xFFFFFFFF)
-
-    def _store(self, state: State, dst: int, off: int, size: int, value: Kind, slot: int) -> None:
-        kind = self.read(state, dst, slot)
-        if isinstance(kind, Ctx):
-            raise self.refuse(slot, "struct xdp_md is read-only")
-        self.access(kind, dst, off, size, slot, write=True)
+    def _store(self, state: State, dst: int, off: int, size: int, value: Kind) -> None:
+        kind = state.regs[dst]
         self.written(state, kind, off, size)
-        if not isinstance(value, Scalar):
-            if size != 8:
-                raise self.refuse(slot, f"a pointer ({_name(value)}) is stored in {size} bytes")
-            if isinstance(kind, StackPtr) and kind.off is not None and (kind.off + off) % 8 == 0:
-                state.spills[(kind.depth, kind.off + off)] = value
-            elif not isinstance(value, MEMORY):
-                raise self.refuse(slot, f"{_name(value)} can only be kept on the stack")
+        if size == 8 and not isinstance(value, Scalar) and isinstance(kind, StackPtr) and (
+                kind.off is not None):
+            state.spills[(kind.depth, kind.off + off)] = value
 
     # --- helpers ------------------------------------------------------------------------------
 
     def helper(self, number: int, slot: int) -> Helper:
         helper = HELPERS.get(number)
-        if helper is None:
-            name = kernel_name(number)
+        if helper is None or not (helper.template or helper.map_op or number == TAIL_CALL):
             raise LoadError(f"{self.program.name}: instruction {slot}",
-                            f"helper {name} (number {number}) is not supported",
+                            f"helper {kernel_name(number)} (number {number}) is not supported",
                             "see the helper table in the documentation")
         return helper
 
-    def _call(self, state: State, number: int, slot: int) -> None:
-        helper = self.helper(number, slot)
-        target: MapSpec | None = None
-        result: Kind = Scalar()
+    def map_argument(self, state: State, helper: Helper, slot: int) -> int:
         for position, arg in enumerate(helper.args, 1):
-            if arg is Arg.UNCHECKED:
-                continue
-            kind = self.read(state, position, slot)
             if arg is Arg.MAP:
+                kind = state.regs[position]
                 if not isinstance(kind, MapPtr):
-                    raise self.refuse(slot, f"{helper.name}: r{position} must be a map, "
-                                      f"is {_name(kind)}")
-                target = self.maps[kind.map]
-                if helper.ret is Ret.MAP_VALUE_OR_NULL:
-                    result = MapValue(kind.map)
-                self._check_map_use(helper, target, slot)
-            else:
-                self._argument(state, helper, target, arg, position, kind, slot)
+                    raise self.unsupported(slot, f"{helper.name} on a map that differs by path")
+                return kind.map
+        return -1
+
+    def _call(self, state: State, helper: Helper, slot: int) -> None:
+        index = self.map_argument(state, helper, slot)
         for position, arg in enumerate(helper.args, 1):
+            self.touch(state.regs[position], 0)
             if arg is Arg.MEM_UNINIT:
                 self.written(state, state.regs[position], 0, None)
-        if helper.changes_packet:
-            state.forget_packet()
-        state.regs[1:6] = [CLOBBERED] * 5
-        state.regs[0] = CLOBBERED if helper.ret is Ret.VOID else result
-
-    def _check_map_use(self, helper: Helper, spec: MapSpec, slot: int) -> None:
-        if number_is_tail_call(helper):
-            if spec.type != MapType.PROG_ARRAY:
-                raise self.refuse(slot, f"bpf_tail_call through map {spec.name}, which is no "
-                                  "PROG_ARRAY")
-            return
-        if spec.type == MapType.PROG_ARRAY:
-            raise self.refuse(slot, f"{helper.name} on PROG_ARRAY {spec.name}")
-        if helper.map_op in ("update", "delete") and spec.flags & MapFlag.RDONLY_PROG:
-            raise self.refuse(slot, f"map {spec.name} is read-only for programs")
-        if helper.map_op and helper.map_op not in family_of(spec).operations:
-            raise self.refuse(slot, f"{helper.name} is not defined for map {spec.name}")
-
-    def _argument(self, state: State, helper: Helper, target: MapSpec | None, arg: Arg,
-                  position: int, kind: Kind, slot: int) -> None:
-        match arg:
-            case Arg.ANYTHING:
-                pass
-            case Arg.CTX:
-                if not isinstance(kind, Ctx):
-                    raise self.refuse(slot, f"{helper.name}: r{position} must be the context")
-            case Arg.MAP_KEY | Arg.MAP_VALUE:
-                assert target is not None
-                size = target.key_size if arg is Arg.MAP_KEY else target.value_size
-                self.access(kind, position, 0, size, slot, write=False)
-            case Arg.MEM | Arg.MEM_OR_NULL | Arg.MEM_UNINIT:
-                length = self.read(state, position + 1, slot)
-                if not isinstance(length, Scalar):
-                    raise self.refuse(slot, f"{helper.name}: r{position + 1} must be a length")
-                if arg is Arg.MEM_OR_NULL and kind == constant(0):
-                    return
-                self.access(kind, position, 0, length.const, slot, write=arg is Arg.MEM_UNINIT)
-            case Arg.SIZE | Arg.SIZE_OR_ZERO:
-                if arg is Arg.SIZE and kind == constant(0):
-                    raise self.refuse(slot, f"{helper.name}: length 0 in r{position}")
-            case Arg.MAP | Arg.UNCHECKED:
-                raise AssertionError("handled by the caller")
-            case _:
-                assert_never(arg)
+        state.regs[1:6] = [NOTHING] * 5
+        state.regs[0] = MapValue(index) if helper.ret is Ret.MAP_VALUE_OR_NULL else NUMBER
+        if helper.changes_packet:  # what pointed into the packet is a mere number now
+            state.regs = [NUMBER if isinstance(k, Packet) else k for k in state.regs]
+            state.saved = tuple(tuple(NUMBER if isinstance(k, Packet) else k for k in frame)
+                                for frame in state.saved)
+            state.spills = {s: k for s, k in state.spills.items() if not isinstance(k, Packet)}
 
     # --- the fixed point ----------------------------------------------------------------------
 
     def analyse(self) -> Analysis:
         frames, entered = unfold(self.insns)
-        start = State([Uninit()] * 11)
+        start = State([NOTHING] * 11)
         start.regs[1], start.regs[10] = Ctx(), StackPtr(0, 0)
         at: dict[Node, State] = {(0, 0): start}
         todo: list[Node] = [(0, 0)]
         while todo:
             node = todo.pop()
             frame = frames[node[0]]
-            for target, state in self.flow(frame, node[1], at[node].copy(), entered, frames):
+            for target, state in self.flow(frame, node[1], at[node].copy(), entered):
                 known = at.get(target)
-                merged = state.copy() if known is None else known.meet(state, self.readonly_maps)
+                merged = state.copy() if known is None else known.meet(state)
                 if merged is not None:
                     at[target] = merged
                     if target not in todo:
@@ -445,47 +279,55 @@ class Provenance:
                  if (frame.id, slot) in at]
         return Analysis(frames, entered, at, order, dict(self.stack_used))
 
-    def flow(self, frame: Frame, slot: int, state: State, entered: dict[Node, Frame],
-             frames: list[Frame]) -> list[tuple[Node, State]]:
+    def flow(self, frame: Frame, slot: int, state: State, entered: dict[Node, Frame]
+             ) -> list[tuple[Node, State]]:
         """Run one block from `slot`; the blocks it leads to with the states they are entered in."""
         while True:
             insn = self.insns[slot]
+            if not self.facts.visited[slot]:
+                return []
             if isinstance(insn, CallLocal):
                 callee = entered[(frame.id, slot)]
                 return [((callee.id, callee.entry), self.enter(state, callee))]
             if isinstance(insn, Exit):
                 if frame.parent is None:
-                    verdict = self.read(state, 0, slot)
-                    if not isinstance(verdict, Scalar):
-                        raise self.refuse(slot, f"r0 ({_name(verdict)}) is no verdict")
                     return []
                 return [((frame.parent.id, frame.call_slot + 1), self.leave(state, frame))]
             self.step(state, slot, frame)
             following = successors(self.insns, slot)
             if isinstance(insn, JumpIf):
-                falls, taken = following
-                return [((frame.id, falls), self.refine(state, insn, False)),
-                        ((frame.id, taken), self.refine(state, insn, True))]
+                falls, taken = self.sides(slot)
+                out: list[tuple[Node, State]] = []
+                if falls:
+                    out.append(((frame.id, following[0]), self.refine(state, insn, False)))
+                if taken:
+                    out.append(((frame.id, following[1]), self.refine(state, insn, True)))
+                return out
             if isinstance(insn, Jump | MayGoto) or following[0] in frame.leaders:
                 return [((frame.id, target), state) for target in dict.fromkeys(following)]
             slot += width(insn) if insn is not None else 1
 
+    def sides(self, slot: int) -> tuple[bool, bool]:
+        """(may fall through, may be taken), as the verifier saw."""
+        return bool(self.facts.falls[slot]), bool(self.facts.taken[slot])
+
     def refine(self, state: State, insn: JumpIf, taken: bool) -> State:
-        """What a null check says on each side: the pointer is a pointer, or the number zero."""
+        """Behind a null check the pointer is the number zero on one side."""
         kind = state.regs[insn.dst]
-        against_zero = insn.is64 and insn.src == Imm(0) and insn.op in (JmpOp.EQ, JmpOp.NE)
-        if not against_zero or not isinstance(kind, MapValue | Mem) or not kind.nullable:
+        if not insn.is64 or insn.src != Imm(0) or insn.op.name not in ("EQ", "NE") or (
+                not isinstance(kind, MapValue | Mem)):
+            return state
+        if taken != (insn.op.name == "EQ"):
             return state
         refined = state.copy()
-        is_null = taken == (insn.op is JmpOp.EQ)
-        refined.regs[insn.dst] = constant(0) if is_null else replace(kind, nullable=False)
+        refined.regs[insn.dst] = constant(0)
         return refined
 
     def enter(self, state: State, callee: Frame) -> State:
         inner = state.copy()
         inner.saved = (*state.saved, tuple(state.regs[6:10]))
-        inner.regs[0] = Uninit()
-        inner.regs[6:10] = [Uninit()] * 4
+        inner.regs[0] = NOTHING
+        inner.regs[6:10] = [NOTHING] * 4
         inner.regs[10] = StackPtr(callee.depth, 0)
         inner.forget_spills(callee.depth)
         return inner
@@ -494,25 +336,27 @@ class Provenance:
         outer = state.copy()
         *saved, callers = state.saved
         outer.saved = tuple(saved)
-        outer.regs[1:6] = [CLOBBERED] * 5
+        outer.regs[1:6] = [NOTHING] * 5
         outer.regs[6:10] = callers
         outer.regs[10] = StackPtr(frame.depth - 1, 0)
-        if isinstance(outer.regs[0], StackPtr) and outer.regs[0].depth == frame.depth:
-            outer.regs[0] = Uninit("points into the stack of a function that has returned")
         outer.forget_spills(frame.depth)
         return outer
 
 
+def _fold(op: AluOp, left: Scalar, right: Scalar, is64: bool) -> Scalar:
+    """Constants of address arithmetic; LLVM folds the rest."""
+    if left.const is None or right.const is None:
+        return NUMBER
+    mask = (1 << (64 if is64 else 32)) - 1
+    a, b = left.const & mask, right.const & mask
+    match op:
+        case AluOp.ADD:
+            return constant((a + b) & mask)
+        case AluOp.SUB:
+            return constant((a - b) & mask)
+        case _:
+            return NUMBER
+
+
 def number_is_tail_call(helper: Helper) -> bool:
     return helper.id == TAIL_CALL
-
-
-_NAMES = {
-    Uninit: "nothing", Scalar: "number", Ctx: "context", Packet: "packet pointer",
-    PacketEnd: "packet end", StackPtr: "stack pointer", MapValue: "map value pointer",
-    MapPtr: "map", Mem: "pointer",
-}
-
-
-def _name(kind: Kind) -> str:
-    return _NAMES[type(kind)]

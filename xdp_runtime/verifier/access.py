@@ -139,7 +139,7 @@ def _aligned(number: int, ptr: Ptr, off: int, size: int) -> None:
 
 def _stack(number: int, ptr: Ptr, off: int, size: int, atomic: bool) -> None:
     low, high = stack_range(number, ptr, off)
-    if size and (ptr.off + off + (ptr.var.value if ptr.var is not None else 0)) % size or (
+    if (size and (ptr.off + off + (ptr.var.value if ptr.var is not None else 0)) % size) or (
             ptr.var is not None and ptr.var.mask & (size - 1)):
         raise Refused("align", f"{size} bytes of stack at r10{low:+d} are not aligned",
                       regs=(number,))
@@ -151,7 +151,7 @@ def stack_range(number: int, ptr: Ptr, off: int) -> tuple[int, int]:
     base = ptr.off + off
     if ptr.var is None:
         return base, base
-    if ptr.var.umax >= MAX_VAR_OFF and ptr.var.smax >= MAX_VAR_OFF or (
+    if (ptr.var.umax >= MAX_VAR_OFF and ptr.var.smax >= MAX_VAR_OFF) or (
             ptr.var.smin <= -MAX_VAR_OFF):
         raise Refused("stack", f"the stack offset in r{number} has no limits "
                       f"({scalar.describe(ptr.var)})", regs=(number,))

@@ -12,7 +12,16 @@ from xdp_runtime.helpers import HELPERS, kernel_name
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.object import MapFlag, MapSpec, MapType
 from xdp_runtime.verifier import access, scalar, stack
-from xdp_runtime.verifier.domain import Kind, Num, Ptr, Reg, State, mark_precise, name_of
+from xdp_runtime.verifier.domain import (
+    Kind,
+    Num,
+    Ptr,
+    Reg,
+    Slot,
+    State,
+    mark_precise,
+    name_of,
+)
 from xdp_runtime.verifier.env import Env, Refused
 
 TAIL_CALL = 12
@@ -224,7 +233,7 @@ def forget_packet(state: State) -> None:
             own = frame.writable()
             for base in stale:
                 old = own[base]
-                own[base] = stack.Slot(None, 0, 0xFF, 0, old.token)
+                own[base] = Slot(None, 0, 0xFF, 0, old.token)
 
 
 def _result(env: Env, helper: Helper, map_ptr: Ptr | None, spec: MapSpec | None,

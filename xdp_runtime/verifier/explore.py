@@ -20,6 +20,7 @@ from xdp_runtime.isa import (
     Exit,
     Jump,
     JumpIf,
+    Load,
     MayGoto,
 )
 from xdp_runtime.verifier import branches, calls, prune, transfer
@@ -41,6 +42,7 @@ class Explorer:
     def __init__(self, env: Env, flow: Flow, time_budget_s: float) -> None:
         self.env, self.flow = env, flow
         self.facts = Facts(len(env.insns))
+        self.facts.context_at = env.context_at
         self.steps = 0
         self.remembered = 0
         self.slot = 0
@@ -129,7 +131,11 @@ class Explorer:
                 slot = flow.next[slot]
             else:
                 assert insn is not None
+                base = regs[insn.src] if isinstance(insn, Load) else None
                 transfer.step(env, state, insn)
+                if isinstance(insn, Load) and isinstance(base, Ptr) and (
+                        base.kind is Kind.MAP_VALUE):
+                    facts.see_load(slot, regs[insn.dst])
                 slot = flow.next[slot]
 
     def _check_budget(self) -> None:

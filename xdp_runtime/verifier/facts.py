@@ -17,14 +17,22 @@ class Facts:
     conditional jump that way.  `shape[slot, reg]`: NUMBER | POINTER | NULLABLE of an operand
     before the instruction.  `ranges[slot, reg]`: union of its values where it is a number."""
 
-    __slots__ = ("falls", "ranges", "shape", "taken", "visited")
+    __slots__ = ("constants", "context_at", "falls", "ranges", "shape", "taken", "visited")
 
     def __init__(self, slots: int) -> None:
         self.visited = bytearray(slots)
         self.falls = bytearray(slots)
         self.taken = bytearray(slots)
+        self.context_at: dict[int, bool] = {}  # memory instructions: do they use the context?
+        # loads from frozen maps and the number they give, None: not one number
+        self.constants: dict[int, int | None] = {}
         self.shape: dict[tuple[int, int], int] = {}
         self.ranges: dict[tuple[int, int], Scalar] = {}
+
+    def see_load(self, slot: int, value: Reg) -> None:
+        """What a load from a map's value gave: a constant, if the map is frozen."""
+        number = value.range.const if isinstance(value, Num) else None
+        self.constants[slot] = number if self.constants.get(slot, number) == number else None
 
     def see(self, slot: int, number: int, value: Reg) -> None:
         key = (slot, number)

@@ -108,7 +108,7 @@ def covers(seen: Seen, state: State, exact: bool = False) -> bool:
 
     `exact` asks for equality instead: the same state again is a loop without progress."""
     old = seen.state
-    if old.refs and len(old.refs) != len(state.refs) or bool(old.refs) != bool(state.refs):
+    if (old.refs and len(old.refs) != len(state.refs)) or bool(old.refs) != bool(state.refs):
         return False
     if bool(old.lock) != bool(state.lock):
         return False

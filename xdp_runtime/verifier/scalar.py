@@ -393,7 +393,7 @@ def contains(a: Scalar, b: Scalar) -> bool:
 def describe(s: Scalar) -> str:
     """As the log of the kernel's verifier has it."""
     if not s.mask:
-        return _number(s.smin)
+        return _number("s", s.smin)
     said: dict[tuple[bool, int], list[str]] = {}     # a minimum is joined with minima only
     for name, number, omit in (
             ("smin", s.smin, -SIGN), ("smax", s.smax, SIGN - 1),
@@ -401,14 +401,18 @@ def describe(s: Scalar) -> str:
             ("smin32", s.s32min, -SIGN32), ("smax32", s.s32max, SIGN32 - 1),
             ("umin32", s.u32min, 0), ("umax32", s.u32max, TOP32)):
         if number != omit:
+            if name.endswith("32") and number < -0x8000:
+                number &= TOP32
             said.setdefault(("min" in name, number), []).append(name)
-    words = ["=".join(names) + "=" + _number(number) for (_, number), names in said.items()]
+    words = ["=".join(names) + "=" + _number(names[0], number)
+             for (_, number), names in said.items()]
     if s.mask != TOP:
         words.append(f"var_off=({s.value:#x}; {s.mask:#x})")
     return f"scalar({','.join(words)})"
 
 
-def _number(number: int) -> str:
-    if number < 0:
-        return str(number) if number >= -0x8000 else f"{number & TOP:#x}"
-    return str(number) if number <= 0xFFFF else f"{number:#x}"
+def _number(name: str, number: int) -> str:
+    """In decimal if it fits into 16 bits."""
+    if -0x8000 <= number <= (0x7FFF if name[0] == "s" else 0xFFFF):
+        return str(number)
+    return f"{number & TOP:#x}"

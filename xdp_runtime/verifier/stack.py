@@ -8,9 +8,9 @@ unknown number.
 
 from __future__ import annotations
 
+from xdp_runtime.verifier import scalar, scalar_alu
 from xdp_runtime.verifier.domain import Frame, Num, Ptr, Slot, Token, mark_precise, mark_read
 from xdp_runtime.verifier.env import Refused
-from xdp_runtime.verifier import scalar, scalar_alu
 
 _ZERO = Num(scalar.const(0))
 

@@ -72,14 +72,25 @@ def xor(a: Tnum, b: Tnum) -> Tnum:
 
 
 def mul(a: Tnum, b: Tnum, top: int = TOP) -> Tnum:
-    """Long multiplication by the operand with fewer bits that may be set."""
+    """Long multiplication by either operand: what both say, as neither is always the better."""
     (av, am), (bv, bm) = a, b
-    if not am and not bm:
-        return av * bv & top, 0
-    if (av | am).bit_count() > (bv | bm).bit_count():
-        av, am, bv, bm = bv, bm, av, am
-    if am == top or (bm == top and am & 1):
-        return 0, top
+    if not am:
+        if not bm:
+            return av * bv & top, 0
+        if not av & (av - 1):
+            return av * bv & top, av * bm & top
+    elif not bm and not bv & (bv - 1):
+        return av * bv & top, am * bv & top
+    if (am == top and (bv | bm) & 1) or (bm == top and (av | am) & 1):
+        return 0, top       # an odd factor of anything gives anything
+    one, other = _long_mul(a, b, top), _long_mul(b, a, top)
+    mask = one[1] & other[1]
+    return (one[0] | other[0]) & ~mask, mask
+
+
+def _long_mul(a: Tnum, b: Tnum, top: int) -> Tnum:
+    """The sum of `b` shifted to each bit of `a` that is set, with and without those unknown."""
+    (av, am), (bv, bm) = a, b
     total = ZERO
     shift, may = 0, av | am
     while may:
