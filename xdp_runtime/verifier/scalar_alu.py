@@ -57,9 +57,12 @@ def _alu(code: int, is64: bool, a: Scalar, b: Scalar) -> Scalar:
     transfer = _TRANSFER[code]
     if not is64:
         return _zero_extended(transfer(_low(a), _low(b), HALF))
+    if code == _LSH and b.umin >= HALF and b.umax < BITS:
+        operand = _low(a)       # nothing else of it is left
+    else:
+        operand = (a.value, a.mask, a.umin, a.umax, a.smin, a.smax)
     value, mask, umin, umax, smin, smax = transfer(
-        (a.value, a.mask, a.umin, a.umax, a.smin, a.smax),
-        (b.value, b.mask, b.umin, b.umax, b.smin, b.smax), BITS)
+        operand, (b.value, b.mask, b.umin, b.umax, b.smin, b.smax), BITS)
     if not mask:
         return const(value)
     if umin == umax or smin == smax:
