@@ -15,6 +15,7 @@ import mmap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,14 +68,14 @@ class Program:
         for index, m in enumerate(maps):
             imports |= {f"map.{index}.{name}": where for name, where in m.symbols().items()}
         self.code = Code(image.object_code, {s: imports[s] for s in image.symbols}, image.exports)
-        self._repeat: Callable[[int, bytes, int, int], int] | None = None
+        self._repeat: Callable[[int, bytes, int, int, int], int] | None = None
         if repeat.REPEAT in image.exports:
             self._repeat = self.code.function(
                 repeat.REPEAT, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64,
-                ctypes.c_int64)
-        for index, m in enumerate(maps):
-            m.codec = BtfCodec.of(obj.btf, m.spec) if obj.btf is not None else None
-            m.bind(map_ops.bind_operations(self.code, index, m.spec))
+                ctypes.c_int64, ctypes.c_int64)
+        for m in maps:
+            m.codec = BtfCodec.of(obj.btf, m.spec)
+            m.bind_later(partial(map_ops.compile_operations, m))
         self._fill_program_arrays()
 
     def worker_memory(self, worker: int) -> int:
@@ -101,7 +102,7 @@ class Program:
                     number = self.program_number(name)
                 except KeyError:
                     continue  # an array that this program never tail-calls through
-                m.update(index.to_bytes(4, "little"), (number + 1).to_bytes(4, "little"))
+                m.memory("values")[4 * index : 4 * index + 4] = (number + 1).to_bytes(4, "little")
 
     def run(self, packet: bytes, *, ingress_ifindex: int = 0, rx_queue: int = 0, worker: int = 0,
             headroom: int = st.HEADROOM_BYTES) -> RunResult:
@@ -122,12 +123,12 @@ class Program:
         if call is None:
             raise AttributeError(f"{self.spec.name} was loaded for a worker loop")
         size = max(_FRAME, _round(headroom + len(packet) + _TAILROOM))
-        frame = (ctypes.c_char * (size + 64))()
+        frame = (ctypes.c_char * (size * repeat.RING + 64))()
         run = (ctypes.c_char * st.STATE_SIZE_BYTES)()
         base = (ctypes.addressof(frame) + 63) & ~63
         self._prepare(run, base, headroom, len(packet), size, ingress_ifindex, rx_queue, worker)
         started = time.perf_counter_ns()
-        outcome = call(ctypes.addressof(run), packet, len(packet), count)
+        outcome = call(ctypes.addressof(run), packet, len(packet), count, size)
         elapsed = time.perf_counter_ns() - started
         return self._result(outcome, run, elapsed / count)
 

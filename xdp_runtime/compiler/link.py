@@ -75,7 +75,7 @@ def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
 def build_module(obj: Object, entry: ProgramSpec, workers: int,
                  units: Sequence[Unit] = ()) -> tuple[object, tuple[str, ...], tuple[str, ...]]:
     """(linked but not optimised LLVM module, exports, external data symbols)"""
-    from xdp_runtime.compiler import map_ops, target, templates
+    from xdp_runtime.compiler import target, templates
     from xdp_runtime.compiler.lower import Lowering, alias_scopes
 
     needed: dict[str, Template] = {}
@@ -87,12 +87,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         lowered = Lowering(program, number, obj.maps, workers, numbers, facts).lower()
         needed |= lowered.templates
         bodies.append(lowered.text)
-    exports = []
-    wrappers = []
-    for index, spec in enumerate(obj.maps):
-        wrappers.append(map_ops.operation_wrappers(index, spec, workers))
-        needed |= {t.name: t for t in family_of(spec).operations.values()}
-        exports += map_ops.operation_symbols(index, spec)
+    exports: list[str] = []
     for unit in units:
         needed |= {t.name: t for t in unit.templates}
         exports += unit.exports
@@ -106,13 +101,12 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         *bodies,
         f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{',
         '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
-        *wrappers,
         *(unit.text for unit in units),
         target.pause_definition(),
         alias_scopes(len(obj.maps)),
         "",
     ])
-    module = target.link(text, [templates.bitcode(t) for t in wanted], exports)
+    module = target.link(text, templates.bitcodes(wanted), exports)
     return module, tuple(exports), (*symbols, *externals)
 
 

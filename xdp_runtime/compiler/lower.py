@@ -188,10 +188,14 @@ class Lowering:
         return self.location(number, self.frame.depth)
 
     def get_state(self, offset: int, kind: str) -> str:
-        return self.value(f"load {kind}, ptr {self.state_field(offset)}")
+        return self.value(f"load {kind}, ptr {self.state_field(offset)}{self.own_scope()}")
 
     def put_state(self, offset: int, kind: str, value: str) -> None:
-        self.emit(f"store {kind} {value}, ptr {self.state_field(offset)}")
+        self.emit(f"store {kind} {value}, ptr {self.state_field(offset)}{self.own_scope()}")
+
+    def own_scope(self) -> str:
+        """Alias metadata of the run state: it is neither packet nor map."""
+        return scope_of(1 + len(self.maps))
 
     def state_field(self, offset: int) -> str:
         return self.value(f"getelementptr inbounds i8, ptr %state, i64 {offset}")
@@ -260,7 +264,7 @@ class Lowering:
                 own = 1 + index
             case _:
                 return ""
-        return f", !alias.scope !{SCOPES + 2 * own}, !noalias !{SCOPES + 2 * own + 1}"
+        return scope_of(own)
 
     # --- control ------------------------------------------------------------------------------
 
@@ -752,10 +756,11 @@ SCOPES = 100  # first number of the alias scope metadata
 
 
 def alias_scopes(maps: int) -> str:
-    """Metadata: a scope for the packet and one for each map; each excludes all others.
+    """Metadata: a scope for the packet, one for each map, one for the run state; each excludes
+    all others.
 
     Object n has the list !(SCOPES + 2n) of itself and !(SCOPES + 2n + 1) of the others."""
-    count = maps + 1
+    count = maps + 2
     domain, first = SCOPES - 1, SCOPES + 2 * count
     out = [f'!{domain} = distinct !{{!{domain}, !"xdpu"}}']
     for n in range(count):
@@ -764,6 +769,10 @@ def alias_scopes(maps: int) -> str:
         out.append(f"!{SCOPES + 2 * n} = !{{!{first + n}}}")
         out.append(f"!{SCOPES + 2 * n + 1} = !{{{others}}}")
     return "\n".join(out)
+
+
+def scope_of(number: int) -> str:
+    return f", !alias.scope !{SCOPES + 2 * number}, !noalias !{SCOPES + 2 * number + 1}"
 
 
 def spill_location(depth: int, off: int) -> str:

@@ -95,7 +95,7 @@ def module(maps: Sequence[MapSpec], workers: int, more: Iterable[Template] = (),
         parts.append(region_declarations(index, spec, workers))
         parts.append(operation_wrappers(index, spec, workers))
         names += operation_symbols(index, spec)
-    bitcodes = [templates.bitcode(t) for t in wanted]
+    bitcodes = templates.bitcodes(wanted)
     return target.link("".join(parts) + text, bitcodes, names)
 
 

@@ -8,13 +8,16 @@ the IR, because a loop must not be vectorised before its trip count is known.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xdp_runtime.compiler import cache, target
 from xdp_runtime.template import Template
 
+_WORTH_FORKING = 4  # templates a process
 _LLVM = {"i64": "i64", "ptr": "ptr", "i32": "i32"}
 
 
@@ -36,14 +39,64 @@ def closure(templates: Iterable[Template]) -> list[Template]:
     return [seen[name] for name in sorted(seen)]
 
 
+def entry_name(template: Template) -> str:
+    """Its name in the cache."""
+    return f"{template.name}-{cache.key('template', template.name, template.signature)[:32]}.bc"
+
+
 def bitcode(template: Template) -> bytes:
     """LLVM bitcode that defines the template's symbol."""
-    name = f"{template.name}-{cache.key('template', template.name, template.signature)[:32]}.bc"
+    name = entry_name(template)
     found = cache.get(name)
     if found is None:
         found = _compile(template)
         cache.put(name, found)
     return found
+
+
+def bitcodes(templates: Sequence[Template]) -> list[bytes]:
+    """Bitcode of each; what the cache lacks is compiled on all CPUs.
+
+    Numba takes 10-200 ms a template and holds the GIL, so the work is shared with forked copies of
+    this process, which leave their results in the cache.  Whoever is free takes the next one: its
+    number comes out of a pipe.
+    """
+    missing = [t for t in templates if cache.get(entry_name(t)) is None]
+    helpers = min(len(os.sched_getaffinity(0)), len(missing) // _WORTH_FORKING) - 1
+    if helpers > 0:
+        _compile_together(missing[:255], helpers)
+    return [bitcode(t) for t in templates]
+
+
+def _compile_together(missing: Sequence[Template], helpers: int) -> None:
+    import numba.core.compiler  # noqa: F401 - once, before there are copies
+
+    todo, fill = os.pipe()
+    os.write(fill, bytes(range(len(missing))))
+    os.close(fill)
+    children = []
+    for _ in range(helpers):
+        # a signal must not unwind this process's stack in the copy as well
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        child = os.fork()
+        if child == 0:
+            try:
+                _take_all(missing, todo)
+            finally:
+                os._exit(0)  # a failure is found again, and told, by the parent
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        children.append(child)
+    try:
+        _take_all(missing, todo)
+    finally:
+        os.close(todo)
+        for child in children:
+            os.waitpid(child, 0)
+
+
+def _take_all(missing: Sequence[Template], todo: int) -> None:
+    while number := os.read(todo, 1):
+        bitcode(missing[number[0]])
 
 
 def _compile(template: Template) -> bytes:

@@ -41,6 +41,7 @@ class Map:
         self.family: Family = family_of(header.spec)
         self.regions = header.regions
         self.codec: Codec | None = None
+        self._bind_later: Callable[[], Any] | None = None
         self._memory: Memory | None = memory
         self._owned = owned
         self._operations: Mapping[str, Callable[..., Any]] = {}
@@ -142,7 +143,14 @@ class Map:
         """Take the compiled operations: functions by name, first parameter the worker."""
         self._operations = operations
 
+    def bind_later(self, compile_operations: Callable[[], Any]) -> None:
+        """What to call, once, before the first operation: it binds."""
+        self._bind_later = compile_operations
+
     def _operation(self, name: str) -> Callable[..., Any]:
+        if self._bind_later is not None:
+            compile_operations, self._bind_later = self._bind_later, None
+            compile_operations()
         try:
             return self._operations[name]
         except KeyError:
