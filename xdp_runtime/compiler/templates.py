@@ -69,10 +69,9 @@ def bitcodes(templates: Sequence[Template]) -> list[bytes]:
 
 
 def _compile_together(missing: Sequence[Template], helpers: int) -> None:
-    import numba.core.compiler  # noqa: F401 - once, before there are copies
-
+    bitcode(missing[0])  # makes Numba set itself up, once, before there are copies
     todo, fill = os.pipe()
-    os.write(fill, bytes(range(len(missing))))
+    os.write(fill, bytes(range(1, len(missing))))
     os.close(fill)
     children = []
     for _ in range(helpers):

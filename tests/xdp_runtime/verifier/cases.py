@@ -148,12 +148,13 @@ def read_cases(path: Path) -> Iterator[Case]:
     snippets: dict[str, list[str]] = {}
     fields: dict[str, str] = {}
     at: dict[str, int] = {}
+    asm: list[str] = []
     block: list[str] | None = None
 
     def done() -> Iterator[Case]:
         if fields:
             yield Case(fields.pop("case"), path, at["case"],
-                       _expand(fields.pop("asm", ""), snippets, path, at["case"]),
+                       _expand("\n".join(asm), snippets, path, at["case"]),
                        **{**defaults, **fields}, at=dict(at))  # type: ignore[arg-type]
 
     for number, raw in enumerate([*path.read_text().splitlines(), "case: end"], 1):
@@ -164,8 +165,6 @@ def read_cases(path: Path) -> Iterator[Case]:
             if block is None:
                 raise ValueError(f"{path.name}:{number}: indented line outside of a block")
             block.append(line.strip())
-            if fields:
-                fields["asm"] = "\n".join(block)
             continue
         key, _, value = line.partition(":")
         value = value.strip()
@@ -176,10 +175,12 @@ def read_cases(path: Path) -> Iterator[Case]:
             raise ValueError(f"{path.name}:{number}: unknown field {key!r}")
         if key == "case":
             yield from done()
-            fields, at, block = {}, {}, None
+            fields, at, asm = {}, {}, []
         elif key in at:
             raise ValueError(f"{path.name}:{number}: a second {key}:")
-        block = [] if key == "asm" else None
+        block = asm if key == "asm" else None
+        if key == "asm":
+            continue
         if key == "case" or fields:
             fields[key], at[key] = value, number
         else:
