@@ -115,6 +115,7 @@ def load(insns: Insns, map_fds: list[int], kind: str = "xdp", license: str = "GP
 
 def last_line(log: str) -> str:
     """The refusal itself: the last line that is not about the work done."""
+    log = log.replace("verification time", "\nverification time")  # one message lacks its newline
     lines = [line.strip() for line in log.splitlines()]
     reasons = [line for line in lines if line and not line.startswith(_NOT_A_REASON)]
     return reasons[-1] if reasons else ""
