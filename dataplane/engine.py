@@ -18,6 +18,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,17 +196,29 @@ class Engine:
         return any(worker.running for worker in self.workers)
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Stop at the next batch boundary and wait.  Raises XdpuError when a worker hangs."""
+        """Stop at the next batch boundary and wait for all.
+
+        Raises what went wrong in a worker, XdpuError when one hangs; the others have ended then."""
         for worker in self.workers:
             worker.stop()
-        for worker in self.workers:
-            if not worker.join(timeout_s):
-                raise XdpuError(f"worker {worker.number}", f"did not stop within {timeout_s:g} s")
+        if not self.wait(timeout_s):
+            hung = next(worker for worker in self.workers if worker.running)
+            raise XdpuError(f"worker {hung.number}", f"did not stop within {timeout_s:g} s")
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until every worker has ended by itself (files); False on time-out."""
-        return all(worker.join(timeout_s if timeout_s is not None else 1e9)
-                   for worker in self.workers)
+        """Wait until every worker has ended; False on time-out.  Raises what went wrong in one."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        errors: list[BaseException] = []
+        ended = True
+        for worker in self.workers:
+            left = 1e9 if deadline is None else max(deadline - time.monotonic(), 0.0)
+            try:
+                ended &= worker.join(left)
+            except BaseException as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return ended
 
     def close(self) -> None:
         """Release workers and maps; the ports belong to the caller.  Call after stop."""
