@@ -57,7 +57,11 @@ def write(path: Path, answers: list[tuple[Case, Answer]]) -> None:
     for case, answer in reversed(answers):  # from the end, so that line numbers stay right
         if case.verdict not in ("?", answer.verdict) or "verdict" not in case.at:
             continue
-        if not answer.accepted:
+        if answer.accepted:
+            for name in sorted({"kind", "kernel"} & set(case.at), key=case.at.__getitem__,
+                               reverse=True):
+                del lines[case.at[name] - 1]
+        else:
             kernel = f'kernel: "{answer.line}"'
             if "kernel" in case.at:
                 lines[case.at["kernel"] - 1] = kernel
@@ -66,7 +70,7 @@ def write(path: Path, answers: list[tuple[Case, Answer]]) -> None:
             kind = f"kind: {kind_of(answer.line)}"
             if "kind" not in case.at:
                 lines.insert(case.at["verdict"], kind)
-            elif case.kind == "?":
+            elif case.kind == "?" or case.kernel not in ("", answer.line):
                 lines[case.at["kind"] - 1] = kind
         lines[case.at["verdict"] - 1] = f"verdict: {answer.verdict}"
     path.write_text("\n".join(lines) + "\n")

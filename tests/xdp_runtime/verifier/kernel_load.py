@@ -25,7 +25,7 @@ _LOG = ctypes.create_string_buffer(1 << 20)
 _BOUND = {MapType.PROG_ARRAY, MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.CPUMAP}
 _OF_MAPS = {MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS}
 _NOT_A_REASON = ("processed ", "verification time", "stack depth", "mark_precise", "peak_states",
-                 "insns processed", "old_map_nr")
+                 "cur state:", "old state:")
 _shared: dict[MapSpec, int] = {}
 
 
