@@ -59,6 +59,8 @@ def check(env: Env, state: State, number: int, ptr: Ptr, off: int, size: int, *,
     else:
         raise Refused("type", f"r{number} is {name_of(ptr)}, which cannot be "
                       f"{'written' if write else 'read'} through", regs=(number,))
+    if env.observer is not None:
+        env.observer.access(env.slot, ptr, off, size, write)
 
 
 def _map_struct(number: int, off: int, size: int) -> None:

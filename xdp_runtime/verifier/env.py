@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from xdp_runtime.isa import Insns
 from xdp_runtime.object import MapSpec, Object, ProgramSpec
+
+if TYPE_CHECKING:
+    from xdp_runtime.verifier.domain import Num, Ptr, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +40,37 @@ class Refused(Exception):
         self.kind, self.text, self.mend, self.regs = kind, text, mend, regs
 
 
+class Observer(Protocol):
+    """Sees what the program does, instruction by instruction, on every path that is walked.
+
+    Pruning skips paths that differ only in numbers nothing depended on; an observer that depends
+    on a number marks it precise.  `slot` is always the instruction at hand.
+    """
+
+    def access(self, slot: int, ptr: Ptr, off: int, size: int, write: bool) -> None:
+        """Memory that is read or written at ptr + off, by the program or a helper for it."""
+
+    def context(self, slot: int, off: int) -> None:
+        """A field of the context is read."""
+
+    def call(self, slot: int, helper: int, state: State) -> None:
+        """Before a helper is called."""
+
+    def called(self, slot: int, helper: int, state: State) -> None:
+        """After it; r0 may be narrowed to what the helper is known to return."""
+
+    def leave(self, slot: int, verdict: Num) -> None:
+        """The program ends."""
+
+
 class Env:
     """The program under proof and its counters."""
 
-    __slots__ = ("context_at", "insns", "maps", "obj", "program", "slot", "used_ids")
+    __slots__ = ("context_at", "insns", "maps", "obj", "observer", "program", "slot", "used_ids")
 
-    def __init__(self, obj: Object, program: ProgramSpec) -> None:
+    def __init__(self, obj: Object, program: ProgramSpec,
+                 observer: Observer | None = None) -> None:
+        self.observer = observer
         self.obj, self.program = obj, program
         self.insns: Insns = program.insns
         self.maps: tuple[MapSpec, ...] = obj.maps

@@ -45,6 +45,7 @@ class Explorer:
         self.facts.context_at = env.context_at
         self.steps = 0
         self.remembered = 0
+        self._endless = False  # a path goes on in a state whose own paths are not at their end
         self.slot = 0
         self.state: State | None = None
         self.deadline = time.monotonic() + time_budget_s
@@ -58,28 +59,35 @@ class Explorer:
         `slot` and `state` then say where."""
         regs: list[Reg] = [None] * 11
         regs[1], regs[10] = Ptr(Kind.CTX), Ptr(Kind.STACK)
-        waiting: list[tuple[int, State, Seen | None]] = [
-            (0, State([Frame(regs, {}, -1, 0)]), None)]
+        root = Seen(0, State([]), None)
+        waiting: list[tuple[int, State, Seen, int]] = [
+            (0, State([Frame(regs, {}, -1, 0)]), root, 0)]
         while waiting:
-            slot, state, parent = waiting.pop()
-            parent = self._path(slot, state, parent, waiting)
-            if parent is not None:
-                parent.finish()
+            self._path(*waiting.pop(), waiting).finish()
+        self.facts.longest = -1 if self._endless else root.longest
 
-    def _path(self, slot: int, state: State, parent: Seen | None,
-              waiting: list[tuple[int, State, Seen | None]]) -> Seen | None:
-        """Walk one path to its end; the remembered state it ended under."""
+    def _path(self, slot: int, state: State, parent: Seen, walked: int,
+              waiting: list[tuple[int, State, Seen, int]]) -> Seen:
+        """Walk one path to its end; the remembered state it ended under.
+
+        It is `walked` instructions behind `parent`, the state last remembered."""
         env, flow, facts = self.env, self.flow, self.facts
         insns, visited = env.insns, facts.visited
         since = _MIN_BETWEEN
+        began = self.steps - walked
         self.state = state
         while True:
             self.slot = env.slot = slot
             if flow.prune[slot]:
-                if self._covered(slot, state):
+                cover = self._covered(slot, state)
+                if cover is not None:
+                    if cover.open:
+                        self._endless = True
+                    parent.reach(self.steps - began + cover.longest)
                     return parent
                 if since >= _MIN_BETWEEN or flow.loops[slot]:
-                    parent = self._remember(slot, state, parent)
+                    parent = self._remember(slot, state, parent, self.steps - began)
+                    began = self.steps
                     since = 0
             since += 1
             self.steps += 1
@@ -99,6 +107,7 @@ class Explorer:
                 if falls is not None:
                     facts.falls[slot] = 1
                 if falls is None and taken is None:
+                    parent.reach(self.steps - began)
                     return parent
                 if falls is None:
                     assert taken is not None
@@ -106,28 +115,31 @@ class Explorer:
                 elif taken is None:
                     state, slot = falls, flow.next[slot]
                 else:
-                    waiting.append((flow.target[slot], taken, parent))
-                    if parent is not None:
-                        parent.open += 1
+                    waiting.append((flow.target[slot], taken, parent, self.steps - began))
+                    parent.open += 1
                     state, slot = falls, flow.next[slot]
                 self.state = state
             elif isinstance(insn, Jump):
                 slot = flow.target[slot]
             elif isinstance(insn, Call):
+                if env.observer is not None:
+                    env.observer.call(slot, insn.helper, state)
                 calls.call(env, state, insn.helper)
+                if env.observer is not None:
+                    env.observer.called(slot, insn.helper, state)
                 slot = flow.next[slot]
             elif isinstance(insn, Exit):
                 back = self._leave(state)
                 if back < 0:
+                    parent.reach(self.steps - began)
                     return parent
                 slot = back
             elif isinstance(insn, CallLocal):
                 self._enter(state, slot)
                 slot = flow.target[slot]
             elif isinstance(insn, MayGoto):
-                waiting.append((flow.target[slot], state.copy(), parent))
-                if parent is not None:
-                    parent.open += 1
+                waiting.append((flow.target[slot], state.copy(), parent, self.steps - began))
+                parent.open += 1
                 slot = flow.next[slot]
             else:
                 assert insn is not None
@@ -146,10 +158,11 @@ class Explorer:
             raise Refused("budget", f"the proof took longer than {self.time_budget_s:g} s after "
                           f"{self.steps} instructions", "raise --verify-timeout")
 
-    def _covered(self, slot: int, state: State) -> bool:
+    def _covered(self, slot: int, state: State) -> Seen | None:
+        """The remembered state from which everything this one could do was tried."""
         known = self._seen.get(slot)
         if known is None:
-            return False
+            return None
         stale = None
         for seen in reversed(known):
             if not prune.same_calls(seen, state):
@@ -162,16 +175,16 @@ class Explorer:
             if prune.covers(seen, state):
                 prune.inherit(seen, state)
                 seen.hits += 1
-                return True
+                return seen
             seen.misses += 1
             if seen.misses > seen.hits * 3 + 3:
                 stale = seen
         if stale is not None and len(known) > _MAX_SEEN:
             known.remove(stale)
-        return False
+        return None
 
-    def _remember(self, slot: int, state: State, parent: Seen | None) -> Seen:
-        seen = prune.remember(state, slot, parent, self.flow)
+    def _remember(self, slot: int, state: State, parent: Seen, before: int) -> Seen:
+        seen = prune.remember(state, slot, parent, self.flow, before)
         self._seen.setdefault(slot, []).append(seen)
         self.remembered += 1
         return seen
@@ -204,6 +217,8 @@ class Explorer:
                               "release it on every path")
             if state.lock:
                 raise Refused("lock", "a spin lock is still held at the end of the program")
+            if self.env.observer is not None:
+                self.env.observer.leave(self.slot, value)
             return -1
         if isinstance(value, Ptr) and value.kind is Kind.STACK:
             raise Refused("return", "a function returns a pointer into its own stack",

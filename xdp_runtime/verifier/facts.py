@@ -15,14 +15,18 @@ NUMBER, POINTER, NULLABLE = 1, 2, 4
 class Facts:
     """Indexed by slot.  `visited`: some path runs it.  `falls`/`taken`: some path leaves a
     conditional jump that way.  `shape[slot, reg]`: NUMBER | POINTER | NULLABLE of an operand
-    before the instruction.  `ranges[slot, reg]`: union of its values where it is a number."""
+    before the instruction.  `ranges[slot, reg]`: union of its values where it is a number.
+    `longest`: instructions on the longest path, those of called functions included; -1: not known.
+    """
 
-    __slots__ = ("constants", "context_at", "falls", "ranges", "shape", "taken", "visited")
+    __slots__ = ("constants", "context_at", "falls", "longest", "ranges", "shape", "taken",
+                 "visited")
 
     def __init__(self, slots: int) -> None:
         self.visited = bytearray(slots)
         self.falls = bytearray(slots)
         self.taken = bytearray(slots)
+        self.longest = -1
         self.context_at: dict[int, bool] = {}  # memory instructions: do they use the context?
         # loads from frozen maps and the number they give, None: not one number
         self.constants: dict[int, int | None] = {}

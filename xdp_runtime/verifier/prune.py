@@ -27,14 +27,23 @@ _PACKET = (Kind.PACKET, Kind.PACKET_META)
 
 
 class Seen:
-    """A remembered state.  `open` paths from it are not finished yet; with 0 it can cover."""
+    """A remembered state.  `open` paths from it are not finished yet; with 0 it can cover.
 
-    __slots__ = ("hits", "misses", "open", "parent", "slot", "state")
+    `longest` of those paths, in instructions, continued by what covered them; `before`: from the
+    parent to here.  A covered path takes branches its cover took as well, so it is no longer.
+    """
 
-    def __init__(self, slot: int, state: State, parent: Seen | None) -> None:
-        self.slot, self.state, self.parent = slot, state, parent
+    __slots__ = ("before", "hits", "longest", "misses", "open", "parent", "slot", "state")
+
+    def __init__(self, slot: int, state: State, parent: Seen | None, before: int = 0) -> None:
+        self.slot, self.state, self.parent, self.before = slot, state, parent, before
         self.open = 1
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.longest = 0
+
+    def reach(self, length: int) -> None:
+        """A path from here has so many instructions."""
+        if length > self.longest:
+            self.longest = length
 
     def finish(self) -> None:
         """One path from here has ended; so it has for those before, once none is left."""
@@ -43,10 +52,12 @@ class Seen:
             seen.open -= 1
             if seen.open:
                 return
+            if seen.parent is not None:
+                seen.parent.reach(seen.before + seen.longest)
             seen = seen.parent
 
 
-def remember(state: State, slot: int, parent: Seen | None, flow: Flow) -> Seen:
+def remember(state: State, slot: int, parent: Seen, flow: Flow, before: int) -> Seen:
     """Forget what is dead, give every number and slot a fresh token, keep a copy."""
     kept = []
     last = len(state.frames) - 1
@@ -70,7 +81,7 @@ def remember(state: State, slot: int, parent: Seen | None, flow: Flow) -> Seen:
         twin = Frame(list(regs), frame.stack, frame.return_slot, frame.entry, frame.callback)
         twin.owned = False
         kept.append(twin)
-    return Seen(slot, State(kept, state.refs, state.lock), parent)
+    return Seen(slot, State(kept, state.refs, state.lock), parent, before)
 
 
 def _fresh(old: Slot) -> Slot:

@@ -9,7 +9,7 @@ from xdp_runtime.errors import VerifyError
 from xdp_runtime.object import Line, Object, ProgramSpec
 from xdp_runtime.verifier import flow, scalar
 from xdp_runtime.verifier.domain import Num, Ptr, Reg, State, name_of
-from xdp_runtime.verifier.env import Env, Finding, Refused
+from xdp_runtime.verifier.env import Env, Finding, Observer, Refused
 from xdp_runtime.verifier.explore import Explorer
 from xdp_runtime.verifier.facts import Facts
 
@@ -32,10 +32,11 @@ class Report:
         return not self.errors
 
 
-def verify(obj: Object, program: ProgramSpec, time_budget_s: float = TIME_BUDGET_S) -> Report:
+def verify(obj: Object, program: ProgramSpec, time_budget_s: float = TIME_BUDGET_S,
+           observer: Observer | None = None) -> Report:
     """Prove `program` safe, or say why it could not be proven."""
     started = time.monotonic()
-    env = Env(obj, program)
+    env = Env(obj, program, observer)
     try:
         shape = flow.analyse(program.insns)
     except flow.FlowError as error:

@@ -103,6 +103,8 @@ def _prove_access(env: Env, state: State, what: ValidAccess) -> None:
             raise Refused("context", f"r{what.reg} is the context moved by {ptr.off} bytes"
                           if ptr.off else "atomic operation on the context", regs=(what.reg,))
         access.context_field(env, what.off, what.size, what.write, what.signed)
+        if env.observer is not None:
+            env.observer.context(env.slot, what.off)
         return
     access.check(env, state, what.reg, ptr, what.off, what.size, write=what.write,
                  atomic=what.atomic)
