@@ -201,7 +201,9 @@ def _expand(asm: str, snippets: dict[str, list[str]], path: Path, line: int) -> 
             raise ValueError(f"{path.name}:{line}: no snippet {call[1]}")
         arguments = [a.strip() for a in (call[2] or "").split(",")]
         for part in snippets[call[1]]:
-            out.append(re.sub(r"\$(\d)", lambda m: arguments[int(m[1]) - 1], part))
+            for number, argument in enumerate(arguments, 1):
+                part = part.replace(f"${number}", argument)  # noqa: PLW2901
+            out.append(part)
     return "\n".join(out)
 
 

@@ -1,0 +1,160 @@
+"""Random programs: does our verifier say what the kernel's does?
+
+    python -m tests.xdp_runtime.verifier.agree --seeds 0-10000 [--jobs N] [--show N] [--kernel]
+
+Prints kernel x ours, and programs of the two kinds that matter: **unsafe** (the kernel refuses for
+memory safety, we accept) and **too strict** (the kernel accepts, we refuse).  --kernel asks the
+kernel alone: how many it accepts, how fast, and why it refuses the others.  --seed N shows one
+program with both answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+
+from tests.xdp_runtime.verifier.kernel_load import Answer, load, make_map
+from tests.xdp_runtime.verifier.kernel_words import class_of
+from tests.xdp_runtime.verifier.randprog import random_program
+from xdp_runtime.disasm import format_program
+from xdp_runtime.object import MapSpec, Object
+
+CHUNK = 200
+_fds: dict[MapSpec, int] = {}
+
+
+@dataclass
+class Outcome:
+    matrix: Counter[tuple[str, str]] = field(default_factory=Counter)  # (kernel, ours)
+    unsafe: list[tuple[int, str]] = field(default_factory=list)
+    strict: list[tuple[int, str]] = field(default_factory=list)
+    broken: list[tuple[int, str]] = field(default_factory=list)
+    words: Counter[str] = field(default_factory=Counter)
+    ours_s: float = 0.0
+    kernel_s: float = 0.0
+
+    def add(self, other: Outcome) -> None:
+        self.matrix += other.matrix
+        self.words += other.words
+        self.unsafe += other.unsafe
+        self.strict += other.strict
+        self.broken += other.broken
+        self.ours_s += other.ours_s
+        self.kernel_s += other.kernel_s
+
+
+def ask_kernel(obj: Object, level: int = 4) -> Answer:
+    for spec in obj.maps:
+        if spec not in _fds:
+            _fds[spec] = make_map(spec)
+    return load(obj.programs[0].insns, [_fds[spec] for spec in obj.maps], obj.programs[0].kind,
+                obj.license, level)
+
+
+def ask_ours(obj: Object) -> tuple[bool, str]:
+    from xdp_runtime.verifier import verify
+
+    report = verify(obj, obj.programs[0])
+    return report.ok, "; ".join(f"{e.insn}: {e.kind}: {e.text}" for e in report.errors)
+
+
+def compare(seeds: range, kernel_only: bool) -> Outcome:
+    out = Outcome()
+    for seed in seeds:
+        obj = random_program(seed)
+        began = time.perf_counter()
+        kernel = ask_kernel(obj)
+        between = time.perf_counter()
+        out.kernel_s += between - began
+        said = "accept" if kernel.accepted else class_of(kernel.line)
+        if not kernel.accepted:
+            out.words[_without_numbers(kernel.line)] += 1
+        if kernel_only:
+            out.matrix[said, "-"] += 1
+            continue
+        try:
+            ok, text = ask_ours(obj)
+        except Exception as error:
+            out.broken.append((seed, f"{type(error).__name__}: {error}"))
+            out.matrix[said, "broken"] += 1
+            continue
+        finally:
+            out.ours_s += time.perf_counter() - between
+        out.matrix[said, "accept" if ok else "refuse"] += 1
+        if kernel.accepted and not ok:
+            out.strict.append((seed, text))
+        elif ok and said == "memory":
+            out.unsafe.append((seed, kernel.line))
+    return out
+
+
+def _without_numbers(line: str) -> str:
+    return "".join("N" if c.isdigit() else c for c in line)[:70]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="agree")
+    parser.add_argument("--seeds", default="0-2000", help="A-B, B not included")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--show", type=int, default=3, help="programs shown of each kind")
+    parser.add_argument("--kernel", action="store_true", help="the kernel alone")
+    parser.add_argument("--seed", type=int, help="show one program and both answers")
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        show(options.seed, kernel_only=options.kernel)
+        return 0
+    first, last = (int(part) for part in options.seeds.split("-"))
+    chunks = [range(at, min(at + CHUNK, last)) for at in range(first, last, CHUNK)]
+    total = Outcome()
+    began = time.perf_counter()
+    if options.jobs == 1:
+        for chunk in chunks:
+            total.add(compare(chunk, options.kernel))
+    else:
+        with ProcessPoolExecutor(options.jobs) as pool:
+            for outcome in pool.map(compare, chunks, [options.kernel] * len(chunks)):
+                total.add(outcome)
+    print_outcome(total, last - first, time.perf_counter() - began, options.show)
+    return 1 if total.unsafe or total.broken else 0
+
+
+def print_outcome(total: Outcome, programs: int, took_s: float, shown: int) -> None:
+    accepted = sum(n for (kernel, _), n in total.matrix.items() if kernel == "accept")
+    print(f"{programs} programs in {took_s:.1f} s ({programs / took_s:.0f}/s); "
+          f"kernel accepts {accepted} ({100 * accepted / programs:.1f} %), "
+          f"{1e3 * total.kernel_s / programs:.2f} ms each, "
+          f"ours {1e3 * total.ours_s / programs:.2f}")
+    columns = sorted({ours for _, ours in total.matrix})
+    print(f"{'kernel':>10} " + " ".join(f"{column:>8}" for column in columns))
+    for row in ("accept", "memory", "type", "control", "other"):
+        print(f"{row:>10} " + " ".join(f"{total.matrix[row, column]:8}" for column in columns))
+    if "accept" in columns and accepted:
+        agreed = total.matrix["accept", "accept"]
+        print(f"of what the kernel accepts we accept {100 * agreed / accepted:.2f} %")
+    for title, examples in (("UNSAFE", total.unsafe), ("too strict", total.strict),
+                            ("broken", total.broken)):
+        print(f"{title}: {len(examples)}")
+        for seed, text in examples[:shown]:
+            print(f"  seed {seed}: {text}")
+    print("why the kernel refuses:")
+    for words, count in total.words.most_common(25):
+        print(f"{count:6} {class_of(words.replace('N', '1')):8} {words}")
+
+
+def show(seed: int, kernel_only: bool) -> None:
+    obj = random_program(seed)
+    print(format_program(obj.programs[0], obj))
+    answer = ask_kernel(obj, 1)
+    print(answer.log)
+    print(f"kernel: {answer.verdict} {answer.line}")
+    if not kernel_only:
+        ok, text = ask_ours(obj)
+        print(f"ours: {'accept' if ok else 'refuse'} {text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
