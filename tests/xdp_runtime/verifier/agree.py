@@ -1,22 +1,26 @@
 """Random programs: does our verifier say what the kernel's does?
 
     python -m tests.xdp_runtime.verifier.agree --seeds 0-10000 [--jobs N] [--show N] [--kernel]
+    python -m tests.xdp_runtime.verifier.agree --seed N
+    python -m tests.xdp_runtime.verifier.agree --corpus [--jobs N]
 
 Prints kernel x ours, and programs of the two kinds that matter: **unsafe** (the kernel refuses for
 memory safety, we accept) and **too strict** (the kernel accepts, we refuse).  --kernel asks the
 kernel alone: how many it accepts, how fast, and why it refuses the others.  --seed N shows one
-program with both answers.
+program with both answers, --corpus what we say of the cases (their kernel's words are on file).
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
+from tests.xdp_runtime.verifier.cases import Case, all_cases
 from tests.xdp_runtime.verifier.kernel_load import Answer, load, make_map
 from tests.xdp_runtime.verifier.kernel_words import class_of
 from tests.xdp_runtime.verifier.randprog import random_program
@@ -103,7 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--show", type=int, default=3, help="programs shown of each kind")
     parser.add_argument("--kernel", action="store_true", help="the kernel alone")
     parser.add_argument("--seed", type=int, help="show one program and both answers")
+    parser.add_argument("--corpus", action="store_true")
+    parser.add_argument("--timeout", type=int, default=20, help="seconds a case of the corpus")
     options = parser.parse_args(arguments)
+    if options.corpus:
+        return corpus(options.jobs, options.timeout)
     if options.seed is not None:
         show(options.seed, kernel_only=options.kernel)
         return 0
@@ -143,6 +151,47 @@ def print_outcome(total: Outcome, programs: int, took_s: float, shown: int) -> N
     print("why the kernel refuses:")
     for words, count in total.words.most_common(25):
         print(f"{count:6} {class_of(words.replace('N', '1')):8} {words}")
+
+
+def corpus(jobs: int, timeout_s: int) -> int:
+    """Our verifier over the cases.  Alarms, not threads: a case may take for ever."""
+    wrong, kinds, slow = 0, 0, []
+    cases = all_cases()
+    with ProcessPoolExecutor(jobs) as pool:
+        answers = pool.map(answer_case, cases, [timeout_s] * len(cases), chunksize=10)
+        for case, (verdict, kind, text, took_s) in zip(cases, answers, strict=True):
+            slow.append((took_s, case.id))
+            kinds += verdict == case.our_verdict == "refuse" and kind == case.kind
+            if verdict != case.our_verdict:
+                wrong += 1
+                print(f"{case.id}: should {case.our_verdict}, we {verdict} {text}"
+                      + (f"; the kernel: {case.kernel}" if case.kernel else ""))
+    refused = sum(case.our_verdict == "refuse" for case in cases)
+    slowest = ", ".join(f"{case} {took_s:.1f} s" for took_s, case in sorted(slow)[:-4:-1])
+    print(f"{len(cases)} cases, {wrong} disagree; of {refused} refusals {kinds} with the same kind; "
+          f"slowest {slowest}")
+    return 1 if wrong else 0
+
+
+def answer_case(case: Case, timeout_s: int) -> tuple[str, str, str, float]:
+    """(verdict, kind, text, seconds)"""
+    from xdp_runtime.verifier import verify
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done in {timeout_s} s")
+
+    began = time.perf_counter()
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(timeout_s)
+    try:
+        report = verify(case.object, case.object.programs[0])
+        text = "; ".join(f"{e.insn}: {e.kind}: {e.text}" for e in report.errors)
+        kind = report.errors[0].kind if report.errors else ""
+        return "accept" if report.ok else "refuse", kind, text, time.perf_counter() - began
+    except Exception as error:
+        return "broken", "", f"{type(error).__name__}: {error}", time.perf_counter() - began
+    finally:
+        signal.alarm(0)
 
 
 def show(seed: int, kernel_only: bool) -> None:

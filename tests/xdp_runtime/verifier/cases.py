@@ -202,7 +202,7 @@ def _expand(asm: str, snippets: dict[str, list[str]], path: Path, line: int) -> 
         arguments = [a.strip() for a in (call[2] or "").split(",")]
         for part in snippets[call[1]]:
             for number, argument in enumerate(arguments, 1):
-                part = part.replace(f"${number}", argument)  # noqa: PLW2901
+                part = part.replace(f"${number}", argument)
             out.append(part)
     return "\n".join(out)
 
