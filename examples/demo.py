@@ -140,11 +140,12 @@ class Network:
     def build(self) -> None:
         remove_leftovers()
         for place in ("client", "node", "server1", "server2"):
+            # Undone even if a signal comes between the making and the next line.
+            self._undo.callback(subprocess.run, ["ip", "netns", "del", self.name(place)],
+                                capture_output=True, check=False)
             done = subprocess.run(["ip", "netns", "add", self.name(place)], capture_output=True,
                                   text=True, check=False)
             expect(done.returncode == 0, f"no network namespace can be made: {done.stderr.strip()}")
-            self._undo.callback(subprocess.run, ["ip", "netns", "del", self.name(place)],
-                                capture_output=True, check=False)
             # IPv6 would only mix its own packets with those that are counted.
             self.must(place, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
             self.must(place, "ip", "link", "set", "lo", "up")
