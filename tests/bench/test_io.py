@@ -27,6 +27,8 @@ def marked(system: str) -> object:
 @pytest.mark.parametrize("system", [marked(system) for system in io.SYSTEMS])
 @pytest.mark.parametrize("action", io.ACTIONS)
 def test_a_turn(system: str, action: str) -> None:
+    if system == "c":
+        assert io.build_c_loop() == ""
     source, loop = cpus(2)
     sample = io.turn(system, action, 0.1, source, loop)
     assert 0 < sample["mpps"] <= sample["offered_mpps"] * 1.01
