@@ -23,12 +23,9 @@ _LONGEST_BYTES = 3480  # what fits a page beside head room and tail room, as in 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`fault` says why a run-time check stopped the program; its verdict is then ABORTED."""
-
     retval: int
     data_out: bytes
     duration_ns: float
-    fault: str = ""
 
 
 def run(args: Namespace) -> int:
@@ -41,32 +38,23 @@ def run(args: Namespace) -> int:
     if args.data_out not in (None, "-"):
         _write(args.data_out, outcome.data_out)
     if args.json:
-        answer: dict[str, object] = {"retval": outcome.retval, "data_out": outcome.data_out.hex(),
-                                     "duration": _round(outcome.duration_ns)}
-        if outcome.fault:
-            answer["fault"] = outcome.fault
-        print(json.dumps(answer))
+        print(json.dumps({"retval": outcome.retval, "data_out": outcome.data_out.hex(),
+                          "duration": _round(outcome.duration_ns)}))
         return 0
     if args.data_out == "-":
         print(hex_lines(outcome.data_out), end="")
     print(f"Return value: {outcome.retval}, duration (average): {_round(outcome.duration_ns)}ns")
-    if outcome.fault:
-        print(f"xdpu: program {spec.name}: {outcome.fault}", file=sys.stderr)
     return 0
 
 
 def run_compiled(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settings,
                  args: Namespace) -> Outcome:
     from xdp_runtime.program import load
-    from xdp_runtime.state import Fault
 
     with load(obj, spec.name, opt=args.opt) as program:
         setmap.apply(program, settings)
         result = program.repeat(packet, args.repeat, ingress_ifindex=args.ifindex)
-    fault = ""
-    if result.fault != Fault.NONE:
-        fault = describe_fault(spec, result.fault.name.lower(), result.fault_insn)
-    return Outcome(result.retval, result.data_out, result.duration_ns, fault)
+    return Outcome(result.retval, result.data_out, result.duration_ns)
 
 
 def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settings,
@@ -114,13 +102,6 @@ def run_in_kernel(obj: Object, spec: ProgramSpec, packet: bytes, settings: Setti
 
 def _refused(name: str, key: bytes, code: int) -> ConfigError:
     return ConfigError(f"--set-map {name}", f"key {key.hex()} is refused, {os.strerror(code)}")
-
-
-def describe_fault(spec: ProgramSpec, fault: str, insn: int) -> str:
-    """"stopped by a bounds check at instruction 12 (return p[20]; @ a.c:7)" """
-    what = {"bounds": "a run-time bounds check", "null": "a null check",
-            "budget": "the loop budget, used up"}.get(fault, fault)
-    return f"stopped by {what}, at instruction {insn}{source_line(spec, insn)}"
 
 
 def source_line(spec: ProgramSpec, insn: int) -> str:

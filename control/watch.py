@@ -13,11 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from control.prog import source_line
 from control.signals import Signals
 from dataplane.engine import Engine
 from dataplane.port import Port
-from xdp_runtime.compiler.link import tail_call_targets
 from xdp_runtime.helpers.trace import read_trace
 
 # what became of packets that went nowhere, and the words for it
@@ -30,9 +28,6 @@ LOST = {
 }
 ABORTED = {
     "invalid_verdict": "verdict that does not exist",
-    "fault_bounds": "stopped by a run-time bounds check",
-    "fault_null": "stopped by a null check",
-    "fault_budget": "loop budget used up",
 }
 _COLUMNS = (("rx_packets", "rx"), ("pass", "pass"), ("drop", "drop"), ("tx", "tx"),
             ("redirect", "redir"), ("aborted", "aborted"))
@@ -64,7 +59,7 @@ class Watch:
         self._flows = [engine.stats.flow(i) for i in range(len(engine.stats.flows))]
         self._seen = [0] * len(engine.workers)
         self._at_s = self.started_s
-        self._faults = 0
+        self._invalid = 0
         self._said: set[str] = set()
 
     def run(self) -> None:
@@ -147,10 +142,10 @@ class Watch:
             if advice is not None and (text := advice()) and text not in self._said:
                 self._said.add(text)
                 note(text)
-        faults = sum(total[name] for name in ABORTED)
-        if faults > self._faults:
+        invalid = total["invalid_verdict"]
+        if invalid > self._invalid:
             note(describe_aborted(self.engine, total))
-            self._faults = faults
+            self._invalid = invalid
 
 
 def sum_up(rates: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -159,7 +154,7 @@ def sum_up(rates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def per_second(new: Counters, old: Counters, passed_s: float) -> dict[str, float]:
     return {name: round((value - old[name]) / max(passed_s, 1e-9), 1)
-            for name, value in new.items() if not name.startswith("last_")}
+            for name, value in new.items()}
 
 
 def status_line(title: str, rate: Mapping[str, float]) -> str:
@@ -174,16 +169,9 @@ def say_counters(counters: Counters) -> str:
 
 
 def describe_aborted(engine: Engine, total: Counters) -> str:
-    """Why packets were aborted, and where the latest fault was."""
+    """Why packets were aborted that the program did not abort itself."""
     reasons = [f"{total[name]:,} {words}" for name, words in ABORTED.items() if total[name]]
-    text = f"program {engine.program.spec.name}: aborted packets: {', '.join(reasons)}"
-    if any(total[name] for name in ABORTED if name.startswith("fault_")):
-        spec, insn = engine.program.spec, total["last_fault_insn"]
-        if len(tail_call_targets(engine.program.object, spec)) == 1:
-            text += f"; the latest at instruction {insn}{source_line(spec, insn)}"
-        else:
-            text += f"; the latest at instruction {insn} of it or of a program it tail-calls"
-    return text
+    return f"program {engine.program.spec.name}: aborted packets: {', '.join(reasons)}"
 
 
 # ---- the end -------------------------------------------------------------------------------------

@@ -97,7 +97,6 @@ def _program_flow(m: Any) -> Factory:
             m.store_u32(run, st.WORKER_ID, worker)
             m.store_u32(run, st.REDIRECT_IFINDEX, 0)
             m.store_u32(run, st.TAIL_CALLS, 0)
-            m.store_u32(run, st.FAULT, 0)
             m.store_ptr(run, st.WORKER, memory)
             verdict = program(run)
             m.store_u32(slot, port.VERDICT, verdict)
@@ -105,15 +104,6 @@ def _program_flow(m: Any) -> Factory:
             m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
             m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
             m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
-            fault = m.load_u32(run, st.FAULT)
-            if fault != 0:
-                where = stats.FAULT_BOUNDS
-                if fault == 2:
-                    where = stats.FAULT_NULL
-                if fault == 4:
-                    where = stats.FAULT_BUDGET
-                count_up(counters, where, 1)
-                m.store_u64(counters, stats.LAST_FAULT_INSN, m.load_u32(run, st.FAULT_INSN))
         count_up(counters, stats.RX_PACKETS, count)
         count_up(counters, stats.RX_BYTES, received)
         count_up(counters, stats.BATCHES, 1)

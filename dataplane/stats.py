@@ -30,10 +30,6 @@ COUNTERS = (
     "redirect_full",  # redirect, but no room to send: lost
     "pass_full",  # verdict PASS, but the stack's TAP took it not: lost
     "invalid_verdict",  # of `aborted`: verdicts that do not exist
-    "fault_bounds",  # of `aborted`: stopped by a run-time bounds check
-    "fault_null",  # of `aborted`: stopped by a null check
-    "fault_budget",  # of `aborted`: loop budget used up
-    "last_fault_insn",  # instruction slot of the latest fault (not a count)
     "stack_packets",  # frames the kernel's stack sent through its TAP
     "stack_bytes",
     "stack_full",  # of those, no room on the interface: lost
@@ -41,8 +37,7 @@ COUNTERS = (
 )
 (RX_PACKETS, RX_BYTES, ABORTED, DROP, PASS, TX,
  REDIRECT, BATCHES, TX_BYTES, TX_FULL, REDIRECT_NO_PORT, REDIRECT_FULL,
- PASS_FULL, INVALID_VERDICT, FAULT_BOUNDS, FAULT_NULL, FAULT_BUDGET, LAST_FAULT_INSN,
- STACK_PACKETS, STACK_BYTES, STACK_FULL, IDLE_POLLS) = (
+ PASS_FULL, INVALID_VERDICT, STACK_PACKETS, STACK_BYTES, STACK_FULL, IDLE_POLLS) = (
     8 * _i for _i in range(len(COUNTERS)))  # byte offsets in a flow's block, for the loop
 FLOW_BYTES = 512
 HEADER_BYTES = 4096
@@ -111,6 +106,5 @@ class Stats:
         sums = dict.fromkeys(COUNTERS, 0)
         for index in chosen:
             for name, value in self.flow(index).items():
-                sums[name] = max(sums[name], value) if name.startswith("last_") else (
-                    sums[name] + value)
+                sums[name] += value
         return sums

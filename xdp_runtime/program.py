@@ -1,4 +1,4 @@
-"""Program: an Object's program, analysed, lowered and compiled for this machine, with its maps.
+"""Program: an Object's program, verified, lowered and compiled for this machine, with its maps.
 
     program = load(read_object("firewall.o"))
     result = program.run(packet)          # verdict, bytes
@@ -40,8 +40,6 @@ class RunResult:
     data_out: bytes
     meta: bytes
     redirect_ifindex: int
-    fault: st.Fault
-    fault_insn: int
     duration_ns: float = 0.0
     changes: int = 0
 
@@ -156,8 +154,7 @@ class Program:
             outcome & 0xFFFFFFFF,
             ctypes.string_at(data, end - data),
             ctypes.string_at(meta, data - meta),
-            number(st.REDIRECT_IFINDEX), st.Fault(number(st.FAULT)), number(st.FAULT_INSN),
-            duration_ns, outcome >> 32)
+            number(st.REDIRECT_IFINDEX), duration_ns, outcome >> 32)
 
     def close(self) -> None:
         for m in self.all_maps:

@@ -53,8 +53,6 @@ def _repeat(m: Any) -> Callable[..., Any]:
             m.store_u32(run, st.WORKER_ID, worker_id)
             m.store_u32(run, st.REDIRECT_IFINDEX, 0)
             m.store_u32(run, st.TAIL_CALLS, 0)
-            m.store_u32(run, st.FAULT, 0)
-            m.store_u32(run, st.FAULT_INSN, 0)
             m.store_ptr(run, st.WORKER, worker)
             verdict = program(run)
             if verdict != previous:
@@ -64,8 +62,6 @@ def _repeat(m: Any) -> Callable[..., Any]:
         m.store_ptr(first, st.DATA_END, m.load_ptr(run, st.DATA_END))
         m.store_ptr(first, st.DATA_META, m.load_ptr(run, st.DATA_META))
         m.store_u32(first, st.REDIRECT_IFINDEX, m.load_u32(run, st.REDIRECT_IFINDEX))
-        m.store_u32(first, st.FAULT, m.load_u32(run, st.FAULT))
-        m.store_u32(first, st.FAULT_INSN, m.load_u32(run, st.FAULT_INSN))
         return (changes - 1) << 32 | verdict
 
     return repeat_program

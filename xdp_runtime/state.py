@@ -22,10 +22,8 @@ EGRESS_IFINDEX = 48  # u32
 WORKER_ID = 52  # u32: what bpf_get_smp_processor_id returns; the index into per-CPU values
 REDIRECT_IFINDEX = 56  # u32, set by bpf_redirect
 TAIL_CALLS = 60  # u32, tail calls made so far
-FAULT = 64  # u32, a Fault
-FAULT_INSN = 68  # u32, the slot where it happened
-WORKER = 72  # pointer to the worker's memory
-STATE_SIZE_BYTES = 80
+WORKER = 64  # pointer to the worker's memory
+STATE_SIZE_BYTES = 72
 
 # --- a worker's memory: private to it, cache-line aligned ---------------------------------------
 W_PRNG = 0  # u64, state of bpf_get_prandom_u32
@@ -51,16 +49,6 @@ class Verdict(IntEnum):
     PASS = 2
     TX = 3
     REDIRECT = 4
-
-
-class Fault(IntEnum):
-    """Why a run-time check stopped a program; its verdict is then ABORTED."""
-
-    NONE = 0
-    BOUNDS = 1  # access outside the object a pointer points into
-    NULL = 2  # access through a null pointer
-    TAIL_CALL = 3  # reserved
-    BUDGET = 4  # the loop budget of may_goto or of a run is used up
 
 
 # struct xdp_md, include/uapi/linux/bpf.h: offset -> (field of the run state, is a packet pointer)

@@ -157,7 +157,8 @@ def test_an_unknown_helper_is_named_with_its_instruction(
         capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["prog", "run", f"{OBJECTS}/badhelper.o", "--data-in", PACKET]) == 4
     said = capsys.readouterr().err
-    assert "instruction 0: " in said and "9999" in said and "is not supported" in said
+    assert "instruction 0 (badhelper.c:10: " in said
+    assert "9999" in said and "is not supported" in said
 
 
 def test_an_unknown_program_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,8 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     from xdp_runtime.compiler import target, templates
     from xdp_runtime.compiler.lower import Lowering, alias_scopes
 
+    for spec in obj.maps:
+        family_of(spec)  # a map that does not exist here is the first thing to say
     needed: dict[str, Template] = {}
     programs = tail_call_targets(obj, entry)
     numbers = range(len(programs))

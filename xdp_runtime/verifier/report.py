@@ -87,10 +87,17 @@ def line_of(program: ProgramSpec, slot: int) -> Line | None:
     return next((line for line in reversed(program.lines) if line.slot <= slot), None)
 
 
+def place_of(program: ProgramSpec, slot: int) -> str:
+    """"instruction 17 (file.c:33: source line)", in printable characters whatever is in there."""
+    line = line_of(program, slot)
+    if line is None:
+        return f"instruction {slot}"
+    source = f"{line.file.rsplit('/', 1)[-1]}:{line.line}: {line.text.strip()}".rstrip(": ")
+    return f"instruction {slot} ({''.join(c if c.isprintable() else ' ' for c in source)})"
+
+
 def as_error(program: ProgramSpec, finding: Finding) -> VerifyError:
     """A finding as the exception that `load` raises."""
-    where = f"{program.name}: instruction {finding.insn}"
-    line = line_of(program, finding.insn)
-    if line is not None:
-        where += f" ({line.file}:{line.line}: {line.text.strip()})"
-    return VerifyError(where, finding.text, finding.mend, finding.state, insn=finding.insn)
+    detail = f"known: {finding.state}" if finding.state else ""
+    return VerifyError(f"{program.name}: {place_of(program, finding.insn)}", finding.text,
+                       finding.mend, detail, insn=finding.insn)

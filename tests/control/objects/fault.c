@@ -1,4 +1,4 @@
-// Reads behind the packet without a check: the kernel refuses it, a run-time check stops it here.
+// Reads behind the packet without a check: the kernel's verifier refuses it, and so does ours.
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 

@@ -40,7 +40,6 @@ def interpreted(obj: Object, frames: list[bytes]) -> tuple[list[Outcome], Conten
 def compiled(obj: Object, frames: list[bytes], opt: int) -> tuple[list[Outcome], Contents]:
     with load(obj, opt=opt) as program:
         results = [program.run(frame) for frame in frames]
-        assert not any(r.fault for r in results), results
         return ([(r.retval, r.data_out) for r in results],
                 [dict(m.items()) for m in program.all_maps])
 

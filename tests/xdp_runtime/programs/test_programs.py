@@ -132,7 +132,6 @@ def test_compiled(name: str) -> None:
         for map_name, key, value in settings(obj):
             program.maps[map_name].update(key, value)
         results = [program.run(frame, ingress_ifindex=LOOPBACK) for frame in frames()]
-        assert not any(result.fault for result in results)
         maps = {m.spec.name: list(m.items()) for m in program.all_maps}
         check(name, Outcome([(r.retval, r.data_out) for r in results], comparable(obj, maps)))
 
