@@ -46,7 +46,7 @@ def operation_wrappers(index: int, spec: MapSpec, workers: int) -> str:
 
 
 def _wrapper(symbol: str, template: Template, leading: Sequence[str]) -> str:
-    own = [f"{kind} %a{i}" for i, kind in enumerate(own_parameters(template))]
+    own = [f"{kind} %a{i}" for i, kind in enumerate(template.parameters[len(leading):])]
     return f"""
 define {template.result} @"{symbol}"({", ".join(own)}) {{
   %result = call {template.result} @{template.name}({", ".join([*leading, *own])})
@@ -60,23 +60,18 @@ def operation_symbols(index: int, spec: MapSpec) -> list[str]:
     return [symbol_name(index, name) for name in sorted(family_of(spec).operations)]
 
 
-def own_parameters(template: Template) -> tuple[str, ...]:
-    """An operation's parameters from `worker` on: the last i64 in front of a pointer."""
-    kinds = template.parameters
-    worker = max(i for i in range(len(kinds) - 1) if kinds[i:i + 2] == ("i64", "ptr"))
-    return kinds[worker:]
-
-
-def ctypes_signature(template: Template) -> tuple[Any, ...]:
-    """(result, *parameters) of the function that operation_wrappers makes of an operation."""
-    return tuple(_CTYPES[kind] for kind in (template.result, *own_parameters(template)))
+def ctypes_signature(template: Template, leading: int) -> tuple[Any, ...]:
+    """(result, *parameters) of the function that operation_wrappers makes of an operation:
+    those of the template from `worker` on."""
+    return tuple(_CTYPES[kind] for kind in (template.result, *template.parameters[leading:]))
 
 
 def bind_operations(code: target.Code, index: int, spec: MapSpec) -> dict[str, Callable[..., Any]]:
     """The exported operations as ctypes functions, as Map.bind takes them."""
     bound = {}
+    leading = len(family_of(spec).parameters(spec, 1))
     for name, template in family_of(spec).operations.items():
-        bound[name] = code.function(symbol_name(index, name), *ctypes_signature(template))
+        bound[name] = code.function(symbol_name(index, name), *ctypes_signature(template, leading))
         bound[name].code = code  # the functions live as long as the code does
     return bound
 

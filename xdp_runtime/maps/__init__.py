@@ -9,6 +9,7 @@ from xdp_runtime.maps.array import ArrayFamily, ProgArrayFamily
 from xdp_runtime.maps.family import Family
 from xdp_runtime.maps.hash import HashFamily
 from xdp_runtime.maps.lru import LruHashFamily
+from xdp_runtime.maps.percpu_hash import PerCpuHashFamily
 from xdp_runtime.object import MapSpec, MapType
 
 FAMILIES: Mapping[int, Family] = {
@@ -17,6 +18,8 @@ FAMILIES: Mapping[int, Family] = {
     MapType.PROG_ARRAY: ProgArrayFamily(),
     MapType.PERCPU_ARRAY: ArrayFamily(per_cpu=True),
     MapType.LRU_HASH: LruHashFamily(),
+    MapType.PERCPU_HASH: PerCpuHashFamily(),
+    MapType.LRU_PERCPU_HASH: PerCpuHashFamily(lru=True),
 }
 
 

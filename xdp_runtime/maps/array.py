@@ -30,7 +30,7 @@ Factory = Callable[..., Any]
 
 
 def _lookup(m: Any) -> Factory:
-    def array_lookup(values, worker_stride, stride, size, max_entries, worker, key):  # type: ignore
+    def array_lookup(values, worker_stride, stride, size, max_entries, workers, worker, key):  # type: ignore
         index = m.load_u32(key, 0)
         if index < max_entries:
             return m.inside(values, worker * worker_stride + index * stride)
@@ -39,9 +39,21 @@ def _lookup(m: Any) -> Factory:
     return array_lookup
 
 
+def _lookup_of(m: Any) -> Factory:
+    def array_lookup_of(  # type: ignore
+        values, worker_stride, stride, size, max_entries, workers, worker, key, cpu
+    ):
+        index, cpu = m.load_u32(key, 0), cpu & 0xFFFFFFFF
+        if index < max_entries and cpu < workers:
+            return m.inside(values, cpu * worker_stride + index * stride)
+        return m.null()
+
+    return array_lookup_of
+
+
 def _update(m: Any) -> Factory:
     def array_update(  # type: ignore
-        values, worker_stride, stride, size, max_entries, worker, key, value, flags
+        values, worker_stride, stride, size, max_entries, workers, worker, key, value, flags
     ):
         if not m.ule(flags & ~BPF_F_LOCK, BPF_EXIST):
             return -EINVAL
@@ -59,7 +71,7 @@ def _update(m: Any) -> Factory:
 
 
 def _delete(m: Any) -> Factory:
-    def array_delete(values, worker_stride, stride, size, max_entries, worker, key):  # type: ignore
+    def array_delete(values, worker_stride, stride, size, max_entries, workers, worker, key):  # type: ignore
         return -EINVAL
 
     return array_delete
@@ -67,7 +79,7 @@ def _delete(m: Any) -> Factory:
 
 def _next_key(m: Any) -> Factory:
     def array_next_key(  # type: ignore
-        values, worker_stride, stride, size, max_entries, worker, key, out
+        values, worker_stride, stride, size, max_entries, workers, worker, key, out
     ):
         index = 0
         if not m.is_null(key):
@@ -82,8 +94,9 @@ def _next_key(m: Any) -> Factory:
     return array_next_key
 
 
-_LEADING = "ptr, i64, i64, i64, i64, i64"
+_LEADING = "ptr, i64, i64, i64, i64, i64, i64"
 LOOKUP = Template("array_lookup", _lookup, f"ptr({_LEADING}, ptr)")
+LOOKUP_OF = Template("array_lookup_of", _lookup_of, f"ptr({_LEADING}, ptr, i64)")
 UPDATE = Template("array_update", _update, f"i64({_LEADING}, ptr, ptr, i64)")
 DELETE = Template("array_delete", _delete, f"i64({_LEADING}, ptr)")
 NEXT_KEY = Template("array_next_key", _next_key, f"i64({_LEADING}, ptr, ptr)", inline=False)
@@ -98,6 +111,8 @@ class ArrayFamily:
             "lookup": LOOKUP, "update": UPDATE, "delete": DELETE, "next_key": NEXT_KEY,
             "peek": LOOKUP,
         }
+        if per_cpu:
+            self.operations = {**self.operations, "lookup_percpu": LOOKUP_OF}
 
     def check(self, spec: MapSpec) -> str | None:
         if spec.key_size != 4:
@@ -118,7 +133,7 @@ class ArrayFamily:
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
         worker_stride = self.worker_stride(spec) if self.per_cpu else 0
         stride = round_up(spec.value_size, 8)
-        return ("values", worker_stride, stride, spec.value_size, spec.max_entries)
+        return ("values", worker_stride, stride, spec.value_size, spec.max_entries, workers)
 
     def initialise(self, spec: MapSpec, memory: Mapping[str, memoryview], seed: int) -> None:
         if spec.initial:
@@ -140,4 +155,4 @@ class ProgArrayFamily(ArrayFamily):
         return round_up(4 * spec.max_entries, _PAGE)
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
-        return ("values", 0, 4, 4, spec.max_entries)
+        return ("values", 0, 4, 4, spec.max_entries, workers)

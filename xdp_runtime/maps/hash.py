@@ -360,9 +360,12 @@ class HashFamily:
     def _takes_no_common_lru(self) -> bool:
         return False
 
+    def _stride(self, spec: MapSpec) -> int:
+        return stride(spec.key_size, spec.value_size)
+
     def _end(self, spec: MapSpec) -> int:
         """Size of the elements region: the unused first one, the entries, the spare ones."""
-        size = stride(spec.key_size, spec.value_size)
+        size = self._stride(spec)
         return size * (1 + spec.max_entries + quarantine(size))
 
     def _buckets(self, spec: MapSpec) -> int:
@@ -373,7 +376,7 @@ class HashFamily:
                 Region("elements", self._end(spec)))
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
-        size = stride(spec.key_size, spec.value_size)
+        size = self._stride(spec)
         return ("head", "buckets", "elements", spec.key_size, spec.value_size, size,
                 self._buckets(spec) - 1, spec.max_entries, self._end(spec) // 8, quarantine(size))
 
@@ -381,6 +384,6 @@ class HashFamily:
         """`seed` is 128 bits; BPF_F_ZERO_SEED makes it 0."""
         if spec.flags & MapFlag.ZERO_SEED:
             seed = 0
-        head, first = memory["head"], stride(spec.key_size, spec.value_size) // 8
+        head, first = memory["head"], self._stride(spec) // 8
         head[SEED_0:SEED_0 + 16] = seed.to_bytes(16, "little")
         head[FRESH:FRESH + 4] = first.to_bytes(4, "little")

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from xdp_runtime.errors import LoadError
 from xdp_runtime.maps import family_of, layout, type_name
-from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family
+from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import Codec, TypedMap
 from xdp_runtime.object import MapSpec, MapType
@@ -165,9 +165,14 @@ class Map:
         """The value of a key, None if there is none."""
         self._check_key(key)
         size = self.spec.value_size
-        if "read" in self._operations:
-            out = ctypes.create_string_buffer(size)
-            return out.raw if self._operation("read")(0, key, out) == 0 else None
+        if "read" in self.family.operations:
+            padded = round_up(size, 8) if self.family.per_cpu else size
+            out = ctypes.create_string_buffer(padded * len(self._cpus))
+            if self._operation("read")(0, key, out):
+                return None
+            if not self.family.per_cpu:
+                return out.raw
+            return [out.raw[at:at + size] for at in range(0, len(out.raw), padded)]
         values = []
         for worker in self._cpus:
             address = self._operation("peek")(worker, key)
@@ -188,6 +193,10 @@ class Map:
                                  f"bytes, got {len(one)}")
         if flags & BPF_F_LOCK:  # the system call asks first whether values hold a spin lock
             raise OSError(errno.EINVAL, f"map {self.spec.name}: its values hold no spin lock")
+        if "update_all" in self.family.operations:
+            padded = b"".join(one.ljust(round_up(len(one), 8), b"\0") for one in values)
+            self._raise(self._operation("update_all")(0, key, padded, flags))
+            return
         operation = self._operation("update")
         for worker, one in enumerate(values):
             self._raise(operation(worker, key, one, flags))

@@ -149,6 +149,73 @@ class ModelLruHash(ModelHash):
         return 0
 
 
+class ModelPerCpuHash(ModelHash):
+    """PERCPU_HASH: a value a CPU; an update of what exists writes this CPU's in place."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        super().__init__(spec)
+        self._values: dict[bytes, dict[int, bytearray]] = {}
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        return self.peek(key, cpu)
+
+    def peek(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        values = self._values.get(bytes(key))
+        if values is None:
+            return None
+        return values.setdefault(cpu, bytearray(self.spec.value_size))
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        if error := self._admit(bytes(key), flags):
+            return error
+        values = self._values.setdefault(bytes(key), {})
+        values.setdefault(cpu, bytearray(self.spec.value_size))[:] = value
+        return 0
+
+    def update_all(self, key: bytes, values: list[bytes], flags: int = 0) -> int:
+        """User space's update: the values of all CPUs."""
+        if error := self._admit(bytes(key), flags):
+            return error
+        cells = self._values.setdefault(bytes(key), {})
+        for cpu, value in enumerate(values):
+            cells.setdefault(cpu, bytearray(self.spec.value_size))[:] = value
+        return 0
+
+    def _admit(self, key: bytes, flags: int) -> int:
+        if flags > BPF_EXIST:
+            return -EINVAL
+        if key in self._values:
+            return -EEXIST if flags == BPF_NOEXIST else 0
+        if flags == BPF_EXIST:
+            return -ENOENT
+        return -E2BIG if len(self._values) >= self.spec.max_entries else 0
+
+    def delete(self, key: bytes) -> int:
+        return 0 if self._values.pop(bytes(key), None) is not None else -ENOENT
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        for key in self._values:
+            yield key, bytes(self.peek(key, cpu) or b"")
+
+
+class ModelLruPerCpuHash(ModelPerCpuHash):
+    """LRU_PERCPU_HASH: `_values` is in order of use, the oldest first."""
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        if bytes(key) in self._values:
+            self._values[bytes(key)] = self._values.pop(bytes(key))
+        return self.peek(key, cpu)
+
+    def _admit(self, key: bytes, flags: int) -> int:
+        error = super()._admit(key, flags)
+        if error == -E2BIG:
+            del self._values[next(iter(self._values))]
+            return 0
+        if not error and key in self._values:
+            self._values[key] = self._values.pop(key)
+        return error
+
+
 class ModelProgArray:
     """PROG_ARRAY: names of programs; a program cannot look them up, only tail-call them."""
 
@@ -194,6 +261,10 @@ def make_model(spec: MapSpec) -> ModelMap:
             return ModelHash(spec)
         case MapType.LRU_HASH:
             return ModelLruHash(spec)
+        case MapType.PERCPU_HASH:
+            return ModelPerCpuHash(spec)
+        case MapType.LRU_PERCPU_HASH:
+            return ModelLruPerCpuHash(spec)
         case MapType.PROG_ARRAY:
             return ModelProgArray(spec)
         case _:

@@ -202,7 +202,7 @@ def test_closed_map() -> None:
 
 
 def test_unbound_map_says_so() -> None:
-    with Map.create(HASH, 1) as one, pytest.raises(RuntimeError, match="no compiled peek"):
+    with Map.create(HASH, 1) as one, pytest.raises(RuntimeError, match="no compiled read"):
         one.lookup(bytes(20))
 
 
