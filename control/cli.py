@@ -30,6 +30,12 @@ _SET_MAP = Option("--set-map", "a map entry before the first packet, numbers or 
 _OPT = Option("--opt", "optimisation level of the compiler", type=options.number(0, 3), default=3,
               metavar="LEVEL", hidden=True)
 
+_CLASS = (
+    Option("--class", "extension class the program is bound to: it is refused if it does more "
+           "than the class grants", "NAME"),
+    Option("--policy", "file with extension classes; --class may go if it has only one", "FILE"),
+)
+
 VERBS = (
     Verb("run", "Run an XDP program on interfaces, or on a capture file.", "control.run:run", (
         _OBJECT,
@@ -59,6 +65,7 @@ VERBS = (
         Option("--promisc", "receive frames for other addresses as well", type=bool),
         Option("--name", "name of the run (default: its interfaces)", "NAME"),
         Option("--trace", "print what the program says by bpf_printk", type=bool),
+        *_CLASS,
         _JSON, _VERBOSE, _OPT,
     ), "Ctrl-C ends the run and puts everything back; Ctrl-\\ shows more, or less."),
     Verb("prog run", "Run a program on one packet.", "control.prog:run", (
@@ -72,7 +79,7 @@ VERBS = (
                choices=("jit", "interp", "kernel"), default="jit"),
         Option("--ifindex", "interface index the packet came in by", "N",
                options.number(0, 2**31 - 1), 0),
-        _JSON, _VERBOSE, _OPT,
+        *_CLASS, _JSON, _VERBOSE, _OPT,
     )),
     Verb("dump", "Show a program at a stage of its compilation.", "control.dump:run", (
         _OBJECT, _PROGRAM,
@@ -81,8 +88,21 @@ VERBS = (
                default="asm"),
         Option("--stage", "of the IR: as lowered, or optimised", choices=("lowered", "optimised"),
                default="optimised"),
-        _JSON, _VERBOSE, _OPT,
+        *_CLASS, _JSON, _VERBOSE, _OPT,
     )),
+    Verb("policy check", "Say what a program does that its extension class does not grant.",
+         "control.policy:run_check", (_OBJECT, _PROGRAM, *_CLASS, _JSON, _VERBOSE)),
+    Verb("policy explain", "Say which instructions use each grant, of a class or of the least.",
+         "control.policy:run_explain", (_OBJECT, _PROGRAM, *_CLASS, _JSON, _VERBOSE)),
+    Verb("policy infer", "Print the class that grants the least a program needs.",
+         "control.policy:run_infer", (
+             _OBJECT, _PROGRAM, Option("--class", "name of the class (default: the program's)",
+                                       "NAME"), _JSON, _VERBOSE)),
+    Verb("policy host", "Check a host's specification against its binary, or derive it from there.",
+         "control.policy:run_host", (
+             Option("SPEC", "specification (default: the one in the binary's annotations)"),
+             Option("--binary", "the host's binary, with debug information", "FILE",
+                    required=True), _JSON, _VERBOSE)),
     Verb("features", "What this machine and an interface can do, and how to mend what is missing.",
          "control.status:features",
          (Option("IFACE", "an interface to ask about"), _JSON, _VERBOSE)),

@@ -6,6 +6,7 @@ import json
 from argparse import Namespace
 from typing import Any
 
+from control.policy import bind
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import LoadError
 from xdp_runtime.object import Object, ProgramSpec
@@ -14,6 +15,7 @@ from xdp_runtime.object import Object, ProgramSpec
 def run(args: Namespace) -> int:
     obj = read_object(args.obj)
     spec = obj.program(args.prog_name)
+    bind(args, obj, spec)
     text = dump(obj, spec, args.what, args.stage, args.opt)
     if args.json:
         print(json.dumps({"program": spec.name, "what": args.what, "text": text}))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from control import setmap
+from control import policy, setmap
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import ConfigError, LoadError, PortError, VerifyError
 from xdp_runtime.object import Object, ProgramSpec
@@ -32,6 +32,7 @@ def run(args: Namespace) -> int:
     packet = read_packet(args.data_in)
     obj = read_object(args.obj)
     spec = obj.program(args.prog_name)
+    policy.bind(args, obj, spec)
     settings = [setmap.parse(text, obj) for text in args.set_map]
     engine = {"jit": run_compiled, "interp": run_interpreted, "kernel": run_in_kernel}[args.engine]
     outcome = engine(obj, spec, packet, settings, args)

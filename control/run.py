@@ -26,7 +26,9 @@ def run(args: Namespace) -> int:
                 obj = read_object(args.obj)
                 spec = obj.program(args.prog_name)
                 from control import setmap
+                from control.policy import bind
                 from control.watch import note
+                bind(args, obj, spec)
                 args.settings = [setmap.parse(text, obj) for text in args.set_map]
             if args.pcap is not None:
                 return _run_files(args, obj, spec.name, signals)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("xdp_runtime", "dataplane", "afxdp", "dpdk", "lb", "control")
-HEAVY = ("llvmlite", "numba", "numpy", "pyroute2", "cffi", "elftools", "scapy", "asyncio")
+HEAVY = ("llvmlite", "numba", "numpy", "pyroute2", "cffi", "elftools", "scapy", "asyncio", "yaml")
 
 
 def modules() -> list[Path]:
@@ -62,7 +62,7 @@ def test_requirements_are_imported() -> None:
     """What setup.cfg requires, some shipped module imports; and nothing else from outside."""
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
-    modules_of = {"pyelftools": "elftools"}
+    modules_of = {"pyelftools": "elftools", "PyYAML": "yaml"}
     required = {modules_of.get(line.split()[0], line.split()[0])
                 for line in settings["options"]["install_requires"].splitlines()
                 if line.strip() and not line.strip().startswith("#")}
