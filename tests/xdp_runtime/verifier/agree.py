@@ -168,8 +168,8 @@ def corpus(jobs: int, timeout_s: int) -> int:
                       + (f"; the kernel: {case.kernel}" if case.kernel else ""))
     refused = sum(case.our_verdict == "refuse" for case in cases)
     slowest = ", ".join(f"{case} {took_s:.1f} s" for took_s, case in sorted(slow)[:-4:-1])
-    print(f"{len(cases)} cases, {wrong} disagree; of {refused} refusals {kinds} with the same kind; "
-          f"slowest {slowest}")
+    print(f"{len(cases)} cases, {wrong} disagree; "
+          f"of {refused} refusals {kinds} with the same kind; slowest {slowest}")
     return 1 if wrong else 0
 
 
