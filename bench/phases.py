@@ -23,7 +23,7 @@ from typing import Any
 
 PHASES = {
     "xdp_runtime.elf": ("read_object",),
-    "xdp_runtime.compiler.cache": ("sources_fingerprint",),
+    "xdp_runtime.cache": ("sources_fingerprint",),
     "xdp_runtime.compiler.link": ("compile_program", "build_module"),
     "xdp_runtime.compiler.templates": ("_compile",),
     "xdp_runtime.compiler.target": ("link", "optimise", "emit_object", "Code.__init__"),

@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from xdp_runtime.compiler import cache
+from xdp_runtime import cache
 from xdp_runtime.isa import LoadMap
 from xdp_runtime.maps import family_of
-from xdp_runtime.object import MapSpec, MapType, Object, ProgramSpec
+from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
@@ -144,8 +144,9 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
     parts: list[str] = [target.host_fingerprint(), str(workers), str(opt)]
     for program in programs:
         parts += [program.name, program.kind, repr(program.insns)]
-    # initial contents are written to memory, not compiled
-    parts += [f"{m.name}|{m.type}|{m.key_size}|{m.value_size}|{m.max_entries}|{m.flags}"
+    # initial contents are written to memory, and only those of frozen maps compiled as well
+    parts += [f"{m.name}|{m.type}|{m.key_size}|{m.value_size}|{m.max_entries}|{m.flags}|"
+              f"{m.initial.hex() if m.global_kind == GlobalKind.RODATA else ''}"
               for m in obj.maps]
     for unit in units:
         parts += [unit.name, unit.text, *unit.exports, *unit.externals,

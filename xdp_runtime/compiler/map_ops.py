@@ -12,7 +12,8 @@ import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xdp_runtime.compiler import cache, target, templates
+from xdp_runtime import cache
+from xdp_runtime.compiler import target, templates
 from xdp_runtime.compiler.link import declaration
 from xdp_runtime.maps import family_of
 from xdp_runtime.object import MapSpec

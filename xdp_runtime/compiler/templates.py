@@ -14,7 +14,8 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from xdp_runtime.compiler import cache, target
+from xdp_runtime import cache
+from xdp_runtime.compiler import target
 from xdp_runtime.template import Template
 
 _WORTH_FORKING = 4  # templates a process

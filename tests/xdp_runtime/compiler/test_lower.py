@@ -5,6 +5,7 @@ Nothing is checked at run time: what a check would have caught, `load` refuses."
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -295,6 +296,15 @@ def test_rodata_is_constant() -> None:
     text = lowered(obj, obj.programs[0])
     assert "store i64 7," in text and "12345" not in text and "br i1" not in text
     assert not re.search(r"load i32, ptr %t\d+, align 1", text)
+
+
+def test_code_is_cached_with_the_constants_in_it() -> None:
+    """Two objects that differ in .rodata alone are two programs."""
+    for value in (7, 9):
+        rodata = replace(RODATA, initial=value.to_bytes(8, "little"))
+        obj = program("r1 = map_value[.rodata]+0 ll\nr0 = *(u32 *)(r1 + 0)\nexit", (rodata,))
+        with load(obj) as running:
+            assert running.run(bytes(64)).retval == value
 
 
 def test_a_checked_lookup_is_checked_once() -> None:

@@ -1,4 +1,5 @@
-"""What was compiled once is kept by content: bitcode of templates, machine code of programs.
+"""What was worked out once is kept by content: bitcode of templates, machine code of programs,
+verdicts of the verifier.
 
 The key is a hash over everything the result depends on, the project's own sources included, so a
 stale entry cannot be found.  Entries are written to a temporary name and renamed, so concurrent
@@ -15,7 +16,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("xdp_runtime", "dataplane", "afxdp", "dpdk")
 
 
@@ -29,7 +30,7 @@ def directory() -> Path:
 
 @lru_cache(maxsize=1)
 def sources_fingerprint() -> str:
-    """Hash of every source that may end up in compiled code, and of the compilers' versions."""
+    """Hash of every source that a result may depend on, and of the compilers' versions."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         for path in sorted((_ROOT / package).rglob("*.py")):
