@@ -81,6 +81,16 @@ VERBS = (
                options.number(0, 2**31 - 1), 0),
         *_CLASS, _JSON, _VERBOSE, _OPT,
     )),
+    Verb("check", "Are the programs of an object safe?  If not, why, and what would help.",
+         "control.check:run", (
+        _OBJECT,
+        Option("-n --prog-name", "this program only (default: all XDP programs of the object)",
+               "NAME"),
+        Option("--explain", "show what is known of each instruction", type=bool),
+        Option("--second-opinion", "ask the kernel's verifier, too; that the two disagree is a "
+               "failure", choices=("kernel",)),
+        _JSON, _VERBOSE,
+    ), "Exit code 0: safe; 4: not proven, or the two disagree."),
     Verb("dump", "Show a program at a stage of its compilation.", "control.dump:run", (
         _OBJECT, _PROGRAM,
         Option("--what", "bytecode with source (asm), control flow for Graphviz (cfg), LLVM IR "
