@@ -47,8 +47,9 @@ def check(obj: Object, program: ProgramSpec, notes: bool = False,
 
 def entry_name(obj: Object, program: ProgramSpec, notes: bool) -> str:
     """Where the verdict is kept."""
-    parts = ["verdict", notes, repr(program), repr(obj.maps), obj.license, repr(obj.btf)]
-    return f"verdict-{cache.key(*parts)[:40]}.json"
+    key = cache.key("verdict", int(notes), repr(program), repr(obj.maps), obj.license,
+                    repr(obj.btf))
+    return f"verdict-{key[:40]}.json"
 
 
 def _pack(report: Report, notes: list[Note] | None) -> bytes:

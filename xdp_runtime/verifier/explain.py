@@ -18,14 +18,10 @@ from xdp_runtime.verifier import obligations as must
 from xdp_runtime.verifier import scalar
 from xdp_runtime.verifier.env import Finding
 from xdp_runtime.verifier.facts import NULLABLE, NUMBER, POINTER, Facts
+from xdp_runtime.verifier.report import line_of
 
 Note = dict[str, Any]
 _COLUMN = 44  # where remarks begin
-
-
-def line_of(program: ProgramSpec, slot: int) -> Line | None:
-    """The source line an instruction came from."""
-    return next((line for line in reversed(program.lines) if line.slot <= slot), None)
 
 
 def describe_line(program: ProgramSpec, slot: int) -> Note | None:

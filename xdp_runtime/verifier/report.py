@@ -6,11 +6,10 @@ import time
 from dataclasses import dataclass
 
 from xdp_runtime.errors import VerifyError
-from xdp_runtime.object import Object, ProgramSpec
+from xdp_runtime.object import Line, Object, ProgramSpec
 from xdp_runtime.verifier import flow, scalar
 from xdp_runtime.verifier.domain import Num, Ptr, Reg, State, name_of
 from xdp_runtime.verifier.env import Env, Finding, Observer, Refused
-from xdp_runtime.verifier.explain import line_of
 from xdp_runtime.verifier.explore import Explorer
 from xdp_runtime.verifier.facts import Facts
 
@@ -81,6 +80,11 @@ def _pointer(ptr: Ptr) -> str:
     if ptr.range:
         parts.append(f"proven={ptr.range}")
     return parts[0] if len(parts) == 1 else f"{parts[0]} ({', '.join(parts[1:])})"
+
+
+def line_of(program: ProgramSpec, slot: int) -> Line | None:
+    """The source line an instruction came from."""
+    return next((line for line in reversed(program.lines) if line.slot <= slot), None)
 
 
 def place_of(program: ProgramSpec, slot: int) -> str:
