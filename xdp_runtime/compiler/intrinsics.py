@@ -344,6 +344,22 @@ def swap32(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic
+def swap64(typingctx: Any, value: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.bswap(args[0])
+
+    return i64(i64), codegen
+
+
+@intrinsic
+def leading_zeros(typingctx: Any, value: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.Constant(I1, 0))
+
+    return i64(i64), codegen
+
+
+@intrinsic
 def trailing_zeros(typingctx: Any, value: Any) -> Any:
     def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(I1, 0))

@@ -8,6 +8,7 @@ from xdp_runtime.errors import LoadError
 from xdp_runtime.maps.array import ArrayFamily, ProgArrayFamily
 from xdp_runtime.maps.family import Family
 from xdp_runtime.maps.hash import HashFamily
+from xdp_runtime.maps.lpm import LpmTrieFamily
 from xdp_runtime.maps.lru import LruHashFamily
 from xdp_runtime.maps.percpu_hash import PerCpuHashFamily
 from xdp_runtime.object import MapSpec, MapType
@@ -18,6 +19,7 @@ FAMILIES: Mapping[int, Family] = {
     MapType.PROG_ARRAY: ProgArrayFamily(),
     MapType.PERCPU_ARRAY: ArrayFamily(per_cpu=True),
     MapType.LRU_HASH: LruHashFamily(),
+    MapType.LPM_TRIE: LpmTrieFamily(),
     MapType.PERCPU_HASH: PerCpuHashFamily(),
     MapType.LRU_PERCPU_HASH: PerCpuHashFamily(lru=True),
 }

@@ -23,6 +23,7 @@ from xdp_runtime.maps.family import (
     EEXIST,
     EINVAL,
     ENOENT,
+    ENOSPC,
 )
 from xdp_runtime.object import MapSpec, MapType
 
@@ -216,6 +217,56 @@ class ModelLruPerCpuHash(ModelPerCpuHash):
         return error
 
 
+class ModelLpmTrie:
+    """LPM_TRIE: `items` gives longer prefixes before those they lie in, else in order of bits."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        self._cells: dict[str, tuple[bytes, bytearray]] = {}  # by the prefix as binary digits
+
+    def _digits(self, key: bytes) -> str | None:
+        length, data = int.from_bytes(key[:4], "little"), key[4:]
+        if length > 8 * len(data):
+            return None
+        return "".join(f"{byte:08b}" for byte in data)[:length]
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        digits = self._digits(key)
+        if digits is None:
+            return None
+        for length in range(len(digits), -1, -1):
+            if digits[:length] in self._cells:
+                return self._cells[digits[:length]][1]
+        return None
+
+    peek = lookup
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        digits = self._digits(key)
+        if flags > BPF_EXIST or digits is None:
+            return -EINVAL
+        if digits in self._cells:
+            if flags == BPF_NOEXIST:
+                return -EEXIST
+        elif flags == BPF_EXIST:
+            return -ENOENT
+        elif len(self._cells) == self.spec.max_entries:
+            return -ENOSPC
+        self._cells[digits] = bytes(key), bytearray(value)
+        return 0
+
+    def delete(self, key: bytes) -> int:
+        digits = self._digits(key)
+        if digits is None:
+            return -EINVAL
+        return 0 if self._cells.pop(digits, None) is not None else -ENOENT
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        for digits in sorted(self._cells, key=lambda digits: digits + "2"):
+            key, cell = self._cells[digits]
+            yield key, bytes(cell)
+
+
 class ModelProgArray:
     """PROG_ARRAY: names of programs; a program cannot look them up, only tail-call them."""
 
@@ -261,6 +312,8 @@ def make_model(spec: MapSpec) -> ModelMap:
             return ModelHash(spec)
         case MapType.LRU_HASH:
             return ModelLruHash(spec)
+        case MapType.LPM_TRIE:
+            return ModelLpmTrie(spec)
         case MapType.PERCPU_HASH:
             return ModelPerCpuHash(spec)
         case MapType.LRU_PERCPU_HASH:
