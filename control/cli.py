@@ -18,7 +18,7 @@ from typing import Any
 from control import options
 from control.options import Option, Verb
 from control.signals import Signals
-from xdp_runtime.errors import OutOfMemory, XdpuError
+from xdp_runtime.errors import OutOfMemory, VerifyError, XdpuError
 
 _OBJECT = Option("OBJ", "object file with XDP programs, as clang makes it", required=True)
 _PROGRAM = Option("-n --prog-name", "program of the object (default: its first XDP program)",
@@ -191,7 +191,10 @@ def _tell(error: XdpuError, argv: Sequence[str]) -> int:
     short = {letter for word in argv if word[:1] == "-" and word[1:2] != "-" for letter in word[1:]}
     with contextlib.suppress(OSError, ValueError):
         if "j" in short or "--json" in argv:
-            what = {"kind": error.kind, "message": str(error), "hint": error.mend}
+            what: dict[str, object] = {
+                "kind": error.kind, "message": str(error), "hint": error.mend}
+            if isinstance(error, VerifyError) and error.insn is not None:
+                what["insn"] = error.insn
             print(json.dumps({"error": what}), flush=True)
     with contextlib.suppress(OSError, ValueError):
         if error.detail and ("v" in short or "--verbose" in argv):

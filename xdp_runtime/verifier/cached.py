@@ -14,7 +14,7 @@ from typing import Any
 from xdp_runtime import cache
 from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.verifier.env import Finding
-from xdp_runtime.verifier.explain import Note, explain
+from xdp_runtime.verifier.explain import Note, NotedFacts, explain
 from xdp_runtime.verifier.report import TIME_BUDGET_S, Report, verify
 
 
@@ -34,10 +34,9 @@ def check(obj: Object, program: ProgramSpec, notes: bool = False,
     found = cache.get(name)
     if found is not None:
         return _unpack(program, found)
-    report = verify(obj, program, time_budget_s)
-    said = None
-    if notes:
-        said = explain(obj, program, report.facts) if report.facts is not None else []
+    facts = NotedFacts(len(program.insns)) if notes else None
+    report = verify(obj, program, time_budget_s, facts=facts)
+    said = None if facts is None else explain(obj, program, facts)
     report = Report(program.name, report.errors, None, report.steps, report.states,
                     round(report.seconds, 6))
     if not any(error.kind == "budget" for error in report.errors):  # another day, a faster machine

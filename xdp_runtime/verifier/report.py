@@ -33,8 +33,10 @@ class Report:
 
 
 def verify(obj: Object, program: ProgramSpec, time_budget_s: float = TIME_BUDGET_S,
-           observer: Observer | None = None) -> Report:
-    """Prove `program` safe, or say why it could not be proven."""
+           observer: Observer | None = None, facts: Facts | None = None) -> Report:
+    """Prove `program` safe, or say why it could not be proven.
+
+    `facts`: fill these, instead of new ones."""
     started = time.monotonic()
     env = Env(obj, program, observer)
     try:
@@ -46,6 +48,9 @@ def verify(obj: Object, program: ProgramSpec, time_budget_s: float = TIME_BUDGET
         finding = Finding(error.insn or 0, "control", error.why or error.what)
         return Report(program.name, (finding,), None, 0, 0, time.monotonic() - started)
     explorer = Explorer(env, shape, time_budget_s)
+    if facts is not None:
+        facts.context_at = env.context_at
+        explorer.facts = facts
     errors: tuple[Finding, ...] = ()
     try:
         explorer.run()
