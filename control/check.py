@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from control import policy
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import LoadError
 from xdp_runtime.object import Object, ProgramSpec
@@ -27,12 +28,15 @@ class Opinion:
 
 def run(args: Namespace) -> int:
     obj = read_object(args.obj)
+    grants = policy.chosen(args)
     good = True
     answers: dict[str, Any] = {}
     for spec in chosen(obj, args.prog_name):
         checked = check(obj, spec, notes=args.explain)
         opinion = ask_kernel(obj, spec) if args.second_opinion == "kernel" else None
         agreed = opinion is None or opinion.ok == checked.report.ok
+        if grants is not None:
+            checked = replace(checked, report=policy.judge(grants, obj, spec, checked.report))
         good = good and checked.report.ok and agreed
         if args.json:
             answers[spec.name] = describe(spec, checked, opinion)

@@ -89,7 +89,7 @@ VERBS = (
         Option("--explain", "show what is known of each instruction", type=bool),
         Option("--second-opinion", "ask the kernel's verifier, too; that the two disagree is a "
                "failure", choices=("kernel",)),
-        _JSON, _VERBOSE,
+        *_CLASS, _JSON, _VERBOSE,
     ), "Exit code 0: safe; 4: not proven, or the two disagree."),
     Verb("dump", "Show a program at a stage of its compilation.", "control.dump:run", (
         _OBJECT, _PROGRAM,

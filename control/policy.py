@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from xdp_runtime.policy import (
     require_xdp,
 )
 from xdp_runtime.policy_uses import Use, find_uses
+from xdp_runtime.verifier.report import Report
 
 _SHOWN = 6  # instructions of a grant that `explain` shows without -v
 
@@ -47,6 +49,19 @@ def bind(args: Namespace, obj: Object, spec: ProgramSpec) -> None:
     grants = chosen(args)
     if grants is not None:
         enforce(obj, spec, grants)
+
+
+def judge(grants: ExtensionClass, obj: Object, spec: ProgramSpec, report: Report) -> Report:
+    """The verifier's report with what the class lacks, for a program that is safe."""
+    if not report.ok:
+        return report
+    errors = []
+    for one in check(obj, spec, grants):
+        finding = one.finding()
+        if one.use.program != spec.name:  # a tail call leads there
+            finding = replace(finding, insn=0, text=f"{_where(obj, one.use)}: {finding.text}")
+        errors.append(finding)
+    return replace(report, errors=tuple(errors))
 
 
 def run_check(args: Namespace) -> int:
@@ -128,9 +143,9 @@ def run_host(args: Namespace) -> int:
     else:
         for one in wrong:
             print(f"{args.spec}:{host.lines.get(one.name, 0)}: {one.name}: {one.text}")
-        print(f"host {host.name}: {len(host.state)} variables, {len(host.functions)} functions, "
-              f"{len(host.entries)} entries, {len(wrong) or 'none'} of them not as in "
-              f"{args.binary}")
+        verdict = f"{len(wrong)} differences from" if wrong else "agrees with"
+        print(f"host {host.name}, {len(host.state)} variables, {len(host.functions)} functions, "
+              f"{len(host.entries)} entries: {verdict} {args.binary}")
     return 4 if wrong else 0
 
 

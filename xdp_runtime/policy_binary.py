@@ -63,7 +63,17 @@ class Binary:
     variables: Mapping[str, CType]
     structs: Mapping[str, Mapping[str, CType]]  # by every name, with their members
     symbols: Mapping[str, str]  # "function" or "variable"
+    typedefs: Mapping[str, CType]
     annotations: tuple[str, ...] = ()
+
+    def same(self, known: CType, text: str) -> bool:
+        """Does `text` name that type, by a typedef of this binary perhaps?"""
+        if known.is_called(text):
+            return True
+        base, star, stars = canonical(text).partition(" *")
+        meant = self.typedefs.get(base)
+        return meant is not None and any(
+            known.is_called(f"{name}{star}{stars}") for name in meant.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +122,7 @@ def _check_state(binary: Binary, state: State) -> Iterator[str]:
             yield f"{binary.path} has no variable {state.variable}"
         elif known is None:
             yield f"variable {state.variable} has no type in the debug information"
-        elif not known.is_called(state.type):
+        elif not binary.same(known, state.type):
             yield f"variable {state.variable} is {known}, not {state.type}"
         return
     members = binary.structs.get(canonical(state.struct))
@@ -138,9 +148,9 @@ def _check_function(binary: Binary, one: Function | Entry) -> Iterator[str]:
     for (theirs, have), (ours, want) in zip(known.arguments, one.arguments, strict=False):
         if theirs and theirs != ours:
             yield f"argument {ours} of {one.symbol} is called {theirs}"
-        if not have.is_called(want):
+        if not binary.same(have, want):
             yield f"argument {ours} of {one.symbol} is {have}, not {want}"
-    if not known.returns.is_called(one.returns):
+    if not binary.same(known.returns, one.returns):
         yield f"{one.symbol} returns {known.returns}, not {one.returns}"
     if isinstance(one, Function):
         types = dict(known.arguments) | {RETURN: known.returns}
@@ -241,7 +251,8 @@ def _read(elf: Any, path: str) -> Binary:
     else:
         raise LoadError(path, "has neither DWARF nor BTF, so its types cannot be checked",
                         "compile it with -g, and do not strip it")
-    return Binary(path, types.functions, types.variables, types.structs, symbols, annotations)
+    return Binary(path, types.functions, types.variables, types.structs, symbols, types.typedefs,
+                  annotations)
 
 
 @dataclass
@@ -249,6 +260,7 @@ class _Types:
     functions: dict[str, Signature] = field(default_factory=dict)
     variables: dict[str, CType] = field(default_factory=dict)
     structs: dict[str, dict[str, CType]] = field(default_factory=dict)
+    typedefs: dict[str, CType] = field(default_factory=dict)
 
 
 def _spell(stars: int, names: list[str], number: bool) -> CType:
@@ -286,6 +298,7 @@ class _Dwarf(_Types):
         elif tag == "DW_TAG_variable":
             self.variables.setdefault(name, self._type(origin))
         elif tag == "DW_TAG_typedef":
+            self.typedefs.setdefault(name, self._type(die))
             target = self._target(die)
             if target is not None and target.tag in ("DW_TAG_structure_type", "DW_TAG_union_type"):
                 self._struct(name, target)
@@ -358,6 +371,7 @@ class _BtfTypes(_Types):
                 word = "struct" if isinstance(one, bt.Struct) else "union"
                 self._struct(f"{word} {one.name}", one)
             elif isinstance(one, bt.Typedef):
+                self.typedefs[one.name] = self._type(one.type)
                 target = btf.types[one.type]
                 if isinstance(target, bt.Struct | bt.Union):
                     self._struct(one.name, target)

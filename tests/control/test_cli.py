@@ -50,8 +50,8 @@ def test_every_verb_has_help(verb: options.Verb, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(("typed", "words", "rest"), [
     (["run", "x"], "run", ["x"]), (["r", "x"], "run", ["x"]),
-    (["prog", "run", "x"], "prog run", ["x"]), (["p", "r"], "prog run", []),
-    (["feat"], "features", []), (["c"], "clean", []), (["s", "-j"], "status", ["-j"]),
+    (["prog", "run", "x"], "prog run", ["x"]), (["pr", "r"], "prog run", []),
+    (["feat"], "features", []), (["cl"], "clean", []), (["s", "-j"], "status", ["-j"]),
 ])
 def test_verbs_may_be_shortened(typed: list[str], words: str, rest: list[str]) -> None:
     verb, left = options.find_verb(typed, cli.VERBS)
@@ -71,9 +71,9 @@ def test_queue_lists(text: str, value: object) -> None:
 
 
 USAGE = [
-    ([], "no verb given (one of: clean, dump, features, prog, run, status)"),
+    ([], "no verb given (one of: check, clean, dump, features, policy, prog, run, status)"),
     (["prog"], "no verb given after prog (one of: run)"),
-    (["fly"], "fly: is unknown (one of: clean, dump, features, prog, run, status)"),
+    (["fly"], "fly: is unknown (one of: check, clean, dump, features, policy, prog, run, status)"),
     (["run"], "the following arguments are required: OBJ (see: xdpu run --help)"),
     (["run", DROP], "run: no packets to run on (give --iface IF or --pcap IN)"),
     (["run", DROP, "--iface", "lo", "--pcap", "x"],
