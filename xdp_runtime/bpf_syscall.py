@@ -153,7 +153,7 @@ def _map_op(cmd: Cmd, fd: int, key: bytes | None, value: ctypes.Array[ctypes.c_c
                    ctypes.addressof(value) if value is not None else 0, flags))
 
 
-def map_lookup(fd: int, key: bytes, value_size: int, flags: int = 0) -> bytes:
+def map_lookup(fd: int, key: bytes | None, value_size: int, flags: int = 0) -> bytes:
     """BPF_MAP_LOOKUP_ELEM.  `value_size` is what the kernel writes: for a per-CPU map, all CPUs."""
     value = _buffer(value_size)
     _map_op(Cmd.MAP_LOOKUP_ELEM, fd, key, value, flags)

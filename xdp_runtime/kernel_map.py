@@ -45,7 +45,8 @@ class KernelMap:
         """BPF_MAP_LOOKUP_ELEM"""
         self._check_key(key)
         try:
-            return self._strip(sys_bpf.map_lookup(self.fd, key, self._kernel_bytes, flags))
+            return self._strip(sys_bpf.map_lookup(self.fd, key or None, self._kernel_bytes,
+                                                  flags))
         except FileNotFoundError:
             return None
 

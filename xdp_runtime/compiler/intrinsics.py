@@ -299,6 +299,7 @@ def _atomic(op: str, bits: int, ordering: str) -> Any:
 
 atomic_add_u32 = _atomic("add", 32, "acq_rel")
 atomic_add_u64 = _atomic("add", 64, "acq_rel")
+atomic_or_u64 = _atomic("or", 64, "acq_rel")
 atomic_swap_u32 = _atomic("xchg", 32, "acq_rel")
 
 

@@ -146,7 +146,7 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
         parts += [program.name, program.kind, repr(program.insns)]
     # initial contents are written to memory, and only those of frozen maps compiled as well
     parts += [f"{m.name}|{m.type}|{m.key_size}|{m.value_size}|{m.max_entries}|{m.flags}|"
-              f"{m.initial.hex() if m.global_kind == GlobalKind.RODATA else ''}"
+              f"{m.map_extra}|{m.initial.hex() if m.global_kind == GlobalKind.RODATA else ''}"
               for m in obj.maps]
     for unit in units:
         parts += [unit.name, unit.text, *unit.exports, *unit.externals,

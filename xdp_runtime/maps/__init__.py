@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from xdp_runtime.errors import LoadError
 from xdp_runtime.maps.array import ArrayFamily, ProgArrayFamily
+from xdp_runtime.maps.bloom import BloomFamily
 from xdp_runtime.maps.family import Family
 from xdp_runtime.maps.hash import HashFamily
 from xdp_runtime.maps.lpm import LpmTrieFamily
 from xdp_runtime.maps.lru import LruHashFamily
 from xdp_runtime.maps.percpu_hash import PerCpuHashFamily
+from xdp_runtime.maps.queue import QueueFamily
 from xdp_runtime.object import MapSpec, MapType
 
 FAMILIES: Mapping[int, Family] = {
@@ -22,6 +24,9 @@ FAMILIES: Mapping[int, Family] = {
     MapType.LPM_TRIE: LpmTrieFamily(),
     MapType.PERCPU_HASH: PerCpuHashFamily(),
     MapType.LRU_PERCPU_HASH: PerCpuHashFamily(lru=True),
+    MapType.QUEUE: QueueFamily(stack=False),
+    MapType.STACK: QueueFamily(stack=True),
+    MapType.BLOOM_FILTER: BloomFamily(),
 }
 
 

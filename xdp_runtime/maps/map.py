@@ -151,6 +151,8 @@ class Map:
         if self._bind_later is not None:
             compile_operations, self._bind_later = self._bind_later, None
             compile_operations()
+        if name not in self.family.operations:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), self.spec.name)
         try:
             return self._operations[name]
         except KeyError:
@@ -231,6 +233,37 @@ class Map:
             if value is not None:
                 yield key, value
 
+    # --- without keys ---------------------------------------------------------------------------
+
+    def push(self, value: bytes, flags: int = BPF_ANY) -> None:
+        """Into a queue or stack (BPF_EXIST: dropping the oldest if it is full), a bloom filter."""
+        if len(value) != self.spec.value_size:
+            raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} bytes, "
+                             f"got {len(value)}")
+        self._raise(self._operation("push_elem")(0, value, flags))
+
+    def pop(self) -> bytes | None:
+        """What a queue's or stack's next value is, taking it; None if there is none."""
+        return self._take("pop_elem")
+
+    def peek(self) -> bytes | None:
+        return self._take("peek_elem")
+
+    def _take(self, operation: str) -> bytes | None:
+        out = ctypes.create_string_buffer(self.spec.value_size)
+        status = self._operation(operation)(0, out)
+        if status == -ENOENT:
+            return None
+        self._raise(status)
+        return out.raw
+
+    def may_contain(self, value: bytes) -> bool:
+        """Was this pushed into a bloom filter?  False is certain."""
+        if len(value) != self.spec.value_size:
+            raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} bytes, "
+                             f"got {len(value)}")
+        return bool(self._operation("peek_elem")(0, value) == 0)
+
     @property
     def typed(self) -> TypedMap:
         """The map as Python values.  Raises LoadError if its definition has no types."""
@@ -242,6 +275,11 @@ class Map:
     def __len__(self) -> int:
         if self.spec.type in _ARRAYS:
             return self.spec.max_entries
+        length = getattr(self.family, "length", None)
+        if length is not None:
+            return int(length(self.spec, {one.name: self.memory(one.name) for one in self.regions}))
+        if not hasattr(self.family, "count"):
+            raise TypeError(f"map {self.spec.name}: {type_name(self.spec.type)} is not counted")
         region, offset = getattr(self.family, "count")  # noqa: B009  # families that count
         return int.from_bytes(self.memory(region)[offset:offset + 4], "little")
 

@@ -267,6 +267,55 @@ class ModelLpmTrie:
             yield key, bytes(cell)
 
 
+class ModelQueue:
+    """QUEUE and STACK: `values` with the oldest first."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        self.values: list[bytes] = []
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        return None
+
+    peek = lookup
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        return self.push(value, flags)
+
+    def delete(self, key: bytes) -> int:
+        return -EINVAL
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        return iter(())
+
+    def push(self, value: bytes, flags: int = 0) -> int:
+        if flags not in (0, BPF_EXIST):
+            return -EINVAL
+        if len(self.values) == self.spec.max_entries:
+            if flags != BPF_EXIST:
+                return -E2BIG
+            del self.values[0]
+        self.values.append(bytes(value))
+        return 0
+
+    def take(self, remove: bool) -> bytes | None:
+        """The next value, or None."""
+        if not self.values:
+            return None
+        at = -1 if self.spec.type == MapType.STACK else 0
+        return self.values.pop(at) if remove else self.values[at]
+
+
+class ModelBloom(ModelQueue):
+    """BLOOM_FILTER that never errs."""
+
+    def push(self, value: bytes, flags: int = 0) -> int:
+        if flags:
+            return -EINVAL
+        self.values.append(bytes(value))
+        return 0
+
+
 class ModelProgArray:
     """PROG_ARRAY: names of programs; a program cannot look them up, only tail-call them."""
 
@@ -312,6 +361,10 @@ def make_model(spec: MapSpec) -> ModelMap:
             return ModelHash(spec)
         case MapType.LRU_HASH:
             return ModelLruHash(spec)
+        case MapType.QUEUE | MapType.STACK:
+            return ModelQueue(spec)
+        case MapType.BLOOM_FILTER:
+            return ModelBloom(spec)
         case MapType.LPM_TRIE:
             return ModelLpmTrie(spec)
         case MapType.PERCPU_HASH:
