@@ -172,7 +172,10 @@ class Recorder:
                       amount=min(far, ALL))
         elif helper == REDIRECT_MAP:
             flags = regs[3]
-            self._flags = flags.range if isinstance(flags, Num) else None
+            self._flags = None
+            if isinstance(flags, Num):  # the verdict follows from it
+                mark_precise(flags.tokens)
+                self._flags = flags.range
 
     def _anything(self, slot: int, ptr: Ptr) -> None:
         """Memory that a helper may use in any way."""

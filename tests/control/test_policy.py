@@ -98,6 +98,8 @@ def test_loading_refuses(verb: list[str], capsys: pytest.CaptureFixture[str]) ->
 def test_loading_accepts(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "prog", "run", COUNTER, "--data-in", PACKET, *OBSERVE)
     assert code == 0 and out.startswith("Return value: 2,")
+    code, _, err = ask(capsys, "run", COUNTER, "--pcap", "/dev/null", *OBSERVE)
+    assert code == 3 and "/dev/null" in err  # so far it came
 
 
 def test_a_class_costs_nothing_at_run_time(capsys: pytest.CaptureFixture[str]) -> None:
