@@ -39,9 +39,9 @@ def run(args: Namespace) -> int:
             checked = replace(checked, report=policy.judge(grants, obj, spec, checked.report))
         good = good and checked.report.ok and agreed
         if args.json:
-            answers[spec.name] = describe(spec, checked, opinion)
+            answers[spec.name] = describe(spec, checked, opinion, agreed)
         else:
-            show(spec, checked, opinion, args.verbose)
+            show(spec, checked, opinion, agreed, args.verbose)
     if args.json:
         print(json.dumps({"object": obj.name, "ok": good, "programs": answers}))
     return 0 if good else 4
@@ -79,7 +79,8 @@ def ask_kernel(obj: Object, spec: ProgramSpec) -> Opinion:
     return Opinion(True)
 
 
-def show(spec: ProgramSpec, checked: Checked, opinion: Opinion | None, verbose: int) -> None:
+def show(spec: ProgramSpec, checked: Checked, opinion: Opinion | None, agreed: bool,
+         verbose: int) -> None:
     report = checked.report
     if checked.notes is not None:
         error = report.errors[0] if report.errors else None
@@ -99,13 +100,14 @@ def show(spec: ProgramSpec, checked: Checked, opinion: Opinion | None, verbose: 
         print(f"{spec.name}: safe ({cost}){remark}")
     if opinion is not None:
         verdict = "accepts it" if opinion.ok else f"refuses it: {opinion.text}"
-        differs = "" if opinion.ok == report.ok else " (the two disagree)"
+        differs = "" if agreed else " (the two disagree)"
         print(f"  kernel: {verdict}{differs}")
         if opinion.log and verbose:
             print(opinion.log.rstrip(), file=sys.stderr)
 
 
-def describe(spec: ProgramSpec, checked: Checked, opinion: Opinion | None) -> dict[str, Any]:
+def describe(spec: ProgramSpec, checked: Checked, opinion: Opinion | None,
+             agreed: bool) -> dict[str, Any]:
     """A program's part of the JSON."""
     report = checked.report
     answer: dict[str, Any] = {
@@ -120,5 +122,5 @@ def describe(spec: ProgramSpec, checked: Checked, opinion: Opinion | None) -> di
         answer["facts"] = checked.notes
     if opinion is not None:
         answer["kernel"] = {"ok": opinion.ok, "text": opinion.text}
-        answer["agree"] = opinion.ok == report.ok
+        answer["agree"] = agreed
     return answer
