@@ -13,6 +13,7 @@ from xdp_runtime.maps.lpm import LpmTrieFamily
 from xdp_runtime.maps.lru import LruHashFamily
 from xdp_runtime.maps.percpu_hash import PerCpuHashFamily
 from xdp_runtime.maps.queue import QueueFamily
+from xdp_runtime.maps.ringbuf import PerfEventArrayFamily, RingbufFamily
 from xdp_runtime.object import MapSpec, MapType
 
 FAMILIES: Mapping[int, Family] = {
@@ -26,6 +27,8 @@ FAMILIES: Mapping[int, Family] = {
     MapType.LRU_PERCPU_HASH: PerCpuHashFamily(lru=True),
     MapType.QUEUE: QueueFamily(stack=False),
     MapType.STACK: QueueFamily(stack=True),
+    MapType.RINGBUF: RingbufFamily(),
+    MapType.PERF_EVENT_ARRAY: PerfEventArrayFamily(),
     MapType.BLOOM_FILTER: BloomFamily(),
 }
 

@@ -36,8 +36,11 @@ def round_up(size: int, to: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Region:
+    """`mirrors`: (offset, size) of parts that appear a second time right behind themselves."""
+
     name: str
     size_bytes: int
+    mirrors: tuple[tuple[int, int], ...] = ()
 
 
 class Family(Protocol):

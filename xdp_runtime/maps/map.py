@@ -16,12 +16,13 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from xdp_runtime.errors import LoadError
-from xdp_runtime.maps import family_of, layout, type_name
+from xdp_runtime.maps import family_of, layout, ringbuf, type_name
 from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import Codec, TypedMap
@@ -45,6 +46,11 @@ class Map:
         self._memory: Memory | None = memory
         self._owned = owned
         self._operations: Mapping[str, Callable[..., Any]] = {}
+        self._event_fd = -1
+        placed = {region.name: region.offset for region in header.regions}
+        for region in self.family.regions(header.spec, header.workers):
+            for offset, size_bytes in region.mirrors:
+                memory.mirror(placed[region.name] + offset, size_bytes)
 
     @classmethod
     def create(cls, spec: MapSpec, workers: int, directory: Path | None = None,
@@ -124,6 +130,10 @@ class Map:
 
     def close(self) -> None:
         """Unmap; the process that created a file also removes it."""
+        if self._event_fd >= 0:
+            self._tell_event(0)
+            os.close(self._event_fd)
+            self._event_fd = -1
         memory, self._memory, self._operations = self._memory, None, {}
         if memory is not None:
             if self._owned:
@@ -263,6 +273,45 @@ class Map:
             raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} bytes, "
                              f"got {len(value)}")
         return bool(self._operation("peek_elem")(0, value) == 0)
+
+    # --- rings ----------------------------------------------------------------------------------
+
+    def consume(self) -> list[bytes]:
+        """The records of a ring buffer, or of all workers' rings of a PERF_EVENT_ARRAY, that were
+        committed since; they leave the ring."""
+        memory = self.memory("ring")
+        if self._event_fd >= 0:
+            with suppress(BlockingIOError):  # before looking, or a record could go unnoticed
+                os.eventfd_read(self._event_fd)
+        return [record for start, size in self._rings()
+                for record in ringbuf.consume(memory, start, size)]
+
+    @property
+    def lost(self) -> int:
+        """Records that found no room in a ring."""
+        memory = self.memory("ring")
+        return sum(int.from_bytes(memory[start + ringbuf.LOST:start + ringbuf.LOST + 8], "little")
+                   for start, _ in self._rings())
+
+    def fileno(self) -> int:
+        """An eventfd, readable when there is something to consume; for select, poll and asyncio.
+
+        Only the process whose workers write the ring can have it."""
+        if self._event_fd < 0:
+            self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._tell_event(self._event_fd)
+            os.eventfd_write(self._event_fd, 1)  # there may be records already
+        return self._event_fd
+
+    def _tell_event(self, fd: int) -> None:
+        memory = self.memory("ring")
+        for start, _ in self._rings():
+            memory[start + ringbuf.EVENT:start + ringbuf.EVENT + 4] = fd.to_bytes(4, "little")
+
+    def _rings(self) -> tuple[tuple[int, int], ...]:
+        if not isinstance(self.family, ringbuf.RingbufFamily | ringbuf.PerfEventArrayFamily):
+            raise TypeError(f"map {self.spec.name}: {type_name(self.spec.type)} has no ring")
+        return self.family.rings(self.spec, self.workers)
 
     @property
     def typed(self) -> TypedMap:

@@ -19,6 +19,11 @@ from xdp_runtime.errors import LoadError, OutOfMemory
 _MIB = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EDQUOT}
 _MAP_NORESERVE = 0x4000  # the mmap module does not name it
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mremap.restype = ctypes.c_size_t
+_libc.mremap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int,
+                         ctypes.c_void_p]
 _HUGE_FROM_BYTES = 8 * _MIB  # ask for huge pages from this size on
 
 
@@ -97,6 +102,16 @@ class Memory:
             return cls(fd, status.st_size, f"map {path}"), os.pread(fd, mmap.PAGESIZE, 0)
         finally:
             os.close(fd)
+
+    def mirror(self, offset: int, size_bytes: int) -> None:
+        """Let `size_bytes` at `offset` appear once more right behind.  Raises LoadError."""
+        source = self.address + offset
+        # an old size of 0 makes another mapping of shared pages: mremap(2)
+        where = _libc.mremap(source, 0, size_bytes, _MREMAP_MAYMOVE | _MREMAP_FIXED,
+                             ctypes.c_void_p(source + size_bytes))
+        if where != source + size_bytes:
+            code = ctypes.get_errno()
+            raise LoadError("map memory", f"cannot be mapped twice: {os.strerror(code)}")
 
     def publish(self, path: Path, what: str) -> None:
         """Give a created file its name.  Raises LoadError if there is one of that name."""
