@@ -38,40 +38,40 @@ class _Scope:
     maps: Sequence[str]
 
     def off(self, text: str, bits: int = 16) -> int:
-        off = self.labels[text] - self.slot - 1 if text in self.labels else _int(text)
-        return _fit(off, bits, "offset")
+        off = self.labels[text] - self.slot - 1 if text in self.labels else integer(text)
+        return fit(off, bits, "offset")
 
     def map(self, text: str) -> int:
         if text in self.maps:
             return self.maps.index(text)
         if not text.isdigit():
             raise ValueError(f"unknown map {text}")
-        return _fit(int(text), 32, "map index")
+        return fit(int(text), 32, "map index")
 
     def call(self, text: str) -> Insn:
         if text in self.labels:
             return isa.CallLocal(self.off(text, 32))
         if re.fullmatch(r"pc[+-]\d+", text):
-            return isa.CallLocal(_fit(int(text[2:]), 32, "offset"))
+            return isa.CallLocal(fit(int(text[2:]), 32, "offset"))
         if text.startswith("kfunc#"):
             btf_id, _, offset = text[6:].partition("@")
-            return isa.CallKfunc(_fit(int(btf_id), 32, "BTF id"), _fit(int(offset or 0), 16,
+            return isa.CallKfunc(fit(int(btf_id), 32, "BTF id"), fit(int(offset or 0), 16,
                                                                        "offset"))
         name, _, number = text.partition("#")
         if number or name not in HELPER_NUMBERS:
             name = number or name
         return isa.Call(HELPER_NUMBERS[name] if name in HELPER_NUMBERS else
-                        _fit(_int(name), 32, "helper"))
+                        fit(integer(name), 32, "helper"))
 
 
-def _int(text: str) -> int:
+def integer(text: str) -> int:
     if not re.fullmatch(_INT, text):
         raise ValueError(f"unknown name {text}")
     sign, digits = (-1 if text[0] == "-" else 1), text.lstrip("+-")
     return sign * int(digits, 16 if digits.startswith("0x") else 10)
 
 
-def _fit(value: int, bits: int, what: str) -> int:
+def fit(value: int, bits: int, what: str) -> int:
     if not -(1 << bits - 1) <= value < 1 << bits - 1:
         raise ValueError(f"{what} {value} does not fit in {bits} bits")
     return value
@@ -90,10 +90,10 @@ def _operand(text: str, width: str) -> Operand:
         if text[0] != width:
             raise ValueError(f"{text} is not a {width} register")
         return Reg(_number(text))
-    value = _int(text)
+    value = integer(text)
     if width == "w" and 1 << 31 <= value < 1 << 32:
         value -= 1 << 32
-    return Imm(_fit(value, 32, "number"))
+    return Imm(fit(value, 32, "number"))
 
 
 def _same(*registers: str) -> int:
@@ -103,7 +103,7 @@ def _same(*registers: str) -> int:
 
 
 def _base(base: str, sign: str, off: str) -> tuple[int, int]:
-    return _number(base), _fit(_int(sign + off), 16, "offset")
+    return _number(base), fit(integer(sign + off), 16, "offset")
 
 
 def _atomic(op: AtomicOp, bits: int, base: str, sign: str, off: str, reg: str,
@@ -192,11 +192,11 @@ _RULES: list[tuple[str, Callable[..., Insn]]] = [
     (rf"{_R} = (le|be|bswap)(16|32|64) {_R}",
      lambda s, dst, order, bits, src: isa.Swap(_same(dst, src), int(bits), SwapOrder(order))),
     (rf"{_R} = ({_INT}) ll",
-     lambda s, dst, value: isa.LoadImm64(_number(dst), _unsigned64(_int(value)))),
+     lambda s, dst, value: isa.LoadImm64(_number(dst), _unsigned64(integer(value)))),
     (rf"{_R} = map\[([^\]]+)\] ll", lambda s, dst, name: isa.LoadMap(_number(dst), s.map(name))),
     (rf"{_R} = map_value\[([^\]]+)\]({_INT})? ll",
      lambda s, dst, name, off: isa.LoadMapValue(_number(dst), s.map(name),
-                                                _fit(_int(off or "0"), 32, "offset"))),
+                                                fit(integer(off or "0"), 32, "offset"))),
     (rf"{_R} = func\[{_TO}\] ll",
      lambda s, dst, to: isa.LoadFunc(_number(dst), s.off(to, 32))),
     (rf"{_W} = {_SRC}",

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from xdp_runtime import state
-from xdp_runtime.helpers import HELPERS, kernel_name
+from xdp_runtime.entry import XDP, Entry
+from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.core import next_random
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.interp_alu import U64, alu, atomic, compare, sign_extend, swap
@@ -126,8 +127,10 @@ class Machine:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         random_u32: Callable[[], int] | None = None,
         budget: int = 1_000_000,
+        entry: Entry = XDP,
     ) -> None:
         self.obj, self.program, self.cpu, self.budget = obj, program, cpu, budget
+        self.entry = entry
         self.maps = tuple(make_model(spec) for spec in obj.maps) if maps is None else tuple(maps)
         self.clock_ns = clock_ns
         self._prng = 0
@@ -183,7 +186,8 @@ class Machine:
     ) -> Result:
         """Run to the end.  Raises Trap.
 
-        Without `tailroom` the packet may grow as far as in BPF_PROG_TEST_RUN.
+        Without `tailroom` the packet may grow as far as in BPF_PROG_TEST_RUN.  A program with a
+        raw entry gets `packet` as its memory, and `memory` holds it afterwards.
         """
         numbers = {
             state.INGRESS_IFINDEX: ingress_ifindex,
@@ -226,7 +230,13 @@ class Machine:
         self._frames: list[_Frame] = []
         self._tail_calls = self._steps = self._r0 = 0
         self._next_program = None
-        self._enter(self.program, 0, [Pointer(self._context, 0)])
+        self._enter(self.program, 0, self._first_arguments(packet))
+
+    def _first_arguments(self, packet: bytes) -> list[Value | None]:
+        if self.entry.memory_bytes is None:
+            return [Pointer(self._context, 0)]
+        self.memory = Region("the memory", bytearray(packet), 0, len(packet), 0x600000000000)
+        return [Pointer(self.memory, 0) if packet else 0, len(packet)]
 
     def _enter(self, program: ProgramSpec, slot: int, arguments: Sequence[Value | None]) -> None:
         if len(self._frames) == MAX_CALL_FRAMES:
@@ -382,7 +392,7 @@ class Machine:
         self._r0 = r0
 
     def _call(self, frame: _Frame, number: int) -> None:
-        helper = HELPERS.get(number)
+        helper = self.entry.helpers.get(number)
         if helper is None:
             raise Trap(TrapKind.HELPER, f"{kernel_name(number)} does not exist here")
         result: Value = helper.interpret(self, *self._arguments(frame, helper))
@@ -432,6 +442,8 @@ class Machine:
                     size = self._size_argument(frame, helper, n + 1)
                     null_allowed = kind is Arg.MEM_OR_NULL and value == 0 and size == 0
                     arguments.append(b"" if null_allowed else _read_bytes(frame, n, size))
+                case Arg.TEXT:
+                    arguments.append(_memory(frame, n, 0))
                 case Arg.MEM_UNINIT:
                     size = self._size_argument(frame, helper, n + 1)
                     place = _memory(frame, n, 0)

@@ -99,7 +99,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     text = "\n".join([
         *(f'@"{name}" = external global i8, align 64' for name in [*symbols, *externals]),
         *(declaration(template) for template in wanted),
-        _intrinsics(),
+        intrinsics(),
         *bodies,
         f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{',
         '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
@@ -132,7 +132,7 @@ def region_symbols(maps: Iterable[MapSpec], workers: int) -> list[str]:
             for region in family_of(spec).regions(spec, workers)]
 
 
-def _intrinsics() -> str:
+def intrinsics() -> str:
     swaps = [f"declare i{n} @llvm.bswap.i{n}(i{n})" for n in (16, 32, 64)]
     return "\n".join([*swaps, "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"])
 

@@ -45,6 +45,7 @@ from xdp_runtime.compiler.kinds import (
     constant,
 )
 from xdp_runtime.compiler.provenance import Analysis, Provenance, number_is_tail_call
+from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.isa import (
     MAX_TAIL_CALLS,
@@ -126,11 +127,11 @@ class Lowering:
     """Lowers one program.  `programs` maps the names that PROG_ARRAY slots may hold to numbers."""
 
     def __init__(self, program: ProgramSpec, number: int, maps: tuple[MapSpec, ...], workers: int,
-                 tail_targets: Iterable[int], facts: Facts) -> None:
+                 tail_targets: Iterable[int], facts: Facts, entry: Entry = XDP) -> None:
         self.program, self.number, self.maps, self.workers = program, number, maps, workers
         self.tail_targets = tuple(tail_targets)
-        self.facts = facts
-        self.provenance = Provenance(program, maps, facts)
+        self.facts, self.entry = facts, entry
+        self.provenance = Provenance(program, maps, facts, entry)
         self.analysis: Analysis = self.provenance.analyse()
         self.out = Lowered("")
         self.lines: list[str] = []
@@ -215,6 +216,8 @@ class Lowering:
                 return "%state"
             case MapPtr(index):
                 return self.value(f"inttoptr i64 {index + 1} to ptr")
+            case Scalar():  # in programs that run unproven, to crash there and nowhere else
+                return self.value(f"inttoptr i64 {self.number_of(number)} to ptr")
             case _:
                 return self.get(self.reg(number), "p")
 
@@ -326,16 +329,19 @@ class Lowering:
         for node in self.analysis.order:
             self.lower_block(node)
         body = self.lines
+        self.lines = []
+        self.clear_stack(0)
+        if self.entry.memory_bytes:
+            self.put("r1", "p", "%memory")
         # a program that nothing tail-calls is called from one place, the loop, and belongs there
         inline = " alwaysinline" if len(self.tail_targets) == 1 else ""
-        head = [f'define internal i32 @"prog.{self.number}"(ptr noalias %state){inline} {{',
-                "entry:"]
+        memory = "" if self.entry.memory_bytes is None else ", ptr %memory"
+        head = [f'define internal i{self.entry.result_bits} @"prog.{self.number}"'
+                f"(ptr noalias %state{memory}){inline} {{", "entry:"]
         for depth in sorted({frame.depth for frame in self.analysis.frames}):
             head.append(f"  %stack{depth} = alloca [{STACK_SIZE_BYTES} x i8], align 16")
         head += [f"  {name} = alloca {kind}" for name, kind in self.variables.items()]
         head += ["  %may = alloca i64", f"  store i64 {MAY_GOTO_BUDGET}, ptr %may"]
-        self.lines = []
-        self.clear_stack(0)
         head += [*self.lines, "  br label %f0_0"]
         self.out.text = "\n".join([*head, *body, "}", ""])
         return self.out
@@ -423,7 +429,8 @@ class Lowering:
 
     def lower_exit(self) -> None:
         if self.frame.parent is None:
-            self.emit(f"ret i32 {self.narrow(self.number_of(0), 32)}")
+            bits = self.entry.result_bits
+            self.emit(f"ret i{bits} {self.narrow(self.number_of(0), bits)}")
             return
         left = self.provenance.leave(self.state, self.frame)
         target = (self.frame.parent.id, self.frame.call_slot + 1)
@@ -492,7 +499,10 @@ class Lowering:
                 self.emit(f"store atomic i{size * 8} {value}, ptr {where} release, align {size}")
             case Call(number):
                 self.lower_call(self.provenance.helper(number, self.slot), after)
-            case (LoadFunc() | CallKfunc() | CallReg() | CallLocal() | Exit() | Jump() | JumpIf()
+            case CallReg(register):
+                helper = self.provenance.called(self.state, register, self.slot)
+                self.lower_call(helper, after)
+            case (LoadFunc() | CallKfunc() | CallLocal() | Exit() | Jump() | JumpIf()
                   | MayGoto()):
                 raise AssertionError(f"{insn} does not come here")
             case _:
@@ -678,7 +688,7 @@ class Lowering:
                 case Arg.ANYTHING | Arg.UNCHECKED | Arg.SIZE | Arg.SIZE_OR_ZERO:
                     arguments.append(f"i64 {self.number_of(position)}")
                 case (Arg.MAP_KEY | Arg.MAP_VALUE | Arg.MEM | Arg.MEM_OR_NULL
-                      | Arg.MEM_UNINIT):
+                      | Arg.MEM_UNINIT | Arg.TEXT):
                     null = isinstance(self.state.regs[position], Scalar)
                     arguments.append(f"ptr {'null' if null else self.address(position, 0)}")
                 case _:

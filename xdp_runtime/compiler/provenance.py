@@ -28,8 +28,9 @@ from xdp_runtime.compiler.kinds import (
     State,
     constant,
 )
+from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.errors import LoadError
-from xdp_runtime.helpers import HELPERS, kernel_name
+from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.isa import (
     STACK_SIZE_BYTES,
@@ -81,8 +82,9 @@ class Analysis:
 class Provenance:
     """The analysis of one verified program."""
 
-    def __init__(self, program: ProgramSpec, maps: tuple[MapSpec, ...], facts: Facts) -> None:
-        self.program, self.maps, self.facts = program, maps, facts
+    def __init__(self, program: ProgramSpec, maps: tuple[MapSpec, ...], facts: Facts,
+                 entry: Entry = XDP) -> None:
+        self.program, self.maps, self.facts, self.entry = program, maps, facts, entry
         self.insns = program.insns
         self.stack_used: dict[int, int] = {}
 
@@ -181,8 +183,10 @@ class Provenance:
                 self._call(state, self.helper(number, slot), slot)
             case CallKfunc():
                 raise self.unsupported(slot, "a kernel function")
-            case CallReg() | CallLocal() | Exit():
-                raise AssertionError("refused before, or changes the frame")
+            case CallReg(register):
+                self._call(state, self.called(state, register, slot), slot)
+            case CallLocal() | Exit():
+                raise AssertionError("changes the frame")
             case _:
                 assert_never(insn)
 
@@ -227,12 +231,19 @@ class Provenance:
     # --- helpers ------------------------------------------------------------------------------
 
     def helper(self, number: int, slot: int) -> Helper:
-        helper = HELPERS.get(number)
+        helper = self.entry.helpers.get(number)
         if helper is None or not (helper.template or helper.map_op or number == TAIL_CALL):
             raise LoadError(f"{self.program.name}: instruction {slot}",
                             f"helper {kernel_name(number)} (number {number}) is not supported",
                             "see the helper table in the documentation")
         return helper
+
+    def called(self, state: State, register: int, slot: int) -> Helper:
+        """The helper whose number a register holds."""
+        kind = state.regs[register]
+        if not isinstance(kind, Scalar) or kind.const is None:
+            raise self.unsupported(slot, "a call through a register that is not a constant")
+        return self.helper(kind.const, slot)
 
     def map_argument(self, state: State, helper: Helper, slot: int) -> int:
         for position, arg in enumerate(helper.args, 1):
@@ -262,7 +273,12 @@ class Provenance:
     def analyse(self) -> Analysis:
         frames, entered = unfold(self.insns)
         start = State([NOTHING] * 11)
-        start.regs[1], start.regs[10] = Ctx(), StackPtr(0, 0)
+        start.regs[10] = StackPtr(0, 0)
+        given = self.entry.memory_bytes
+        if given is None:
+            start.regs[1] = Ctx()
+        else:
+            start.regs[1:3] = Mem() if given else constant(0), constant(given)
         at: dict[Node, State] = {(0, 0): start}
         todo: list[Node] = [(0, 0)]
         while todo:

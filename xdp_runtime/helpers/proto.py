@@ -25,6 +25,7 @@ class Arg(Enum):
     MEM = auto()  # readable memory, its length in the next argument
     MEM_OR_NULL = auto()  # the same, or null with length 0
     MEM_UNINIT = auto()  # memory to be written, its length in the next argument
+    TEXT = auto()  # readable memory up to a zero byte; no helper of the kernel for XDP takes it
     SIZE = auto()  # length > 0 of the argument before
     SIZE_OR_ZERO = auto()  # length >= 0 of the argument before
 

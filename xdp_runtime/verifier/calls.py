@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from xdp_runtime.helpers import HELPERS, kernel_name
+from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.object import MapFlag, MapSpec, MapType
 from xdp_runtime.verifier import access, scalar, stack
@@ -42,7 +42,7 @@ _ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 
 
 def helper_of(env: Env, number: int) -> Helper:
-    helper = HELPERS.get(number)
+    helper = env.entry.helpers.get(number)
     if helper is None:
         raise Refused("helper", f"helper {kernel_name(number)} (number {number}) is not supported")
     return helper
@@ -114,6 +114,8 @@ def _argument(env: Env, state: State, helper: Helper, spec: MapSpec | None, arg:
             assert spec is not None
             size = spec.key_size if arg is Arg.MAP_KEY else spec.value_size
             memory(env, state, helper.name, position, value, size, write=False)
+        case Arg.TEXT:
+            memory(env, state, helper.name, position, value, 1, write=False)
         case Arg.MEM | Arg.MEM_OR_NULL | Arg.MEM_UNINIT:
             _sized_memory(env, state, helper, arg, position, value)
         case Arg.SIZE | Arg.SIZE_OR_ZERO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.isa import Insns
 from xdp_runtime.object import MapSpec, Object, ProgramSpec
 
@@ -66,11 +67,12 @@ class Observer(Protocol):
 class Env:
     """The program under proof and its counters."""
 
-    __slots__ = ("context_at", "insns", "maps", "obj", "observer", "program", "slot", "used_ids")
+    __slots__ = ("context_at", "entry", "insns", "maps", "obj", "observer", "program", "slot",
+                 "used_ids")
 
     def __init__(self, obj: Object, program: ProgramSpec,
-                 observer: Observer | None = None) -> None:
-        self.observer = observer
+                 observer: Observer | None = None, entry: Entry = XDP) -> None:
+        self.observer, self.entry = observer, entry
         self.obj, self.program = obj, program
         self.insns: Insns = program.insns
         self.maps: tuple[MapSpec, ...] = obj.maps

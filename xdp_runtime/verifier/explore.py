@@ -23,7 +23,7 @@ from xdp_runtime.isa import (
     Load,
     MayGoto,
 )
-from xdp_runtime.verifier import branches, calls, prune, transfer
+from xdp_runtime.verifier import branches, calls, prune, scalar, transfer
 from xdp_runtime.verifier.domain import Frame, Kind, Num, Ptr, Reg, State, name_of
 from xdp_runtime.verifier.env import Env, Refused
 from xdp_runtime.verifier.facts import Facts
@@ -51,14 +51,20 @@ class Explorer:
         self.deadline = time.monotonic() + time_budget_s
         self.time_budget_s = time_budget_s
         self._seen: dict[int, list[Seen]] = {}
-        self._uses = [0 if insn is None else uses(insn)[0] for insn in env.insns]
+        self._uses = [0 if insn is None else uses(insn, env.entry.helpers)[0] for insn in env.insns]
         self._operands = [tuple(n for n in range(11) if used >> n & 1) for used in self._uses]
 
     def run(self) -> None:
         """Explore everything.  Raises Refused at the first obligation that cannot be proven;
         `slot` and `state` then say where."""
         regs: list[Reg] = [None] * 11
-        regs[1], regs[10] = Ptr(Kind.CTX), Ptr(Kind.STACK)
+        regs[10] = Ptr(Kind.STACK)
+        given = self.env.entry.memory_bytes
+        if given is None:
+            regs[1] = Ptr(Kind.CTX)
+        else:
+            regs[1] = Ptr(Kind.MEM, size=given) if given else Num(scalar.const(0))
+            regs[2] = Num(scalar.const(given))
         root = Seen(0, State([]), None)
         waiting: list[tuple[int, State, Seen, int]] = [
             (0, State([Frame(regs, {}, -1, 0)]), root, 0)]

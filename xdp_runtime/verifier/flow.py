@@ -7,10 +7,12 @@ when a state is remembered, so states that differ only there are one (compute_li
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xdp_runtime.cfg import build_cfg
 from xdp_runtime.helpers import HELPERS
+from xdp_runtime.helpers.proto import Helper
 from xdp_runtime.isa import (
     Alu,
     AluOp,
@@ -64,7 +66,7 @@ class Flow:
     obligations: list[tuple[Obligation, ...]]
 
 
-def analyse(insns: Insns) -> Flow:
+def analyse(insns: Insns, helpers: Mapping[int, Helper] = HELPERS) -> Flow:
     count = len(insns)
     build_cfg(insns)
     following, target = [0] * count, [-1] * count
@@ -88,7 +90,8 @@ def analyse(insns: Insns) -> Flow:
         if isinstance(insn, LoadFunc):
             target[slot] = slot + 1 + insn.off
     _reach(insns, following, target)
-    return Flow(following, target, _liveness(insns, following, target), prune, loops, proof)
+    live = _liveness(insns, following, target, helpers)
+    return Flow(following, target, live, prune, loops, proof)
 
 
 def _reach(insns: Insns, following: list[int], target: list[int]) -> None:
@@ -110,7 +113,8 @@ def _reach(insns: Insns, following: list[int], target: list[int]) -> None:
             raise FlowError(slot, "control", "no path leads to this instruction")
 
 
-def _liveness(insns: Insns, following: list[int], target: list[int]) -> list[int]:
+def _liveness(insns: Insns, following: list[int], target: list[int],
+              helpers: Mapping[int, Helper]) -> list[int]:
     live = [0] * len(insns)
     changed = True
     while changed:
@@ -124,7 +128,7 @@ def _liveness(insns: Insns, following: list[int], target: list[int]) -> list[int
                 out = live[following[slot]]
             if isinstance(insn, Jump | JumpIf | MayGoto):
                 out |= live[target[slot]]
-            used, defined = uses(insn)
+            used, defined = uses(insn, helpers)
             fresh = out & ~defined | used
             if fresh != live[slot]:
                 live[slot] = fresh
@@ -136,7 +140,7 @@ def _bits(src: Operand) -> int:
     return 0 if isinstance(src, Imm) else 1 << src.n
 
 
-def uses(insn: Insn) -> tuple[int, int]:
+def uses(insn: Insn, helpers: Mapping[int, Helper] = HELPERS) -> tuple[int, int]:
     """(registers read, registers written) as bit sets."""
     match insn:
         case Alu(op, _, dst, src):
@@ -165,10 +169,12 @@ def uses(insn: Insn) -> tuple[int, int]:
         case Jump() | MayGoto():
             return 0, 0
         case Call(number):
-            helper = HELPERS.get(number)
+            helper = helpers.get(number)
             count = 5 if helper is None else len(helper.args)
             return (1 << count + 1) - 2, _ARGUMENTS | 1
-        case CallLocal() | CallKfunc() | CallReg():
+        case CallReg(src_reg):
+            return _ARGUMENTS | 1 << src_reg, _ARGUMENTS | 1
+        case CallLocal() | CallKfunc():
             return _ARGUMENTS, _ARGUMENTS | 1
         case Exit():
             return 1, 0

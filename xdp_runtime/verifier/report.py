@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.object import Line, Object, ProgramSpec
 from xdp_runtime.verifier import flow, scalar
@@ -33,14 +34,15 @@ class Report:
 
 
 def verify(obj: Object, program: ProgramSpec, time_budget_s: float = TIME_BUDGET_S,
-           observer: Observer | None = None, facts: Facts | None = None) -> Report:
-    """Prove `program` safe, or say why it could not be proven.
+           observer: Observer | None = None, entry: Entry = XDP,
+           facts: Facts | None = None) -> Report:
+    """Prove `program` safe when it is entered that way, or say why it could not be proven.
 
     `facts`: fill these, instead of new ones."""
     started = time.monotonic()
-    env = Env(obj, program, observer)
+    env = Env(obj, program, observer, entry)
     try:
-        shape = flow.analyse(program.insns)
+        shape = flow.analyse(program.insns, entry.helpers)
     except flow.FlowError as error:
         finding = Finding(error.insn, error.kind, error.text)
         return Report(program.name, (finding,), None, 0, 0, time.monotonic() - started)
