@@ -23,6 +23,7 @@ from dataplane import port, stats
 from dataplane.port import PortKind
 from xdp_runtime import state as st
 from xdp_runtime.compiler.link import ENTRY, Unit
+from xdp_runtime.maps.dev import TO_STACK
 from xdp_runtime.template import Template
 
 WORKER = "xdpu.worker"  # i64(ptr control), exported
@@ -141,7 +142,8 @@ def _dispose(m: Any) -> Factory:
                 else:
                     sent_bytes += length
                 continue
-            if verdict == _PASS:
+            target = m.load_u32(slot, port.TARGET)
+            if verdict == _PASS or (verdict == _REDIRECT and target == TO_STACK):
                 passed += 1
                 if partner != 0:
                     other = m.gep(control, C_FLOW_TABLE + (partner - 1) * FLOW_SIZE_BYTES)
@@ -152,7 +154,6 @@ def _dispose(m: Any) -> Factory:
                 dropped += 1
             elif verdict == _REDIRECT:
                 redirected += 1
-                target = m.load_u32(slot, port.TARGET)
                 if target == m.load_u32(flow, F_IFINDEX):
                     if transmit(kind, q, slot) == 0:
                         redirect_full += 1

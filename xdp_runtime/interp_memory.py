@@ -90,6 +90,14 @@ class Pointer:
     def store(self, size: int, value: Value) -> None:
         self.region.store(self.offset, size, value)
 
+    def read(self, size: int) -> bytes:
+        self.region.check(self.offset, size, write=False)
+        return bytes(self.region.data[self.offset : self.offset + size])
+
+    def write(self, content: bytes) -> None:
+        for at, byte in enumerate(content):  # by bytes, so that a stack forgets spilled pointers
+            self.region.store(self.offset + at, 1, byte)
+
     @property
     def address(self) -> int:
         return (self.region.base + self.offset) & U64

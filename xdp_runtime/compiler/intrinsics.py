@@ -403,6 +403,7 @@ c_poll = _call_external("poll", i32, (ptr, i64, i32))
 c_sendto = _call_external("sendto", i64, (i32, ptr, i64, i32, ptr, i32))
 c_sendmmsg = _call_external("sendmmsg", i32, (i32, ptr, i32, i32))
 c_clock_gettime = _call_external("clock_gettime", i32, (i32, ptr))
+c_getcpu = _call_external("getcpu", i32, (ptr, ptr))
 c_sched_yield = _call_external("sched_yield", i32, ())
 
 _TYPES = {"i64": i64, "ptr": ptr, "i32": i32}

@@ -105,7 +105,8 @@ def compile_operations(one: Map) -> Mapping[str, Callable[..., Any]]:
     """Compile and bind the operations of one map, without any program."""
     spec, workers = one.spec, one.workers
     name = cache.key("map-operations", target.host_fingerprint(), spec.type, spec.key_size,
-                     spec.value_size, spec.max_entries, spec.flags, spec.map_extra, workers)[:32] + ".map.o"
+                     spec.value_size, spec.max_entries, spec.flags, spec.map_extra, workers)[:32]
+    name += ".map.o"
     image = cache.get(name)
     if image is None:
         built = module([spec], workers)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from xdp_runtime.errors import LoadError
 from xdp_runtime.maps.array import ArrayFamily, ProgArrayFamily
 from xdp_runtime.maps.bloom import BloomFamily
+from xdp_runtime.maps.dev import DevMapFamily, DevMapHashFamily
 from xdp_runtime.maps.family import Family
 from xdp_runtime.maps.hash import HashFamily
 from xdp_runtime.maps.lpm import LpmTrieFamily
@@ -27,6 +28,10 @@ FAMILIES: Mapping[int, Family] = {
     MapType.LRU_PERCPU_HASH: PerCpuHashFamily(lru=True),
     MapType.QUEUE: QueueFamily(stack=False),
     MapType.STACK: QueueFamily(stack=True),
+    MapType.DEVMAP: DevMapFamily(MapType.DEVMAP),
+    MapType.DEVMAP_HASH: DevMapHashFamily(),
+    MapType.CPUMAP: DevMapFamily(MapType.CPUMAP),
+    MapType.XSKMAP: DevMapFamily(MapType.XSKMAP),
     MapType.RINGBUF: RingbufFamily(),
     MapType.PERF_EVENT_ARRAY: PerfEventArrayFamily(),
     MapType.BLOOM_FILTER: BloomFamily(),

@@ -20,10 +20,12 @@ from xdp_runtime.maps.family import (
     BPF_F_LOCK,
     BPF_NOEXIST,
     E2BIG,
+    EAGAIN,
     EEXIST,
     EINVAL,
     ENOENT,
     ENOSPC,
+    EOPNOTSUPP,
 )
 from xdp_runtime.object import MapSpec, MapType
 
@@ -316,6 +318,115 @@ class ModelBloom(ModelQueue):
         return 0
 
 
+class ModelRing:
+    """RINGBUF: `pending` are the records in order, committed or not, `consume` takes them out.
+
+    The positions are the kernel's: a record takes 8 bytes more than its size rounded up to 8."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        self.produced = self.consumed = 0
+        self.pending: list[tuple[bytearray, bool | None]] = []  # with: keep it?  None: reserved
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        return None
+
+    peek = lookup
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        return -EOPNOTSUPP
+
+    def delete(self, key: bytes) -> int:
+        return -EOPNOTSUPP
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        return iter(())
+
+    def reserve(self, size: int) -> bytearray | None:
+        if self.produced + _record_bytes(size) - self.consumed >= self.spec.max_entries:
+            return None
+        record = bytearray(size)
+        self.pending.append((record, None))
+        self.produced += _record_bytes(size)
+        return record
+
+    def commit(self, record: bytearray, keep: bool) -> None:
+        """Nothing happens to what is of another ring."""
+        self.pending = [(one, keep) if one is record else (one, was) for one, was in self.pending]
+
+    def output(self, data: bytes, flags: int = 0) -> int:
+        if flags & ~3:
+            return -EINVAL
+        record = self.reserve(len(data))
+        if record is None:
+            return -EAGAIN
+        record[:] = data
+        self.commit(record, True)
+        return 0
+
+    def query(self, what: int) -> int:
+        answers = (self.produced - self.consumed, self.spec.max_entries, self.consumed,
+                   self.produced)
+        return answers[what] if what < len(answers) else 0
+
+    def consume(self) -> list[bytes]:
+        out = []
+        while self.pending and self.pending[0][1] is not None:
+            record, keep = self.pending.pop(0)
+            self.consumed += _record_bytes(len(record))
+            if keep:
+                out.append(bytes(record))
+        return out
+
+
+def _record_bytes(size: int) -> int:
+    return (size + 7) // 8 * 8 + 8
+
+
+class ModelEvents(ModelRing):
+    """PERF_EVENT_ARRAY: what all CPUs have written, in order."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        super().__init__(spec)
+        self.records: list[bytes] = []
+
+
+class ModelDevMap(ModelHash):
+    """DEVMAP, DEVMAP_HASH, CPUMAP, XSKMAP: targets of bpf_redirect_map by number."""
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        hashed = self.spec.type == MapType.DEVMAP_HASH
+        if self.spec.type == MapType.XSKMAP:
+            return -EOPNOTSUPP
+        if not hashed:
+            if flags > BPF_EXIST:
+                return -EINVAL
+            if int.from_bytes(key, "little") >= self.spec.max_entries:
+                return -E2BIG
+            if flags == BPF_NOEXIST:
+                return -EEXIST
+            flags = 0
+        elif not any(value[:4]):
+            return -EINVAL
+        if any(value[4:]):
+            return -EOPNOTSUPP
+        if not any(value[:4]):
+            self._cells.pop(bytes(key), None)
+            return 0
+        return super().update(key, value, flags)
+
+    def delete(self, key: bytes) -> int:
+        if self.spec.type == MapType.DEVMAP_HASH:
+            return super().delete(key)
+        self._cells.pop(bytes(key), None)
+        return -EINVAL if int.from_bytes(key, "little") >= self.spec.max_entries else 0
+
+    def target(self, index: int) -> int:
+        """The interface index, 0 if there is none."""
+        cell = self.peek((index & 0xFFFFFFFF).to_bytes(4, "little"))
+        return int.from_bytes(cell[:4], "little") if cell else 0
+
+
 class ModelProgArray:
     """PROG_ARRAY: names of programs; a program cannot look them up, only tail-call them."""
 
@@ -365,6 +476,12 @@ def make_model(spec: MapSpec) -> ModelMap:
             return ModelQueue(spec)
         case MapType.BLOOM_FILTER:
             return ModelBloom(spec)
+        case MapType.DEVMAP | MapType.DEVMAP_HASH | MapType.CPUMAP | MapType.XSKMAP:
+            return ModelDevMap(spec)
+        case MapType.RINGBUF:
+            return ModelRing(spec)
+        case MapType.PERF_EVENT_ARRAY:
+            return ModelEvents(spec)
         case MapType.LPM_TRIE:
             return ModelLpmTrie(spec)
         case MapType.PERCPU_HASH:

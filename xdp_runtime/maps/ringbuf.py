@@ -18,7 +18,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from xdp_runtime import state as st
-from xdp_runtime.maps.family import E2BIG, EINVAL, ENOSPC, EOPNOTSUPP, Region
+from xdp_runtime.maps.family import (
+    E2BIG,
+    EAGAIN,
+    EFAULT,
+    EINVAL,
+    ENOSPC,
+    EOPNOTSUPP,
+    Region,
+)
 from xdp_runtime.maps.hash_table import LOCKED, UNLOCK, Factory
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
@@ -29,7 +37,6 @@ CONSUMER, PRODUCER, PENDING, DATA = PAGE, 2 * PAGE, 2 * PAGE + 8, 3 * PAGE
 BUSY, DISCARD = 1 << 31, 1 << 30
 RECORD_HEAD_BYTES = 8
 NO_WAKEUP, FORCE_WAKEUP = 1, 2
-EAGAIN, EFAULT = 11, 14
 _LOW = 0xFFFFFFFF
 _PERF_BYTES = 256 << 10  # a worker's ring of a PERF_EVENT_ARRAY
 _RECORD_MAX_BYTES = _LOW // 4
