@@ -91,6 +91,24 @@ VERBS = (
                "failure", choices=("kernel",)),
         *_CLASS, _JSON, _VERBOSE,
     ), "Exit code 0: safe; 4: not proven, or the two disagree."),
+    *(Verb(f"map {verb}", text, "control.map:run_" + verb, (
+        Option("MAP", words, "", many=True), Option("--run", "of this run only", "NAME"),
+        _JSON, Option("-p --pretty", "the same JSON, indented", type=bool), _VERBOSE),
+        "MAP is: name NAME | id N | pinned RUN/NAME or a file.  DATA is one number a byte, such "
+        "as 10 0 0 1 or 0x0a 0 0 1, or the word hex and pairs of digits.")
+      for verb, text, words in (
+        ("show", "List the maps of runs.", "[MAP]"),
+        ("dump", "Print all entries of a map.", "MAP"),
+        ("lookup", "Print the value of a key.", "MAP key DATA"),
+        ("getnext", "Print the key behind a key, or the first.", "MAP [key DATA]"),
+        ("update", "Write an entry.", "MAP [key DATA] [value DATA] [any|exist|noexist]"),
+        ("delete", "Remove an entry.", "MAP key DATA"),
+        ("push", "Push a value onto a stack.", "MAP value DATA"),
+        ("pop", "Take the top value off a stack.", "MAP"),
+        ("enqueue", "Append a value to a queue.", "MAP value DATA"),
+        ("dequeue", "Take the first value out of a queue.", "MAP"),
+        ("peek", "Print the next value of a queue or stack.", "MAP"),
+        ("freeze", "Refuse further writes but by programs.", "MAP"))),
     Verb("dump", "Show a program at a stage of its compilation.", "control.dump:run", (
         _OBJECT, _PROGRAM,
         Option("--what", "bytecode with source (asm), control flow for Graphviz (cfg), LLVM IR "

@@ -19,7 +19,8 @@ from xdp_runtime.errors import ConfigError
 class Option:
     """`names` is "-i --interval", or one upper-case word for an argument without a dash.
 
-    `type` bool is a switch, and with `counted` one that counts; `many` may be given again.
+    `type` bool is a switch, and with `counted` one that counts; `many` may be given again, and
+    takes all that is left where there is no dash.
     """
 
     names: str
@@ -85,7 +86,9 @@ def build_parser(verb: Verb) -> Parser:
         if not names[0].startswith("-"):
             settings["metavar"] = names[0]
             names = [names[0].lower()]
-            if not option.required:
+            if option.many:
+                settings["nargs"] = "*"
+            elif not option.required:
                 settings["nargs"] = "?"
         elif option.required:
             settings["required"] = True
@@ -94,7 +97,7 @@ def build_parser(verb: Verb) -> Parser:
                 "action": "store_true"}
         else:
             settings |= {"type": option.type, "default": option.default}
-            if option.many:
+            if option.many and "nargs" not in settings:
                 settings |= {"action": "append", "default": []}
             if option.choices:
                 settings["choices"] = option.choices

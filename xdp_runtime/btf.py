@@ -123,6 +123,7 @@ class Btf:
 
     types: tuple[Type, ...] = (Void(),)
     strings: bytes = field(default=b"\0", repr=False)
+    raw: bytes = field(default=b"", repr=False, compare=False)  # the section it was read from
 
     @classmethod
     def parse(cls, data: bytes) -> Btf:
@@ -141,7 +142,7 @@ class Btf:
                 at += _TYPE.size + used
         except struct.error:
             raise _bad(f"type {len(types)} is cut off by the end of the type section") from None
-        btf = cls(tuple(types), strings.data)
+        btf = cls(tuple(types), strings.data, bytes(data))
         for type_id, one in enumerate(types):
             for ref in _references(one):
                 if ref >= len(types):

@@ -24,7 +24,7 @@ from xdp_runtime import repeat
 from xdp_runtime import state as st
 from xdp_runtime.compiler import link
 from xdp_runtime.errors import LoadError, OutOfMemory
-from xdp_runtime.maps.map import Map
+from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
 from xdp_runtime.object import MapType, Object, ProgramSpec
 
@@ -183,6 +183,8 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
     image = link.compile_program(obj, spec, workers, opt, units)
     maps: list[Map] = []
     try:
+        if directory is not None and obj.btf is not None:
+            (directory / BTF_NAME).write_bytes(obj.btf.raw)
         for map_spec in obj.maps:
             maps.append(Map.create(map_spec, workers, directory))
         return Program(obj, spec, maps, workers, image, addresses)

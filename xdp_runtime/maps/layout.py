@@ -5,10 +5,12 @@ Little-endian, in this order (offsets in bytes):
     0 magic "xdpumap\\0"   8 version u32      12 type u32      16 key_size u32   20 value_size u32
     24 max_entries u32    28 flags u32       32 workers u32   36 pid u32        40 seed 16 bytes
     56 size u64           64 regions u32     68 global kind u32   72 map name, 128 bytes
-    200 map_extra u64    208 region table: name 16 bytes, offset u64, size u64
+    200 map_extra u64    208 BTF ids of key and value, 2 u32
+    216 region table: name 16 bytes, offset u64, size u64
 
-A header is checked like any input: a file that is not one, or does not fit its own size or the
-layout this version makes of the definition, is refused.
+The last 8 bytes of the page begin with u32 frozen. A header is checked like any input: a file that
+is not one, or does not fit its own size or the layout this version makes of the definition, is
+refused.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from xdp_runtime.object import GlobalKind, MapSpec
 MAGIC = b"xdpumap\0"
 VERSION = 2
 PAGE = 4096
+FROZEN = PAGE - 8  # u32, 1: user space writes no more
 NAME_BYTES = 128
 
-_FIXED = struct.Struct(f"<8s8I16sQ2I{NAME_BYTES}sQ")
+_FIXED = struct.Struct(f"<8s8I16sQ2I{NAME_BYTES}sQ2I")
 _REGION = struct.Struct("<16s2Q")
 
 
@@ -66,7 +69,7 @@ def encode(header: Header) -> bytes:
     out = _FIXED.pack(MAGIC, VERSION, spec.type, spec.key_size, spec.value_size, spec.max_entries,
                       spec.flags, header.workers, header.pid, header.seed.to_bytes(16, "little"),
                       header.size_bytes, len(header.regions), spec.global_kind, name,
-                      spec.map_extra)
+                      spec.map_extra, spec.key_type_id, spec.value_type_id)
     for region in header.regions:
         out += _REGION.pack(region.name.encode(), region.offset, region.size_bytes)
     return out.ljust(PAGE, b"\0")
@@ -77,13 +80,14 @@ def decode(page: bytes, file_bytes: int, source: str) -> Header:
     if len(page) < PAGE or page[:8] != MAGIC:
         raise LoadError(source, "is not a map of xdpu")
     (_, version, kind, key_size, value_size, max_entries, flags, workers, pid, seed, size_bytes,
-     count, global_kind, name, map_extra) = _FIXED.unpack_from(page)
+     count, global_kind, name, map_extra, key_type_id, value_type_id) = _FIXED.unpack_from(page)
     if version != VERSION:
         raise LoadError(source, f"is a map of layout version {version}, this is {VERSION}",
                         "use the xdpu that made it")
     try:
         spec = MapSpec(name.rstrip(b"\0").decode(), kind, key_size, value_size, max_entries, flags,
-                       global_kind=GlobalKind(global_kind), map_extra=map_extra)
+                       global_kind=GlobalKind(global_kind), map_extra=map_extra,
+                       key_type_id=key_type_id, value_type_id=value_type_id)
     except ValueError as error:
         raise LoadError(source, "its header is damaged") from error
     if workers == 0 or family_of(spec).check(spec) is not None:

@@ -25,10 +25,12 @@ from xdp_runtime.errors import LoadError
 from xdp_runtime.maps import family_of, layout, ringbuf, type_name
 from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
-from xdp_runtime.maps.typed import Codec, TypedMap
+from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
 from xdp_runtime.object import MapSpec, MapType
 
 Value = bytes | list[bytes]  # a list for per-CPU maps
+
+BTF_NAME = ".btf"  # beside the maps of a program: the object's types
 
 _ARRAYS = {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.PROG_ARRAY}
 
@@ -91,7 +93,9 @@ class Map:
         """A map that another process created.  Raises LoadError, OutOfMemory."""
         memory, page = Memory.open(path)
         try:
-            return cls(layout.decode(page, len(memory.map), str(path)), memory, owned=False)
+            opened = cls(layout.decode(page, len(memory.map), str(path)), memory, owned=False)
+            opened.codec = _codec_beside(path, opened.spec)
+            return opened
         except BaseException:
             memory.close()
             raise
@@ -146,6 +150,19 @@ class Map:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def frozen(self) -> bool:
+        return self._mapped.map[layout.FROZEN] != 0
+
+    def freeze(self) -> None:
+        """From now on user space cannot write; programs still can."""
+        self._check_writable()
+        self._mapped.map[layout.FROZEN] = 1
+
+    def _check_writable(self) -> None:
+        if self.frozen:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.spec.name)
 
     # --- operations -----------------------------------------------------------------------------
 
@@ -203,6 +220,7 @@ class Map:
             if len(one) != self.spec.value_size:
                 raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} "
                                  f"bytes, got {len(one)}")
+        self._check_writable()
         if flags & BPF_F_LOCK:  # the system call asks first whether values hold a spin lock
             raise OSError(errno.EINVAL, f"map {self.spec.name}: its values hold no spin lock")
         if "update_all" in self.family.operations:
@@ -216,6 +234,7 @@ class Map:
     def delete(self, key: bytes) -> None:
         """Remove a key; FileNotFoundError (ENOENT) if it is not there."""
         self._check_key(key)
+        self._check_writable()
         self._raise(self._operation("delete")(0, key))
 
     def next_key(self, key: bytes | None = None) -> bytes | None:
@@ -250,10 +269,12 @@ class Map:
         if len(value) != self.spec.value_size:
             raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} bytes, "
                              f"got {len(value)}")
+        self._check_writable()
         self._raise(self._operation("push_elem")(0, value, flags))
 
     def pop(self) -> bytes | None:
         """What a queue's or stack's next value is, taking it; None if there is none."""
+        self._check_writable()
         return self._take("pop_elem")
 
     def peek(self) -> bytes | None:
@@ -369,3 +390,16 @@ class Map:
     def _raise(self, status: int) -> None:
         if status:
             raise OSError(-status, os.strerror(-status), self.spec.name)
+
+
+def _codec_beside(path: Path, spec: MapSpec) -> Codec | None:
+    """By the BTF that the creator left in the same directory."""
+    if spec.global_kind or not (spec.key_type_id or spec.value_type_id):
+        return None
+    from xdp_runtime.btf import Btf
+
+    try:
+        raw = path.with_name(BTF_NAME).read_bytes()
+    except OSError:
+        return None
+    return BtfCodec.of(Btf.parse(raw), spec)

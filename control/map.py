@@ -1,0 +1,347 @@
+"""xdpu map: the maps of running programs, with bpftool's grammar and output.
+
+A map is a file of a run directory; its id is the file's inode number.  Values are what the map's
+own compiled operations give, so that reading does not disturb the workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dataplane import rundir
+from xdp_runtime.errors import ConfigError, LoadError, XdpuError
+from xdp_runtime.maps import type_name
+from xdp_runtime.maps.map import Map, Value
+from xdp_runtime.object import GlobalKind, MapType
+
+_FLAGS = {"any": 0, "noexist": 1, "exist": 2}
+_GRAMMAR = "name NAME, id N or pinned RUN/NAME"
+_LINE_BYTES = 16
+T = TypeVar("T")
+
+
+# --- which map -----------------------------------------------------------------------------------
+def _files(run: str | None) -> Iterator[tuple[str, Path]]:
+    """(run, file) of every map there is."""
+    for one in rundir.runs():
+        if run is not None and one.name != run:
+            continue
+        folder = one.path / "maps"
+        if folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                if not path.name.startswith(".") or path.name in _SECTIONS:
+                    yield one.name, path
+
+
+_SECTIONS = {".rodata", ".data", ".bss", ".kconfig"}
+
+
+def _select(words: list[str], run: str | None) -> list[tuple[str, Path]]:
+    """The maps that the first two words name, which are taken away.  Raises ConfigError."""
+    if len(words) < 2 or words[0] not in ("name", "id", "pinned"):
+        raise ConfigError("no map given", f"got {' '.join(words) or 'nothing'!r}", _GRAMMAR)
+    kind, what = words[0], words[1]
+    del words[:2]
+    if words[:1] == ["run"] and len(words) > 1:
+        run = words[1]
+        del words[:2]
+    files = list(_files(run))
+    if kind == "pinned":
+        if "/" in what and os.path.isfile(what):
+            return [("", Path(what))]
+        found = [(r, p) for r, p in files if f"{r}/{p.name}" == what]
+    elif kind == "id":
+        found = [(r, p) for r, p in files if str(p.stat().st_ino) == what]
+    else:
+        found = [(r, p) for r, p in files if p.name == what]
+    if not found:
+        have = ", ".join(f"{r}/{p.name}" for r, p in files)
+        raise ConfigError(f"map {what}", "there is none" + (f" in run {run}" if run else ""),
+                          f"there are: {have}" if have else "nothing runs")
+    return found
+
+
+def _open(words: list[str], run: str | None) -> Map:
+    """The one map meant, its operations compiled when first used."""
+    from xdp_runtime.compiler.map_ops import compile_operations
+
+    found = _select(words, run)
+    if len(found) > 1:
+        names = ", ".join(f"{r}/{p.name}" for r, p in found)
+        raise ConfigError("several maps have that name", "", f"say pinned, one of: {names}")
+    one = Map.open(found[0][1])
+    one.bind_later(lambda: compile_operations(one))
+    return one
+
+
+def _data(words: list[str], size: int, part: str) -> bytes:
+    """`part` and then `size` bytes from the words, which are taken away.  Raises ConfigError."""
+    if words[:1] != [part]:
+        raise ConfigError(f"expected {part}", f"got {words[0] if words else 'nothing'!r}")
+    del words[0]
+    base = 0
+    if words[:1] == ["hex"]:
+        base = 16
+        del words[0]
+    given, words[:] = words[:size], words[size:]
+    try:
+        out = bytes(int(word, base) for word in given)
+    except ValueError:
+        raise ConfigError(f"{part} {' '.join(given)}", "is not one number below 256 a byte",
+                          "or write: hex aa bb") from None
+    if len(out) != size:
+        raise ConfigError(f"{part} of {len(out)} bytes", f"the map's has {size}")
+    return out
+
+
+def _no_more(words: Sequence[str]) -> None:
+    if words:
+        raise ConfigError(f"{words[0]!r}", "is more than was expected")
+
+
+# --- how it is printed ---------------------------------------------------------------------------
+def _print_json(args: Namespace, what: Any) -> None:
+    print(json.dumps(what, indent=4 if args.pretty else None,
+                     separators=None if args.pretty else (",", ":")))
+
+
+def _is_json(args: Namespace) -> bool:
+    return bool(args.json or args.pretty)
+
+
+def _bytes_json(raw: bytes) -> list[str]:
+    return [f"0x{byte:02x}" for byte in raw]
+
+
+def _hex(raw: bytes) -> str:
+    """As bpftool: 16 bytes a line, a gap in the middle."""
+    out = ""
+    for at, byte in enumerate(raw):
+        if at:
+            out += "\n" if at % _LINE_BYTES == 0 else "  " if at % 8 == 0 else " "
+        out += f"{byte:02x}"
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """A decoded value as JSON can hold it; characters are text, other bytes a list."""
+    if isinstance(value, bytes):
+        text = value.rstrip(b"\0")
+        return text.decode() if text.isascii() and text.decode().isprintable() else list(value)
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _entry_json(one: Map, key: bytes, value: Value) -> dict[str, Any]:
+    out: dict[str, Any] = {"key": _bytes_json(key)}
+    if isinstance(value, list):
+        out["values"] = [{"cpu": cpu, "value": _bytes_json(raw)} for cpu, raw in enumerate(value)]
+    else:
+        out["value"] = _bytes_json(value)
+    codec = one.codec
+    if codec is not None:
+        shown: dict[str, Any] = {"key": _plain(codec.decode_key(key))}
+        if isinstance(value, list):
+            shown["values"] = [{"cpu": cpu, "value": _plain(codec.decode_value(raw))}
+                               for cpu, raw in enumerate(value)]
+        else:
+            shown["value"] = _plain(codec.decode_value(value))
+        out["formatted"] = shown
+    return out
+
+
+def _entry_text(one: Map, key: bytes, value: Value) -> str:
+    if isinstance(value, list):
+        lines = [f"key:\n{_hex(key)}"]
+        for cpu, raw in enumerate(value):
+            gap = "\n" if len(raw) > _LINE_BYTES or "\n" in _hex(raw) else " "
+            lines.append(f"value (CPU {cpu:02d}):{gap}{_hex(raw)}")
+        return "\n".join(lines)
+    if len(key) + len(value) <= 24:
+        return f"key: {_hex(key)}  value: {_hex(value)}"
+    return f"key:\n{_hex(key)}\nvalue:\n{_hex(value)}"
+
+
+def _print_entry(args: Namespace, one: Map, key: bytes, value: Value) -> None:
+    if _is_json(args):
+        _print_json(args, _entry_json(one, key, value))
+    elif one.codec is not None:
+        print(json.dumps(_entry_json(one, key, value)["formatted"], indent=4))
+    else:
+        print(_entry_text(one, key, value))
+
+
+# --- the verbs -----------------------------------------------------------------------------------
+def run_show(args: Namespace) -> int:
+    words = list(args.map)
+    found = _select(words, args.run) if words else list(_files(args.run))
+    _no_more(words)
+    rows = []
+    for run, path in found:
+        try:
+            with Map.open(path) as one:
+                rows.append(_describe(run, path, one))
+        except LoadError:
+            continue  # it has just gone, or is not ours
+    if _is_json(args):
+        _print_json(args, rows[0] if args.map and len(rows) == 1 else rows)
+        return 0
+    for row in rows:
+        print(f"{row['id']}: {row['type']}  name {row['name']}  flags 0x{row['flags']:x}")
+        print(f"\tkey {row['bytes_key']}B  value {row['bytes_value']}B  max_entries "
+              f"{row['max_entries']}  memlock {row['bytes_memlock']}B"
+              + ("  frozen" if row["frozen"] else ""))
+        print(f"\trun {row['run']}  workers {row['workers']}")
+    return 0
+
+
+def _describe(run: str, path: Path, one: Map) -> dict[str, Any]:
+    spec, status = one.spec, path.stat()
+    return {"id": status.st_ino, "type": type_name(spec.type).lower(), "name": spec.name,
+            "flags": spec.flags, "bytes_key": spec.key_size, "bytes_value": spec.value_size,
+            "max_entries": spec.max_entries, "bytes_memlock": 512 * status.st_blocks,
+            "frozen": int(one.frozen), "run": run, "workers": one.workers}
+
+
+def run_dump(args: Namespace) -> int:
+    words = list(args.map)
+    with _open(words, args.run) as one:
+        _no_more(words)
+        items = list(_guarded(one, lambda: list(one.items())))
+        if _is_json(args):
+            _print_json(args, [_entry_json(one, key, value) for key, value in items])
+        elif one.codec is not None:
+            print(json.dumps([_entry_json(one, k, v)["formatted"] for k, v in items], indent=4))
+        else:
+            for key, value in items:
+                print(_entry_text(one, key, value))
+            print(f"Found {len(items)} element{'s' * (len(items) != 1)}")
+    return 0
+
+
+def run_lookup(args: Namespace) -> int:
+    words = list(args.map)
+    with _open(words, args.run) as one:
+        key = _data(words, one.spec.key_size, "key")
+        _no_more(words)
+        value = _guarded(one, lambda: one.lookup(key))
+        if value is None:
+            print("null" if _is_json(args) else f"key:\n{_hex(key)}\n\nNot found")
+            return 1
+        _print_entry(args, one, key, value)
+    return 0
+
+
+def run_getnext(args: Namespace) -> int:
+    words = list(args.map)
+    with _open(words, args.run) as one:
+        key = _data(words, one.spec.key_size, "key") if words else None
+        _no_more(words)
+        after = _guarded(one, lambda: one.next_key(key))
+        if after is None:
+            raise XdpuError(f"map {one.spec.name}", "there is no next key")
+        if _is_json(args):
+            _print_json(args, {"key": None if key is None else _bytes_json(key),
+                               "next_key": _bytes_json(after)})
+        else:
+            print("key: None" if key is None else f"key:\n{_hex(key)}")
+            print(f"next key:\n{_hex(after)}")
+    return 0
+
+
+def run_update(args: Namespace) -> int:
+    words = list(args.map)
+    with _open(words, args.run) as one:
+        spec = one.spec
+        key = _data(words, spec.key_size, "key") if spec.key_size else b""
+        value = _data(words, spec.value_size, "value")
+        flags = 0
+        if words:
+            word = words.pop(0)
+            if word not in _FLAGS:
+                raise ConfigError(f"{word!r}", "is no flag", "any, exist or noexist")
+            flags = _FLAGS[word]
+        _no_more(words)
+        _writable(one)
+        if not spec.key_size:
+            _guarded(one, lambda: one.push(value, flags))
+        else:
+            values: Value = [value] * one.workers if one.family.per_cpu else value
+            _guarded(one, lambda: one.update(key, values, flags))
+    return _done(args)
+
+
+def run_delete(args: Namespace) -> int:
+    words = list(args.map)
+    with _open(words, args.run) as one:
+        key = _data(words, one.spec.key_size, "key")
+        _no_more(words)
+        _writable(one)
+        _guarded(one, lambda: one.delete(key))
+    return _done(args)
+
+
+run_push = run_enqueue = run_update
+
+
+def run_pop(args: Namespace) -> int:
+    return _print_next(args, Map.pop)
+
+
+run_dequeue = run_pop
+
+
+def run_peek(args: Namespace) -> int:
+    return _print_next(args, Map.peek)
+
+
+def _print_next(args: Namespace, take: Callable[[Map], bytes | None]) -> int:
+    words = list(args.map)
+    with _open(words, args.run) as one:
+        _no_more(words)
+        value = _guarded(one, lambda: take(one))
+        if _is_json(args):
+            _print_json(args, {} if value is None else {"value": _bytes_json(value)})
+        elif value is None:
+            print("Error: empty map")
+        else:
+            print(f"value: {_hex(value)}")
+    return 0
+
+
+def run_freeze(args: Namespace) -> int:
+    words = list(args.map)
+    with _open(words, args.run) as one:
+        _no_more(words)
+        _guarded(one, one.freeze)
+    return _done(args)
+
+
+def _done(args: Namespace) -> int:
+    if _is_json(args):
+        print("null")
+    return 0
+
+
+def _writable(one: Map) -> None:
+    """What programs were compiled with, or what has no meaning as bytes, is not written."""
+    if one.spec.global_kind in (GlobalKind.RODATA, GlobalKind.KCONFIG):
+        raise ConfigError(f"map {one.spec.name}", "is read-only: the program was compiled with it")
+    if one.spec.type == MapType.PROG_ARRAY:
+        raise ConfigError(f"map {one.spec.name}", "holds programs, which cannot be given as bytes")
+
+
+def _guarded(one: Map, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except OSError as error:
+        raise XdpuError(f"map {one.spec.name}", f"{os.strerror(error.errno or 0)} "
+                        f"({error.errno})") from error
