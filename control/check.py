@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from control import policy
-from xdp_runtime.elf import read_object
+from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import LoadError
 from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.verifier.cached import Checked, check
@@ -27,7 +27,7 @@ class Opinion:
 
 
 def run(args: Namespace) -> int:
-    obj = read_object(args.obj)
+    obj = read_settled(args.obj)
     grants = policy.chosen(args)
     good = True
     answers: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from control import policy, setmap
-from xdp_runtime.elf import read_object
+from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import ConfigError, LoadError, PortError, VerifyError
 from xdp_runtime.object import Object, ProgramSpec
 
@@ -30,7 +30,7 @@ class Outcome:
 
 def run(args: Namespace) -> int:
     packet = read_packet(args.data_in)
-    obj = read_object(args.obj)
+    obj = read_settled(args.obj)
     spec = obj.program(args.prog_name)
     policy.bind(args, obj, spec)
     settings = [setmap.parse(text, obj) for text in args.set_map]

@@ -22,8 +22,8 @@ def run(args: Namespace) -> int:
     with Signals() as signals:
         try:
             with signals.interruptible():
-                from xdp_runtime.elf import read_object
-                obj = read_object(args.obj)
+                from xdp_runtime.core_relo import read_settled
+                obj = read_settled(args.obj)
                 spec = obj.program(args.prog_name)
                 from control import setmap
                 from control.policy import bind

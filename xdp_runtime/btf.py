@@ -14,7 +14,7 @@ import builtins
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from xdp_runtime.btf_types import (
     INT_BOOL,
@@ -72,6 +72,7 @@ __all__ = [
     "Type",
     "TypeTag",
     "Typedef",
+    "Types",
     "Union",
     "Var",
     "Void",
@@ -117,8 +118,50 @@ class _Strings:
         return text
 
 
+class Types(Protocol):
+    """Types by their ids: all read at once (Btf), or when asked for (LazyBtf)."""
+
+    __slots__ = ()
+
+    def type(self, type_id: int) -> Type:
+        """The type with this id.  Raises LoadError when there is none."""
+
+    def resolve(self, type_id: int) -> int:
+        """The id behind typedef, const, volatile, restrict and type tags."""
+        for _ in range(MAX_DEPTH):
+            one = self.type(type_id)
+            if not isinstance(one, (Typedef, Const, Volatile, Restrict, TypeTag)):
+                return type_id
+            type_id = one.type
+        raise _bad(f"type {type_id} is a cycle of typedefs or qualifiers")
+
+    def size_of(self, type_id: int) -> int:
+        """Size in bytes.  Raises LoadError for what has none (void, functions, cycles)."""
+        count, at = 1, type_id
+        for _ in range(MAX_DEPTH):
+            at = self.resolve(at)
+            match self.type(at):
+                case Array(element, _, n):
+                    count *= n
+                    at = element
+                    continue
+                case Int(size=size) | Struct(size=size) | Union(size=size) | Float(size=size) | \
+                        EnumType(size=size) | DataSec(size=size):
+                    pass
+                case Ptr():
+                    size = POINTER_SIZE
+                case Var(type=at):
+                    continue
+                case other:
+                    raise _bad(f"type {at} ({type(other).__name__} {other.name!r}) has no size")
+            if count * size > MAX_SIZE:
+                raise _bad(f"type {type_id} of {count * size} bytes is absurdly large")
+            return count * size
+        raise _bad(f"type {type_id} contains itself")
+
+
 @dataclass(frozen=True, slots=True)
-class Btf:
+class Btf(Types):
     """All types of an object.  `types[id]` is a type; id 0 is Void."""
 
     types: tuple[Type, ...] = (Void(),)
@@ -162,39 +205,6 @@ class Btf:
             if isinstance(one, kind) and one.name == name:
                 return type_id
         return 0
-
-    def resolve(self, type_id: int) -> int:
-        """The id behind typedef, const, volatile, restrict and type tags."""
-        for _ in range(MAX_DEPTH):
-            one = self.type(type_id)
-            if not isinstance(one, (Typedef, Const, Volatile, Restrict, TypeTag)):
-                return type_id
-            type_id = one.type
-        raise _bad(f"type {type_id} is a cycle of typedefs or qualifiers")
-
-    def size_of(self, type_id: int) -> int:
-        """Size in bytes.  Raises LoadError for what has none (void, functions, cycles)."""
-        count, at = 1, type_id
-        for _ in range(MAX_DEPTH):
-            at = self.resolve(at)
-            match self.type(at):
-                case Array(element, _, n):
-                    count *= n
-                    at = element
-                    continue
-                case Int(size=size) | Struct(size=size) | Union(size=size) | Float(size=size) | \
-                        EnumType(size=size) | DataSec(size=size):
-                    pass
-                case Ptr():
-                    size = POINTER_SIZE
-                case Var(type=at):
-                    continue
-                case other:
-                    raise _bad(f"type {at} ({type(other).__name__} {other.name!r}) has no size")
-            if count * size > MAX_SIZE:
-                raise _bad(f"type {type_id} of {count * size} bytes is absurdly large")
-            return count * size
-        raise _bad(f"type {type_id} contains itself")
 
     def decode_value(self, type_id: int, data: bytes) -> Any:
         """See btf_values.decode_value."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xdp_runtime.btf import Btf
-from xdp_runtime.btf_ext import BtfExt, LineInfo
+from xdp_runtime.btf_ext import BtfExt, CoreRelo, LineInfo
 from xdp_runtime.elf_file import ElfFile, SymbolKind, open_elf, read_bytes
 from xdp_runtime.elf_link import link, read_functions
 from xdp_runtime.elf_maps import read_maps
@@ -44,16 +44,19 @@ def read_object(path_or_bytes: str | Path | bytes, name: str | None = None) -> O
         lines.setdefault(section, []).extend(found)
     for one in lines.values():
         one.sort(key=lambda line: line.offset)
+    core: dict[str, list[CoreRelo]] = {}
+    for section, relocations in ext.relocations:
+        core.setdefault(section, []).extend(relocations)
     programs = []
     for code in functions.values():
         if code.is_program:
             section = code.section.name.removeprefix("?")
             programs.append(ProgramSpec(code.name, section, program_kind(section),
-                                        *link(what, code, functions, lines)))
+                                        *link(what, code, functions, lines, core)))
     if not programs:
         raise LoadError(what, "holds no program", 'put a global function in SEC("xdp")')
     return Object(name or (Path(what).name or what), tuple(programs), tuple(maps.specs),
-                  _license(elf), btf)
+                  _license(elf), maps.externs, btf)
 
 
 def program_kind(section: str) -> str:
@@ -83,19 +86,11 @@ def _read_btf(elf: ElfFile) -> Btf | None:
 
 
 def _read_btf_ext(elf: ElfFile, btf: Btf | None) -> BtfExt:
-    """Source lines and relocations.  CO-RE relocations are refused."""
+    """Source lines and CO-RE relocations."""
     section = elf.find(".BTF.ext")
     if section is None or not section.data or btf is None:
         return BtfExt()
-    ext = BtfExt.parse(section.data, btf)
-    for name, relocations in ext.relocations:
-        for one in relocations:
-            type_name = btf.type(btf.resolve(one.type)).name or f"type {one.type}"
-            raise LoadError(
-                f"{elf.what}: section {name}, instruction {one.offset // 8}",
-                f"CO-RE relocation of {type_name} (access {one.access}) is not yet supported",
-                "compile it against fixed headers, without preserve_access_index")
-    return ext
+    return BtfExt.parse(section.data, btf)
 
 
 def _license(elf: ElfFile) -> str:

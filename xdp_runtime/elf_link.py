@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from struct import Struct
 
-from xdp_runtime import btf as bt
 from xdp_runtime.btf import Btf
-from xdp_runtime.btf_ext import LineInfo
+from xdp_runtime.btf_ext import CoreRelo, LineInfo
 from xdp_runtime.elf_file import ElfFile, Reloc, Section, Symbol, SymbolKind
 from xdp_runtime.elf_maps import MapTable
 from xdp_runtime.errors import LoadError
@@ -27,7 +26,7 @@ from xdp_runtime.isa import (
     Pseudo,
     decode,
 )
-from xdp_runtime.object import Function, Line
+from xdp_runtime.object import Function, GlobalKind, Line, Relocation
 
 Place = tuple[int, int]
 
@@ -106,7 +105,7 @@ def _read_function(elf: ElfFile, section: Section, symbol: Symbol, count: int, m
                              else (section.index, start + slot + imm + 1))
         elif found is not None:
             if opcode == _CALL and not found.symbol.section:
-                raise LoadError(where, _extern(found.symbol, btf, "calls"))
+                raise LoadError(where, _extern(found.symbol, "calls"))
             raise LoadError(where, "relocation of an instruction that takes none")
         slot += 1
     if relocs:
@@ -126,7 +125,12 @@ def _address(elf: ElfFile, symbol: Symbol, imm: int, maps: MapTable, btf: Btf | 
              ) -> tuple[Pseudo, int, int, Place | None]:
     """What a relocated 64-bit load becomes: its kind, both immediates, a function's place."""
     if symbol.section == 0:
-        raise LoadError(where, _extern(symbol, btf, "refers to"))
+        for extern in maps.externs:
+            if extern.name == symbol.name:
+                kconfig = next(n for n, spec in enumerate(maps.specs)
+                              if spec.global_kind is GlobalKind.KCONFIG)
+                return Pseudo.MAP_IDX_VALUE, kconfig, extern.offset + imm, None
+        raise LoadError(where, _extern(symbol, "refers to"))
     offset = symbol.value + imm
     number = maps.by_offset.get((symbol.section, offset))
     if number is not None:
@@ -150,27 +154,23 @@ def _address(elf: ElfFile, symbol: Symbol, imm: int, maps: MapTable, btf: Btf | 
 def _callee(elf: ElfFile, symbol: Symbol, imm: int, where: str) -> Place:
     """The immediate counts slots from the next one: -1 with a function, more with a section."""
     if symbol.section == 0:
-        raise LoadError(where, _extern(symbol, None, "calls"))
+        raise LoadError(where, _extern(symbol, "calls"))
     if symbol.value % 8:
         raise LoadError(where, f"calls {symbol.name}, which is not at an instruction")
     return symbol.section, symbol.value // 8 + imm + 1
 
 
-def _extern(symbol: Symbol, btf: Btf | None, verb: str) -> str:
+def _extern(symbol: Symbol, verb: str) -> str:
     weak = "weak " if symbol.is_weak else ""
-    if btf is not None:
-        config = btf.type(btf.find(".kconfig", bt.DataSec))
-        if isinstance(config, bt.DataSec) and any(
-                btf.type(v.var).name == symbol.name for v in config.vars):
-            return (f"{verb} the {weak}kernel configuration value {symbol.name}, "
-                    "which is not yet supported")
     return f"{verb} the {weak}extern {symbol.name}, which exists only in a kernel"
 
 
 def link(what: str, entry: Code, functions: Mapping[Place, Code],
-         lines: Mapping[str, Sequence[LineInfo]],
-         ) -> tuple[Insns, tuple[Function, ...], tuple[Line, ...]]:
-    """(instructions, functions, source lines) of one program.  Raises LoadError."""
+         lines: Mapping[str, Sequence[LineInfo]], core: Mapping[str, Sequence[CoreRelo]],
+         ) -> tuple[Insns, tuple[Function, ...], tuple[Line, ...], tuple[Relocation, ...]]:
+    """(instructions, functions, source lines, CO-RE relocations) of one program.
+
+    Raises LoadError."""
     starts: dict[Place, int] = {}
     order: list[Code] = []
     length = 0
@@ -201,6 +201,7 @@ def link(what: str, entry: Code, functions: Mapping[Place, Code],
     insns: list[Insn | None] = []
     parts: list[Function] = []
     placed: list[Line] = []
+    relocations: list[Relocation] = []
     for code in order:
         start = len(insns)
         insns += code.insns
@@ -210,7 +211,8 @@ def link(what: str, entry: Code, functions: Mapping[Place, Code],
                 insns[at] = replace(insn, off=starts[place] - at - 1)
         parts.append(Function(code.name, start, len(insns), code.is_global))
         placed += _lines(code, start, lines.get(code.section.name, ()))
-    return tuple(insns), tuple(parts), tuple(placed)
+        relocations += _relocations(what, code, start, core.get(code.section.name, ()))
+    return tuple(insns), tuple(parts), tuple(placed), tuple(relocations)
 
 
 def _lines(code: Code, start: int, lines: Sequence[LineInfo]) -> Iterator[Line]:
@@ -220,3 +222,16 @@ def _lines(code: Code, start: int, lines: Sequence[LineInfo]) -> Iterator[Line]:
         if line.offset >= high:
             return
         yield Line(start + (line.offset - low) // 8, line.file, line.line, line.column, line.text)
+
+
+def _relocations(what: str, code: Code, start: int, core: Sequence[CoreRelo]
+                 ) -> Iterator[Relocation]:
+    """The function's share of its section's CO-RE relocations, at their linked slots."""
+    low, high = code.start * 8, (code.start + len(code.insns)) * 8
+    for one in core:
+        if low <= one.offset < high:
+            slot, odd = divmod(one.offset - low, 8)
+            if odd or code.insns[slot] is None:
+                raise LoadError(f"{what}: function {code.name}, instruction {slot}",
+                                "CO-RE relocation of what is not the start of an instruction")
+            yield Relocation(start + slot, one.type, one.access, one.kind)

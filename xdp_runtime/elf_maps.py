@@ -14,7 +14,8 @@ from xdp_runtime import btf as bt
 from xdp_runtime.btf import Btf
 from xdp_runtime.elf_file import MAX_SECTION_BYTES, ElfFile, Reloc, Section, SymbolKind
 from xdp_runtime.errors import LoadError
-from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
+from xdp_runtime.kconfig import kconfig_map, read_externs
+from xdp_runtime.object import Extern, GlobalKind, MapFlag, MapSpec, MapType
 
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 DATA_SECTIONS = {".rodata": GlobalKind.RODATA, ".data": GlobalKind.DATA, ".bss": GlobalKind.BSS}
@@ -32,6 +33,7 @@ class MapTable:
     specs: list[MapSpec] = field(default_factory=list)
     by_offset: dict[tuple[int, int], int] = field(default_factory=dict)
     by_section: dict[int, int] = field(default_factory=dict)
+    externs: tuple[Extern, ...] = ()
 
 
 def read_maps(elf: ElfFile, btf: Btf | None) -> MapTable:
@@ -50,6 +52,10 @@ def read_maps(elf: ElfFile, btf: Btf | None) -> MapTable:
         if kind:
             table.by_section[section.index] = len(table.specs)
             table.specs.append(_globals_map(section, kind, btf))
+    weak = {s.name: s.is_weak for s in elf.symbols if not s.section and s.name}
+    table.externs = read_externs(btf, weak)
+    if table.externs:
+        table.specs.append(kconfig_map(table.externs, int(MapFlag.RDONLY_PROG)))
     names: set[str] = set()
     for spec in table.specs:
         if spec.name in names:

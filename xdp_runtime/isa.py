@@ -22,6 +22,7 @@ from xdp_runtime.errors import LoadError
 STACK_SIZE_BYTES = 512  # a frame, MAX_BPF_STACK
 MAX_CALL_FRAMES = 8  # MAX_CALL_FRAMES, include/linux/bpf_verifier.h
 MAX_TAIL_CALLS = 33  # MAX_TAIL_CALL_CNT, include/linux/bpf.h
+POISON = 195896080  # 0xbad2310: the helper number libbpf gives to what cannot be relocated
 MAX_INSNS = 1_000_000  # BPF_COMPLEXITY_LIMIT_INSNS
 
 

@@ -130,6 +130,30 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Relocation:
+    """CO-RE: the instruction at `slot` depends on a type of the kernel (core_relo.py).
+
+    `type` is an id in the Object's BTF, `access` a path in it, `kind` enum bpf_core_relo_kind."""
+
+    slot: int
+    type: int
+    access: str
+    kind: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extern:
+    """A variable of section .kconfig and its place in that map (kconfig.py)."""
+
+    name: str
+    kind: str
+    offset: int
+    size: int
+    weak: bool
+    align: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramSpec:
     """One program, its called functions appended, its map references resolved to map indices.
 
@@ -143,6 +167,8 @@ class ProgramSpec:
     insns: Insns
     functions: tuple[Function, ...] = ()
     lines: tuple[Line, ...] = ()
+    relocations: tuple[Relocation, ...] = ()  # still to be applied
+    poisoned: tuple[tuple[int, str], ...] = ()  # (slot, what the target's types lack)
 
     @property
     def is_xdp(self) -> bool:
@@ -155,6 +181,7 @@ class Object:
     programs: tuple[ProgramSpec, ...]
     maps: tuple[MapSpec, ...]
     license: str = ""
+    externs: tuple[Extern, ...] = ()
     btf: Btf | None = field(default=None, compare=False)
 
     def program(self, name: str | None = None) -> ProgramSpec:

@@ -23,6 +23,7 @@ from typing import Any
 from xdp_runtime import repeat
 from xdp_runtime import state as st
 from xdp_runtime.compiler import link
+from xdp_runtime.core_relo import settle
 from xdp_runtime.errors import LoadError, OutOfMemory
 from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
@@ -75,6 +76,10 @@ class Program:
             m.codec = BtfCodec.of(obj.btf, m.spec)
             m.bind_later(partial(map_ops.compile_operations, m))
         self._fill_program_arrays()
+        for m in maps:
+            if m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
+                for slot, inner in m.spec.slots:
+                    m.set_inner(slot.to_bytes(4, "little"), self.maps[inner])
 
     def worker_memory(self, worker: int) -> int:
         """Address of a worker's private memory (state.py, W_*)."""
@@ -170,13 +175,18 @@ class Program:
 
 def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3,
          directory: Path | None = None, units: Sequence[link.Unit] = (repeat.UNIT,),
-         addresses: Mapping[str, int] | None = None) -> Program:
+         addresses: Mapping[str, int] | None = None, target_btf: Path | None = None) -> Program:
     """Compile a program of the object (default: its first XDP program) and create its maps.
 
+    `target_btf` has the types for CO-RE and is the running kernel's unless given.
     `directory` holds the maps' memory as named files; None keeps it anonymous.  Raises LoadError,
     VerifyError, OutOfMemory; nothing is left behind then.
     """
+    obj = settle(obj, target_btf)
     spec = obj.program(name)
+    if spec.kind.partition("/")[0] == "freplace":
+        raise LoadError(f"program {spec.name}", "replaces a function of a program that runs in the "
+                        "kernel (freplace), which nothing here does")
     if not spec.is_xdp:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')

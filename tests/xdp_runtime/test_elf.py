@@ -187,11 +187,9 @@ def test_lines_follow_their_functions() -> None:
 @pytest.mark.parametrize(("name", "message"), [
     ("badmap", "map odd: unknown map attribute colour"),
     ("bigendian", "big-endian BPF object (compile with clang -target bpfel)"),
-    ("core", "section xdp, instruction 1: CO-RE relocation of net_device (access 0:0)"),
     ("kfunc",
      "function xdp_kfunc, instruction 7: calls the extern bpf_xdp_metadata_rx_hash, which"),
     ("ksym", "function xdp_ksym, instruction 1: refers to the weak extern bpf_prog_active"),
-    ("kconfig", "instruction 0: refers to the kernel configuration value CONFIG_HZ, which is not"),
 ])
 def test_what_is_not_supported_is_named(name: str, message: str) -> None:
     with pytest.raises(LoadError) as error:

@@ -18,6 +18,7 @@ from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
+_FROZEN = (GlobalKind.RODATA, GlobalKind.KCONFIG)
 ENTRY = "xdpu.program"  # i32(ptr state): what a loop template calls
 
 
@@ -146,7 +147,7 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
         parts += [program.name, program.kind, repr(program.insns)]
     # initial contents are written to memory, and only those of frozen maps compiled as well
     parts += [f"{m.name}|{m.type}|{m.key_size}|{m.value_size}|{m.max_entries}|{m.flags}|"
-              f"{m.map_extra}|{m.initial.hex() if m.global_kind == GlobalKind.RODATA else ''}"
+              f"{m.map_extra}|{m.inner}|{m.initial.hex() if m.global_kind in _FROZEN else ''}"
               for m in obj.maps]
     for unit in units:
         parts += [unit.name, unit.text, *unit.exports, *unit.externals,

@@ -10,6 +10,7 @@ from typing import assert_never
 
 from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
+from xdp_runtime.isa import POISON
 from xdp_runtime.object import MapFlag, MapSpec, MapType
 from xdp_runtime.verifier import access, scalar, stack
 from xdp_runtime.verifier.domain import (
@@ -42,6 +43,10 @@ _ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 
 
 def helper_of(env: Env, number: int) -> Helper:
+    if number == POISON:
+        lacking = dict(env.program.poisoned).get(env.slot, "what this instruction needs")
+        raise Refused("helper", f"the target's types do not have {lacking}",
+                      "ask bpf_core_field_exists or its like first")
     helper = env.entry.helpers.get(number)
     if helper is None:
         raise Refused("helper", f"helper {kernel_name(number)} (number {number}) is not supported")

@@ -28,7 +28,7 @@ from xdp_runtime.isa import (
     StoreRelease,
     Swap,
 )
-from xdp_runtime.object import MapType
+from xdp_runtime.object import GlobalKind, MapType
 from xdp_runtime.verifier import access, arithmetic, scalar, scalar_alu, stack
 from xdp_runtime.verifier.domain import Kind, Num, Ptr, State, mark_precise, name_of
 from xdp_runtime.verifier.env import Env, Refused
@@ -50,6 +50,7 @@ from xdp_runtime.verifier.obligations import (
     Writable,
 )
 
+_FROZEN = (GlobalKind.RODATA, GlobalKind.KCONFIG)
 _CONTEXT = {0: Kind.PACKET, 4: Kind.PACKET_END, 8: Kind.PACKET_META}
 _U32 = scalar.unsigned(4)
 
@@ -241,10 +242,10 @@ def _load(env: Env, state: State, src: int, off: int, size: int, signed: bool) -
 
 
 def _frozen(env: Env, ptr: Ptr, off: int, size: int, signed: bool) -> Num | None:
-    """A load from .rodata that holds a known constant (bpf_map_direct_read)."""
+    """A load from .rodata or .kconfig: a known constant (bpf_map_direct_read)."""
     spec = env.maps[ptr.map]
     where = ptr.off + off
-    if spec.global_kind != 1 or where + size > spec.value_size or not spec.initial:
+    if spec.global_kind not in _FROZEN or where + size > spec.value_size or not spec.initial:
         return None
     raw = spec.initial[where : where + size].ljust(size, b"\0")
     return Num(scalar.const(int.from_bytes(raw, "little", signed=signed)))

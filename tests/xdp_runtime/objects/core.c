@@ -1,4 +1,4 @@
-// A CO-RE relocation: refused until they are supported.
+// A single CO-RE relocation.
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
