@@ -12,6 +12,7 @@ from xdp_runtime.maps.family import Family
 from xdp_runtime.maps.hash import HashFamily
 from xdp_runtime.maps.lpm import LpmTrieFamily
 from xdp_runtime.maps.lru import LruHashFamily
+from xdp_runtime.maps.of_maps import ArrayOfMapsFamily, HashOfMapsFamily
 from xdp_runtime.maps.percpu_hash import PerCpuHashFamily
 from xdp_runtime.maps.queue import QueueFamily
 from xdp_runtime.maps.ringbuf import PerfEventArrayFamily, RingbufFamily
@@ -32,6 +33,8 @@ FAMILIES: Mapping[int, Family] = {
     MapType.DEVMAP_HASH: DevMapHashFamily(),
     MapType.CPUMAP: DevMapFamily(MapType.CPUMAP),
     MapType.XSKMAP: DevMapFamily(MapType.XSKMAP),
+    MapType.ARRAY_OF_MAPS: ArrayOfMapsFamily(),
+    MapType.HASH_OF_MAPS: HashOfMapsFamily(),
     MapType.RINGBUF: RingbufFamily(),
     MapType.PERF_EVENT_ARRAY: PerfEventArrayFamily(),
     MapType.BLOOM_FILTER: BloomFamily(),

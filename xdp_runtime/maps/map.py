@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from xdp_runtime.errors import LoadError
-from xdp_runtime.maps import family_of, layout, ringbuf, type_name
+from xdp_runtime.maps import family_of, layout, of_maps, ringbuf, type_name
 from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
@@ -32,7 +32,8 @@ Value = bytes | list[bytes]  # a list for per-CPU maps
 
 BTF_NAME = ".btf"  # beside the maps of a program: the object's types
 
-_ARRAYS = {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.PROG_ARRAY}
+_ARRAYS = {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.PROG_ARRAY, MapType.ARRAY_OF_MAPS,
+           MapType.DEVMAP, MapType.CPUMAP, MapType.XSKMAP}
 
 
 class Map:
@@ -49,6 +50,8 @@ class Map:
         self._owned = owned
         self._operations: Mapping[str, Callable[..., Any]] = {}
         self._event_fd = -1
+        self.batches: Mapping[str, Callable[..., Any]] = {}  # compiled when first used
+        self._inner: dict[int, Map] = {}  # inner maps by the number of their descriptor
         placed = {region.name: region.offset for region in header.regions}
         for region in self.family.regions(header.spec, header.workers):
             for offset, size_bytes in region.mirrors:
@@ -139,6 +142,7 @@ class Map:
             os.close(self._event_fd)
             self._event_fd = -1
         memory, self._memory, self._operations = self._memory, None, {}
+        self.batches = {}
         if memory is not None:
             if self._owned:
                 memory.unlink()
@@ -157,10 +161,11 @@ class Map:
 
     def freeze(self) -> None:
         """From now on user space cannot write; programs still can."""
-        self._check_writable()
+        self.check_writable()
         self._mapped.map[layout.FROZEN] = 1
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
+        """Raises PermissionError for a frozen map."""
         if self.frozen:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.spec.name)
 
@@ -220,7 +225,9 @@ class Map:
             if len(one) != self.spec.value_size:
                 raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} "
                                  f"bytes, got {len(one)}")
-        self._check_writable()
+        self.check_writable()
+        if self.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
+            raise OSError(errno.EINVAL, "its values are maps, see set_inner", self.spec.name)
         if flags & BPF_F_LOCK:  # the system call asks first whether values hold a spin lock
             raise OSError(errno.EINVAL, f"map {self.spec.name}: its values hold no spin lock")
         if "update_all" in self.family.operations:
@@ -234,7 +241,7 @@ class Map:
     def delete(self, key: bytes) -> None:
         """Remove a key; FileNotFoundError (ENOENT) if it is not there."""
         self._check_key(key)
-        self._check_writable()
+        self.check_writable()
         self._raise(self._operation("delete")(0, key))
 
     def next_key(self, key: bytes | None = None) -> bytes | None:
@@ -262,6 +269,48 @@ class Map:
             if value is not None:
                 yield key, value
 
+    # --- maps of maps ---------------------------------------------------------------------------
+
+    def set_inner(self, key: bytes, inner: Map) -> None:
+        """Put a map where programs find it by `key`; it is kept as long as it may be there.
+
+        Only in the process whose workers use it.  Raises OSError (EINVAL) where its type, sizes or
+        flags are not those of the inner definition."""
+        self._check_key(key)
+        self.check_writable()
+        definition = self.spec.inner
+        if definition is None or not of_maps.fits(definition, inner.spec) or (
+                inner.workers != self.workers):
+            raise OSError(errno.EINVAL, "is not a map of the inner definition", inner.spec.name)
+        number = self._describe(inner).to_bytes(4, "little")
+        self._raise(self._operation("update")(0, key, number, 0))
+
+    def inner(self, key: bytes) -> Map | None:
+        """The map that set_inner put there."""
+        value = self.lookup(key)
+        return self._inner.get(int.from_bytes(value, "little")) if isinstance(
+            value, bytes) else None
+
+    def _describe(self, inner: Map) -> int:
+        """The number of a descriptor of this map: one there is, or one that no slot has."""
+        for number, one in self._inner.items():
+            if one is inner:
+                return number
+        family = self.family
+        assert isinstance(family, of_maps.ArrayOfMapsFamily | of_maps.HashOfMapsFamily)
+        count = of_maps.capacity(self.spec)
+        number = next((n for n in range(1, count) if n not in self._inner), 0)
+        if number == 0:
+            used = {int.from_bytes(value, "little") for _, value in self.items()
+                    if isinstance(value, bytes)}
+            number = next(n for n in self._inner if n not in used)
+        region, start = family.descriptors(self.spec)
+        at = start + number * of_maps.DESCRIPTOR_BYTES
+        self.memory(region)[at:at + of_maps.DESCRIPTOR_BYTES] = of_maps.describe(inner)
+        self._inner.pop(number, None)
+        self._inner[number] = inner  # the youngest last
+        return number
+
     # --- without keys ---------------------------------------------------------------------------
 
     def push(self, value: bytes, flags: int = BPF_ANY) -> None:
@@ -269,12 +318,12 @@ class Map:
         if len(value) != self.spec.value_size:
             raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} bytes, "
                              f"got {len(value)}")
-        self._check_writable()
+        self.check_writable()
         self._raise(self._operation("push_elem")(0, value, flags))
 
     def pop(self) -> bytes | None:
         """What a queue's or stack's next value is, taking it; None if there is none."""
-        self._check_writable()
+        self.check_writable()
         return self._take("pop_elem")
 
     def peek(self) -> bytes | None:
@@ -334,6 +383,18 @@ class Map:
             raise TypeError(f"map {self.spec.name}: {type_name(self.spec.type)} has no ring")
         return self.family.rings(self.spec, self.workers)
 
+    # --- many entries ---------------------------------------------------------------------------
+
+    def to_numpy(self) -> tuple[Any, Any]:
+        """(keys, values) of all entries as NumPy arrays, typed by BTF; see batch.py."""
+        from xdp_runtime.maps import batch
+        return batch.read(self)
+
+    def from_numpy(self, keys: Any, values: Any, flags: int = BPF_ANY) -> int:
+        """Update an entry for each pair; how many.  OSError at the first that is refused."""
+        from xdp_runtime.maps import batch
+        return batch.write(self, keys, values, flags)
+
     @property
     def typed(self) -> TypedMap:
         """The map as Python values.  Raises LoadError if its definition has no types."""
@@ -368,8 +429,11 @@ class Map:
             raise KeyError(key)
         return value
 
-    def __setitem__(self, key: bytes, value: Value) -> None:
-        self.update(key, value)
+    def __setitem__(self, key: bytes, value: Value | Map) -> None:
+        if isinstance(value, Map):
+            self.set_inner(key, value)
+        else:
+            self.update(key, value)
 
     def __delitem__(self, key: bytes) -> None:
         try:

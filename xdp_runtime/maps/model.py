@@ -427,6 +427,20 @@ class ModelDevMap(ModelHash):
         return int.from_bytes(cell[:4], "little") if cell else 0
 
 
+class ModelOfMaps(ModelHash):
+    """ARRAY_OF_MAPS and HASH_OF_MAPS: `inner` maps by key."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        super().__init__(spec)
+        self.inner: dict[bytes, ModelMap] = {}
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        raise TypeError(f"map {self.spec.name} has maps, not values")
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        return -EINVAL
+
+
 class ModelProgArray:
     """PROG_ARRAY: names of programs; a program cannot look them up, only tail-call them."""
 
@@ -478,6 +492,8 @@ def make_model(spec: MapSpec) -> ModelMap:
             return ModelBloom(spec)
         case MapType.DEVMAP | MapType.DEVMAP_HASH | MapType.CPUMAP | MapType.XSKMAP:
             return ModelDevMap(spec)
+        case MapType.ARRAY_OF_MAPS | MapType.HASH_OF_MAPS:
+            return ModelOfMaps(spec)
         case MapType.RINGBUF:
             return ModelRing(spec)
         case MapType.PERF_EVENT_ARRAY:

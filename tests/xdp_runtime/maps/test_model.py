@@ -112,7 +112,8 @@ def test_prog_array() -> None:
     assert programs.delete(key(2)) == -E2BIG
 
 
-@pytest.mark.parametrize(("number", "name"), [(MapType.LPM_TRIE, "LPM_TRIE"), (250, "number 250")])
+@pytest.mark.parametrize(("number", "name"), [
+    (MapType.STACK_TRACE, "STACK_TRACE"), (250, "number 250")])
 def test_other_types_are_named(number: int, name: str) -> None:
     with pytest.raises(LoadError, match=f"map m: there is no reference model of type {name}"):
         make_model(MapSpec("m", number, 4, 4, 1))
