@@ -1,15 +1,19 @@
-"""The helpers that exist here, by number and by name; one file a family."""
+"""Every helper that an XDP program may call on Linux 6.18, and those common in tracing.
+
+By number and by name; one file a family.  `Helper.runs` says whether there is code for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from xdp_runtime.helpers import core, csum, trace, xdp
+from xdp_runtime.helpers import clock, core, csum, loop, net, ringbuf, task, text, trace, xdp
 from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.proto import Helper
 
-_ALL = (*core.HELPERS, *xdp.HELPERS, *csum.HELPERS, *trace.HELPERS)
+_ALL = tuple(helper for family in (core, clock, xdp, csum, net, loop, ringbuf, text, task, trace)
+             for helper in family.HELPERS)
 
 HELPERS: Mapping[int, Helper] = MappingProxyType({helper.id: helper for helper in _ALL})
 by_name: Mapping[str, Helper] = MappingProxyType({helper.name: helper for helper in _ALL})

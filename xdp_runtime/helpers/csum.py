@@ -93,5 +93,5 @@ HELPERS = (
            (Arg.MEM_OR_NULL, Arg.SIZE_OR_ZERO, Arg.MEM_OR_NULL, Arg.SIZE_OR_ZERO, Arg.ANYTHING),
            Ret.SCALAR, _interpret_csum_diff,
            Template("csum_diff", _csum_diff, "i64(ptr, i64, ptr, i64, i64)",
-                    uses=(CSUM_PARTIAL,))),
+                    uses=(CSUM_PARTIAL,)), packet=True),
 )

@@ -3,6 +3,10 @@
 One record serves everyone: the verifier checks calls against it, lowering passes arguments by it,
 the interpreter runs `interpret`, and `template` is what is compiled.  A helper that works on a map
 has no template of its own: the map's family brings it (maps/family.py).
+
+Prototypes follow the kernel's struct bpf_func_proto, check_func_arg and
+check_map_func_compatibility (kernel/bpf/verifier.c of Linux 6.18).  A helper without a template
+and without a map operation is known, verified, and cannot run yet.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from xdp_runtime.object import MapType
 from xdp_runtime.template import Template
 
 
@@ -22,18 +27,39 @@ class Arg(Enum):
     MAP = auto()  # a map constant
     MAP_KEY = auto()  # readable memory of the map's key size
     MAP_VALUE = auto()  # readable memory of the map's value size
+    MAP_VALUE_UNINIT = auto()  # memory of the map's value size, to be written
     MEM = auto()  # readable memory, its length in the next argument
     MEM_OR_NULL = auto()  # the same, or null with length 0
     MEM_UNINIT = auto()  # memory to be written, its length in the next argument
+    MEM_UNINIT_OR_NULL = auto()  # the same, or null with length 0
+    FIXED = auto()  # readable memory of `Helper.sizes` bytes
+    FIXED_UNINIT = auto()  # memory of `Helper.sizes` bytes, to be written
     TEXT = auto()  # readable memory up to a zero byte; no helper of the kernel for XDP takes it
+    CONST_TEXT = auto()  # text in a frozen map
     SIZE = auto()  # length > 0 of the argument before
     SIZE_OR_ZERO = auto()  # length >= 0 of the argument before
+    CONST_SIZE = auto()  # a constant: the size of what is returned
+    RECORD = auto()  # memory from a ring buffer, released by this call
+    SOCKET = auto()  # a socket
+    SOCKET_RELEASE = auto()  # a socket, released by this call
+    DYNPTR = auto()  # a dynptr on the stack, initialised
+    DYNPTR_UNINIT = auto()  # 16 bytes of stack that become a dynptr
+    DYNPTR_RELEASE = auto()  # a dynptr of a ring buffer, released by this call
+    SPIN_LOCK = auto()  # a struct bpf_spin_lock in a map value
+    TIMER = auto()  # a struct bpf_timer in a map value
+    CALLBACK = auto()  # a static function of this program
+    STACK_OR_NULL = auto()  # handed to the callback: a pointer into the stack, or null
+    OBJECT = auto()  # an object of the kernel (a task, a cgroup): no program here can have one
 
 
 class Ret(Enum):
     SCALAR = auto()
     VOID = auto()  # r0 is unreadable afterwards
     MAP_VALUE_OR_NULL = auto()
+    RECORD_OR_NULL = auto()  # memory of CONST_SIZE bytes, to be released
+    DATA_OR_NULL = auto()  # memory of CONST_SIZE bytes, as long as its dynptr lives
+    SOCKET_OR_NULL = auto()  # to be released
+    OBJECT = auto()  # an object of the kernel: a program that calls this cannot be proven here
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +69,38 @@ class Helper:
     Template parameters: CTX and memory are `ptr`, everything else `i64`; MAP is not passed.
     A template whose first parameter is the run state although the helper takes no context says
     `needs_state`.  `interpret(machine, *arguments)` returns the new r0.
+
+    For the verifier: `maps` are the types the MAP argument may have, `sizes` the bytes of FIXED
+    arguments by position (from 1); `returns_size`: the result is an error, or at most the length
+    given; `writes_map` is refused on maps that are read-only for programs; `packet`: its memory may
+    lie in the packet; `gpl_only`; `xdp`: XDP programs may call it (else only tracing ones).
     """
 
     id: int
     name: str
     args: tuple[Arg, ...]
     ret: Ret
-    interpret: Callable[..., Any]
+    interpret: Callable[..., Any] | None = None
     template: Template | None = None
     map_op: str | None = None
     needs_state: bool = False
     changes_packet: bool = False  # packet pointers die, as in bpf_helper_changes_pkt_data()
+    maps: frozenset[MapType] | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    returns_size: bool = False
+    writes_map: bool = False
+    packet: bool = False
+    gpl_only: bool = False
+    xdp: bool = True
+
+    @property
+    def runs(self) -> bool:
+        """Is there code for it?  (The tail call is lowering's own.)"""
+        return self.template is not None or self.map_op is not None or self.id == TAIL_CALL
+
+    def size_of(self, position: int) -> int:
+        """Bytes of the FIXED argument there."""
+        return dict(self.sizes)[position]
+
+
+TAIL_CALL = 12

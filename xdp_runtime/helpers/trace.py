@@ -378,5 +378,7 @@ HELPERS = (
            _interpret_trace_printk,
            Template("trace_printk", _trace_printk, "i64(ptr, ptr, i64, i64, i64, i64)",
                     uses=(TRACE_FIELD, TRACE_PUT, TRACE_LENGTH), inline=False),
-           needs_state=True),
+           needs_state=True, gpl_only=True),
+    Helper(177, "trace_vprintk", (Arg.MEM, Arg.SIZE, Arg.MEM_OR_NULL, Arg.SIZE_OR_ZERO), Ret.SCALAR,
+           gpl_only=True),
 )

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import state
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
+from xdp_runtime.maps.dev import TO_STACK
+from xdp_runtime.object import MapType
 from xdp_runtime.template import Template
 
 if TYPE_CHECKING:
     from xdp_runtime.interp import Machine, Pointer
+    from xdp_runtime.maps.model import ModelDevMap
 
 Factory = Callable[..., Any]
-EACCES, EINVAL = 13, 22
+EACCES, EFAULT, EINVAL = 13, 14, 22
 ETH_HLEN = 14
 _ABORTED, _REDIRECT = int(state.Verdict.ABORTED), int(state.Verdict.REDIRECT)
 
@@ -136,13 +139,116 @@ def _interpret_redirect(machine: Machine, ifindex: int, flags: int) -> int:
     return _REDIRECT
 
 
+def _interpret_redirect_map(machine: Machine, map: ModelDevMap, index: int, flags: int) -> int:
+    if flags & ~3:
+        return _ABORTED
+    target = map.target(index)
+    if not target:
+        return flags
+    machine.redirect_ifindex = TO_STACK if map.spec.type == MapType.CPUMAP else target
+    return _REDIRECT
+
+
+# --- bytes of the packet -------------------------------------------------------------------------
+def _get_buff_len(m: Any) -> Factory:
+    def xdp_get_buff_len(run):  # type: ignore
+        return m.diff(m.load_ptr(run, state.DATA_END), m.load_ptr(run, state.DATA))
+
+    return xdp_get_buff_len
+
+
+def _interpret_get_buff_len(machine: Machine, ctx: Pointer) -> int:
+    return machine.packet.data_end - machine.packet.data
+
+
+def _reach(m: Any) -> Factory:
+    def xdp_reach(run, offset, size):  # type: ignore
+        """Are these bytes all in the packet?  offset and size are u32."""
+        data = m.load_ptr(run, state.DATA)
+        offset = offset & 0xFFFFFFFF
+        size = size & 0xFFFFFFFF
+        return 1 if offset + size <= m.diff(m.load_ptr(run, state.DATA_END), data) else 0
+
+    return xdp_reach
+
+
+REACH = Template("xdp_reach", _reach, "i64(ptr, i64, i64)")
+
+
+def _load_bytes(m: Any) -> Factory:
+    reach = m.extern(REACH)
+
+    def xdp_load_bytes(run, offset, to, size):  # type: ignore
+        if offset & 0xFFFFFFFF > 0xFFFF or size & 0xFFFFFFFF > 0xFFFF:
+            return -EFAULT
+        if reach(run, offset, size) == 0:
+            return -EINVAL
+        # what is in the packet may itself be where the bytes go
+        m.move(to, m.gep(m.load_ptr(run, state.DATA), offset & 0xFFFFFFFF), size & 0xFFFFFFFF)
+        return 0
+
+    return xdp_load_bytes
+
+
+def _store_bytes(m: Any) -> Factory:
+    reach = m.extern(REACH)
+
+    def xdp_store_bytes(run, offset, source, size):  # type: ignore
+        if offset & 0xFFFFFFFF > 0xFFFF or size & 0xFFFFFFFF > 0xFFFF:
+            return -EFAULT
+        if reach(run, offset, size) == 0:
+            return -EINVAL
+        m.move(m.gep(m.load_ptr(run, state.DATA), offset & 0xFFFFFFFF), source, size & 0xFFFFFFFF)
+        return 0
+
+    return xdp_store_bytes
+
+
+def _beyond(machine: Machine, offset: int, size: int) -> int:
+    """bpf_xdp_pointer()"""
+    if offset > 0xFFFF or size > 0xFFFF:
+        return -EFAULT
+    return -EINVAL if offset + size > machine.packet.data_end - machine.packet.data else 0
+
+
+def _interpret_load_bytes(machine: Machine, ctx: Pointer, offset: int, to: Pointer, size: int
+                          ) -> int:
+    offset &= 0xFFFFFFFF
+    if error := _beyond(machine, offset, size):
+        return error
+    first = machine.packet.data + offset
+    to.write(bytes(machine.packet.frame[first : first + size]))
+    return 0
+
+
+def _interpret_store_bytes(machine: Machine, ctx: Pointer, offset: int, source: bytes, size: int
+                           ) -> int:
+    offset &= 0xFFFFFFFF
+    if error := _beyond(machine, offset, size):
+        return error
+    first = machine.packet.data + offset
+    machine.packet.frame[first : first + size] = source
+    return 0
+
+
 HELPERS = (
     Helper(23, "redirect", (Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR, _interpret_redirect,
            Template("xdp_redirect", _redirect, "i64(ptr, i64, i64)"), needs_state=True),
+    Helper(51, "redirect_map", (Arg.MAP, Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR,
+           _interpret_redirect_map, map_op="redirect", needs_state=True,
+           maps=frozenset({MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.CPUMAP, MapType.XSKMAP})),
     Helper(44, "xdp_adjust_head", (Arg.CTX, Arg.ANYTHING), Ret.SCALAR, _interpret_adjust_head,
            Template("xdp_adjust_head", _adjust_head, "i64(ptr, i64)"), changes_packet=True),
     Helper(54, "xdp_adjust_meta", (Arg.CTX, Arg.ANYTHING), Ret.SCALAR, _interpret_adjust_meta,
            Template("xdp_adjust_meta", _adjust_meta, "i64(ptr, i64)"), changes_packet=True),
     Helper(65, "xdp_adjust_tail", (Arg.CTX, Arg.ANYTHING), Ret.SCALAR, _interpret_adjust_tail,
            Template("xdp_adjust_tail", _adjust_tail, "i64(ptr, i64)"), changes_packet=True),
+    Helper(188, "xdp_get_buff_len", (Arg.CTX,), Ret.SCALAR, _interpret_get_buff_len,
+           Template("xdp_get_buff_len", _get_buff_len, "i64(ptr)")),
+    Helper(189, "xdp_load_bytes", (Arg.CTX, Arg.ANYTHING, Arg.MEM_UNINIT, Arg.SIZE), Ret.SCALAR,
+           _interpret_load_bytes,
+           Template("xdp_load_bytes", _load_bytes, "i64(ptr, i64, ptr, i64)", (REACH,))),
+    Helper(190, "xdp_store_bytes", (Arg.CTX, Arg.ANYTHING, Arg.MEM, Arg.SIZE), Ret.SCALAR,
+           _interpret_store_bytes,
+           Template("xdp_store_bytes", _store_bytes, "i64(ptr, i64, ptr, i64)", (REACH,))),
 )

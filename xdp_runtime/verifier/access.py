@@ -7,14 +7,17 @@ Messages say what was known and what would have proven it.
 from __future__ import annotations
 
 from xdp_runtime.isa import STACK_SIZE_BYTES
-from xdp_runtime.object import MapFlag, MapType
+from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 from xdp_runtime.state import XDP_MD, XDP_MD_SIZE_BYTES
 from xdp_runtime.verifier import scalar
 from xdp_runtime.verifier.domain import Kind, Num, Ptr, Reg, State, mark_precise, name_of
 from xdp_runtime.verifier.env import Env, Refused
 
 MAX_VAR_OFF = 1 << 29  # BPF_MAX_VAR_OFF
+SOCKET_BYTES = 80  # struct bpf_sock
 _PACKET = (Kind.PACKET, Kind.PACKET_META)
+_CONSTANT = (GlobalKind.RODATA, GlobalKind.KCONFIG)
+_LOOKED_AT = (MapType.DEVMAP, MapType.DEVMAP_HASH)  # their values are the kernel's
 
 
 def pointer(reg: Reg, number: int) -> Ptr:
@@ -42,29 +45,32 @@ def check(env: Env, state: State, number: int, ptr: Ptr, off: int, size: int, *,
             raise Refused("type", f"r{number}: atomic operations on packet data are not allowed",
                           regs=(number,))
     elif kind is Kind.STACK:
-        _stack(number, ptr, off, size, atomic)
+        _stack(env, state, number, ptr, off, size, write)
     elif kind is Kind.MAP_VALUE:
         _map_value(env, number, ptr, off, size, write, zero_size)
         if atomic:
-            _aligned(number, ptr, off, size)
+            check_aligned(number, ptr, off, size)
     elif kind is Kind.MEM or kind is Kind.MAP_KEY:
-        limit = ptr.size if kind is Kind.MEM else env.maps[ptr.map].key_size
         if write and (ptr.readonly or kind is Kind.MAP_KEY):
             raise Refused("readonly", f"r{number} points to read-only memory", regs=(number,))
-        _region(number, ptr, off, size, limit, "memory", zero_size)
+        _region(number, ptr, off, size, ptr.size, "memory", zero_size)
         if atomic:
-            _aligned(number, ptr, off, size)
-    elif kind is Kind.MAP and not write:
-        _map_struct(number, off, size)
+            check_aligned(number, ptr, off, size)
+    elif kind is Kind.SOCKET:
+        if write:
+            raise Refused("readonly", f"r{number} points to a socket", regs=(number,))
+        if size > 4:
+            raise Refused("type", f"{size} bytes of a socket are read", regs=(number,))
+        _region(number, ptr, off, size, SOCKET_BYTES, "socket", False)
+        if atomic:
+            raise Refused("type", f"r{number}: atomic operations on sockets are not allowed",
+                          regs=(number,))
+        check_aligned(number, ptr, off, size)
     else:
         raise Refused("type", f"r{number} is {name_of(ptr)}, which cannot be "
                       f"{'written' if write else 'read'} through", regs=(number,))
     if env.observer is not None:
         env.observer.access(env.slot, ptr, off, size, write)
-
-
-def _map_struct(number: int, off: int, size: int) -> None:
-    raise Refused("type", f"r{number} is a map, whose inside cannot be read here", regs=(number,))
 
 
 def _packet(number: int, ptr: Ptr, off: int, size: int, zero_size: bool) -> None:
@@ -99,7 +105,7 @@ def _region(number: int, ptr: Ptr, off: int, size: int, limit: int, what: str,
         raise Refused("bounds", f"the offset in r{number} may be negative "
                       f"({scalar.describe(var)})",
                       "make the index unsigned or check that it is >= 0", regs=(number,))
-    if var.smax >= MAX_VAR_OFF:
+    if var.umax >= MAX_VAR_OFF:  # also where it may be negative, whatever room there is before
         raise Refused("bounds", f"the offset in r{number} has no upper limit "
                       f"({scalar.describe(var)})",
                       f"check that the index keeps within {limit} bytes", regs=(number,))
@@ -112,26 +118,31 @@ def _region(number: int, ptr: Ptr, off: int, size: int, limit: int, what: str,
 
 def _map_value(env: Env, number: int, ptr: Ptr, off: int, size: int, write: bool,
                zero_size: bool) -> None:
-    spec = env.maps[ptr.map]
-    if write and spec.flags & MapFlag.RDONLY_PROG:
+    spec = value_spec(env, ptr)
+    if write and (spec.flags & MapFlag.RDONLY_PROG or spec.global_kind in _CONSTANT
+                  or spec.type in _LOOKED_AT):
         raise Refused("readonly", f"map {spec.name} is read-only for programs", regs=(number,))
     if not write and spec.flags & MapFlag.WRONLY_PROG:
         raise Refused("readonly", f"map {spec.name} is write-only for programs", regs=(number,))
-    limit = inner_spec_size(env, ptr)
-    _region(number, ptr, off, size, limit, f"value of map {spec.name}", zero_size)
+    _region(number, ptr, off, size, spec.value_size, f"value of map {spec.name}", zero_size)
+    for field in env.fields(spec):
+        low = high = ptr.off + off
+        if ptr.var is not None:
+            low, high = low + ptr.var.smin, high + ptr.var.smax
+        if low < field.offset + field.size and field.offset < high + size:
+            raise Refused("lock", f"r{number}: the struct {field.name} in the value of map "
+                          f"{spec.name} is for helpers only", regs=(number,))
 
 
-def inner_spec_size(env: Env, ptr: Ptr) -> int:
-    """Bytes of the value a map value pointer points into."""
+def value_spec(env: Env, ptr: Ptr) -> MapSpec:
+    """The definition of the map that a map value pointer points into."""
     spec = env.maps[ptr.map]
-    if ptr.size:
-        return ptr.size
     if spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS) and spec.inner is not None:
-        return spec.inner.value_size
-    return spec.value_size
+        return spec.inner
+    return spec
 
 
-def _aligned(number: int, ptr: Ptr, off: int, size: int) -> None:
+def check_aligned(number: int, ptr: Ptr, off: int, size: int) -> None:
     where = ptr.off + off
     mask, value = (0, 0) if ptr.var is None else (ptr.var.mask, ptr.var.value)
     if (where + value) % size or mask & (size - 1):
@@ -139,13 +150,15 @@ def _aligned(number: int, ptr: Ptr, off: int, size: int) -> None:
                       regs=(number,))
 
 
-def _stack(number: int, ptr: Ptr, off: int, size: int, atomic: bool) -> None:
+def _stack(env: Env, state: State, number: int, ptr: Ptr, off: int, size: int, write: bool
+           ) -> None:
     low, high = stack_range(number, ptr, off)
     if (size and (ptr.off + off + (ptr.var.value if ptr.var is not None else 0)) % size) or (
             ptr.var is not None and ptr.var.mask & (size - 1)):
         raise Refused("align", f"{size} bytes of stack at r10{low:+d} are not aligned",
                       regs=(number,))
     check_stack_bounds(number, low, high + size)
+    env.use_stack(state.frames[ptr.frame], low)
 
 
 def stack_range(number: int, ptr: Ptr, off: int) -> tuple[int, int]:
@@ -161,7 +174,7 @@ def stack_range(number: int, ptr: Ptr, off: int) -> tuple[int, int]:
 
 
 def check_stack_bounds(number: int, low: int, high: int) -> None:
-    if low < -STACK_SIZE_BYTES or high > 0 or low >= 0 > high:
+    if low < -STACK_SIZE_BYTES or high > 0 or low >= 0:
         raise Refused("stack", f"stack bytes [r10{low:+d}, r10{high:+d}) are outside the "
                       f"{STACK_SIZE_BYTES} bytes of the frame", regs=(number,))
 

@@ -17,6 +17,10 @@ _MOVABLE = (Kind.PACKET, Kind.PACKET_META, Kind.STACK, Kind.MAP_VALUE, Kind.MEM,
             Kind.CTX)
 _ANY = Num(scalar.UNKNOWN)
 _ANY32 = Num(scalar.unsigned(4))
+_SHIFTING = (AluOp.ADD, AluOp.SUB)
+_SHIFTS = (AluOp.LSH, AluOp.RSH, AluOp.ARSH)
+_DIVISIONS = (AluOp.DIV, AluOp.MOD, AluOp.SDIV, AluOp.SMOD)
+_U32_MAX = 0xFFFFFFFF
 _S64_MIN = -(1 << 63)
 
 
@@ -25,8 +29,16 @@ def combine(env: Env, op: AluOp, is64: bool, left: Num | Ptr, right: Num | Ptr,
     """The new value of r<dst>.  `src` is the source register, -1 for an immediate."""
     if isinstance(left, Num):
         if isinstance(right, Num):
-            return Num(scalar_alu.alu(op, is64, left.range, right.range), 0,
-                       merged(left.tokens, right.tokens))
+            if not _computed(op, is64, right.range):
+                return _ANY
+            result = scalar_alu.alu(op, is64, left.range, right.range)
+            tokens = merged(left.tokens, right.tokens)
+            if left.id and right.range.is_const and op in _SHIFTING:
+                step = right.range.smin if is64 else right.range.s32min
+                step = step if op is AluOp.ADD else -step
+                if is64 or (left.range.umin + step >= 0 and left.range.umax + step <= _U32_MAX):
+                    return Num(result, left.id, tokens, left.delta + step)
+            return Num(result, 0, tokens)
         if op is AluOp.SUB and not is64:
             return _ANY32
         if not is64 or op is not AluOp.ADD:
@@ -47,6 +59,15 @@ def combine(env: Env, op: AluOp, is64: bool, left: Num | Ptr, right: Num | Ptr,
     raise _refuse(op, left, dst)
 
 
+def _computed(op: AluOp, is64: bool, right: Scalar) -> bool:
+    """Does the kernel make anything of such an operation? (is_safe_to_compute_dst_reg_range)
+
+    More can be known (scalar_alu.py does); a program that needs it would not load there."""
+    if op in _DIVISIONS:
+        return False
+    return op not in _SHIFTS or (right.is_const and right.umax < (64 if is64 else 32))
+
+
 def _refuse(op: AluOp, pointer: Ptr, number: int) -> Refused:
     return Refused("arithmetic", f"{op.name.lower()} on r{number}, which is {name_of(pointer)}",
                    regs=(number,))
@@ -57,6 +78,9 @@ def move(env: Env, ptr: Ptr, by: Num, down: bool, number: int) -> Ptr:
     if ptr.nullable:
         raise Refused("null", f"arithmetic on r{number}, {name_of(ptr)}",
                       f"check `r{number} != 0` first", regs=(number,))
+    if ptr.kind is Kind.MAP and not down and by.range.is_const and by.range.const == 0:
+        mark_precise(by.tokens)
+        return ptr
     if ptr.kind not in _MOVABLE:
         raise Refused("arithmetic", f"arithmetic on r{number}, which is {name_of(ptr)}",
                       regs=(number,))

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xdp_runtime.isa import Imm, JmpOp, JumpIf, Reg
-from xdp_runtime.verifier import scalar, scalar_branch
+from xdp_runtime.isa import AluOp, Imm, JmpOp, JumpIf, Reg
+from xdp_runtime.verifier import scalar, scalar_alu, scalar_branch
 from xdp_runtime.verifier.domain import (
     Kind,
     Num,
     Ptr,
     Slot,
     State,
+    Token,
     mark_precise,
     merged,
-    name_of,
 )
-from xdp_runtime.verifier.env import Refused
 
 # reg_not_null: of other pointers the kernel looks at both sides
 _NEVER_NULL = (Kind.MAP_VALUE, Kind.MAP, Kind.MEM, Kind.MAP_KEY)
@@ -46,7 +45,7 @@ def outcomes(state: State, insn: JumpIf) -> tuple[State | None, State | None]:
         return _pointer_and_number(state, insn, left, right)
     if isinstance(left, Ptr) and isinstance(right, Ptr):
         return _pointers(state, insn, left, right)
-    raise Refused("type", f"a number is compared with {name_of(right)}", regs=(insn.dst,))
+    return state.copy(), state  # a number and a pointer: nothing is learned
 
 
 def _numbers(state: State, insn: JumpIf, left: Num, right: Num
@@ -75,14 +74,29 @@ def _numbers(state: State, insn: JumpIf, left: Num, right: Num
 
 
 def _learn(state: State, reg: int, old: Num, range_: scalar.Scalar,
-           tokens: tuple[object, ...]) -> None:
+           tokens: tuple[Token, ...]) -> None:
+    """The number in `reg` is within `range_`, as the numbers behind `tokens` have shown; so are
+    its copies, and what differs from them by a constant."""
     if range_ == old.range:
         return
-    fresh = Num(range_, old.id, tokens)  # type: ignore[arg-type]
-    state.top.regs[reg] = fresh
-    if old.id:
-        replace_all(state, lambda value: fresh
-                    if isinstance(value, Num) and value.id == old.id else None)
+    state.top.regs[reg] = Num(range_, old.id, tokens, old.delta)
+    if not old.id:
+        return
+    number, delta = old.id, old.delta
+
+    def new(value: Num | Ptr) -> Num | None:
+        if not isinstance(value, Num) or value.id != number:
+            return None
+        if value.delta == delta:
+            known: scalar.Scalar | None = range_
+        else:
+            known = scalar.meet(value.range, scalar_alu.alu(
+                AluOp.ADD, True, range_, scalar.const(value.delta - delta)))
+        # None: no number is in both, so this path cannot be; what was known before holds
+        return None if known is None else Num(known, number, merged(value.tokens, tokens),
+                                              value.delta)
+
+    replace_all(state, new)
 
 
 def replace_all(state: State, new: Callable[[Num | Ptr], Num | Ptr | None]) -> None:
@@ -123,7 +137,8 @@ def _mark_null(state: State, ptr: Ptr, null: bool) -> None:
 
     def new(value: Num | Ptr) -> Num | Ptr | None:
         if isinstance(value, Ptr) and value.nullable and value.id == ptr.id:
-            return _ZERO if null else value.but(nullable=False, id_=value.id if value.ref else 0)
+            return _ZERO if null else value.but(
+                nullable=False, id_=value.id if value.ref or value.keep_id else 0)
         return None
 
     replace_all(state, new)

@@ -1,7 +1,8 @@
-"""Helper calls: is every argument what the prototype wants, and what is r0 afterwards?
+"""Helper calls: is every argument what the prototype wants, and what is true afterwards?
+(check_helper_call, kernel/bpf/verifier.c)
 
-The prototypes are data (helpers/proto.py); this file only knows what each kind of argument means
-(check_helper_call, check_func_arg, kernel/bpf/verifier.c).
+A call may have more than one outcome: the other ones are appended to `others`, as (slot, state)
+or, where the function at hand is left at once, (LEAVE, state).
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from typing import assert_never
 
 from xdp_runtime.helpers import kernel_name
-from xdp_runtime.helpers.proto import Arg, Helper, Ret
+from xdp_runtime.helpers.proto import TAIL_CALL, Arg, Helper, Ret
 from xdp_runtime.isa import POISON
 from xdp_runtime.object import MapFlag, MapSpec, MapType
-from xdp_runtime.verifier import access, scalar, stack
+from xdp_runtime.verifier import arguments, callbacks, references, scalar, stack
 from xdp_runtime.verifier.domain import (
     Kind,
     Num,
@@ -21,25 +22,20 @@ from xdp_runtime.verifier.domain import (
     Slot,
     State,
     mark_precise,
-    name_of,
 )
 from xdp_runtime.verifier.env import Env, Refused
 
-TAIL_CALL = 12
-_MAX_SIZE = 1 << 29  # BPF_MAX_VAR_SIZ
-_LOOKUP = frozenset({
-    MapType.HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_HASH,
-    MapType.LRU_PERCPU_HASH, MapType.LPM_TRIE, MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS,
-    MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.XSKMAP})
-_CHANGE = frozenset({
-    MapType.HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_HASH,
-    MapType.LRU_PERCPU_HASH, MapType.LPM_TRIE})
-# check_map_func_compatibility: which maps a helper takes
-_TAKES: dict[int, frozenset[MapType]] = {
-    1: _LOOKUP, 2: _CHANGE, 3: _CHANGE, TAIL_CALL: frozenset({MapType.PROG_ARRAY}),
-}
-_PACKET = (Kind.PACKET, Kind.PACKET_META)
+__all__ = ["LEAVE", "TAIL_CALL", "call", "forget_packet", "helper_of"]
+
+LEAVE = -2
+_SPIN_LOCK, _SPIN_UNLOCK, _TIMER_INIT, _DYNPTR_FROM_MEM = 93, 94, 169, 197
+_WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED_UNINIT, Arg.MAP_VALUE_UNINIT)
 _ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
+_GPL = frozenset({"GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL",
+                  "Dual MPL/GPL"})  # license_is_gpl_compatible
+_MAX_ERRNO = 4095
+_XDP_SOCK_BYTES = 4  # struct bpf_xdp_sock
+Outcomes = list[tuple[int, State]]
 
 
 def helper_of(env: Env, number: int) -> Helper:
@@ -48,25 +44,23 @@ def helper_of(env: Env, number: int) -> Helper:
         raise Refused("helper", f"the target's types do not have {lacking}",
                       "ask bpf_core_field_exists or its like first")
     helper = env.entry.helpers.get(number)
-    if helper is None:
-        raise Refused("helper", f"helper {kernel_name(number)} (number {number}) is not supported")
+    if helper is None or not helper.xdp:
+        raise Refused("helper", f"helper {kernel_name(number)} (number {number}) is "
+                      + ("not supported" if helper is None else "not for XDP programs"))
+    if helper.gpl_only and env.obj.license not in _GPL:
+        raise Refused("helper", f"{kernel_name(number)} is for programs under the GPL, this one "
+                      f"is {env.obj.license!r}", 'char _license[] SEC("license") = "GPL";')
     return helper
 
 
-def spec_of(env: Env, ptr: Ptr) -> MapSpec:
-    """The definition behind a map pointer; `size` 1 marks an inner map, just looked up."""
-    spec = env.maps[ptr.map]
-    return spec.inner if ptr.size and spec.inner is not None else spec
-
-
-def call(env: Env, state: State, number: int) -> None:
+def call(env: Env, state: State, number: int, others: Outcomes) -> None:
     """Prove the call and change `state` from before to after it.  Raises Refused."""
     helper = helper_of(env, number)
     regs = state.top.regs
+    if state.lock is not None and number != _SPIN_UNLOCK:
+        raise Refused("lock", f"{helper.name} is called while a spin lock is held")
     spec: MapSpec | None = None
     map_ptr: Ptr | None = None
-    if state.lock and number not in (93, 94):
-        raise Refused("lock", f"{helper.name} is called while a spin lock is held")
     for position, arg in enumerate(helper.args, 1):
         if arg is Arg.UNCHECKED:
             continue
@@ -75,138 +69,82 @@ def call(env: Env, state: State, number: int) -> None:
             raise Refused("uninit", f"{helper.name}: r{position} holds nothing",
                           regs=(position,))
         if arg is Arg.MAP:
-            if not isinstance(value, Ptr) or value.kind is not Kind.MAP or value.nullable:
-                raise Refused("helper", f"{helper.name}: r{position} must be a map, is "
-                              f"{name_of(value)}", regs=(position,))
-            map_ptr, spec = value, spec_of(env, value)
-            _check_map(helper, spec)
+            spec = arguments.map_argument(env, helper, position, value)
+            assert isinstance(value, Ptr)
+            map_ptr = value
         else:
-            _argument(env, state, helper, spec, arg, position, value)
-    never_null = spec is not None and helper.ret is Ret.MAP_VALUE_OR_NULL and (
-        _constant_index(state, spec))
-    for position, arg in enumerate(helper.args, 1):
-        if arg is Arg.MEM_UNINIT:
-            _overwritten(state, helper, position)
+            arguments.check(env, state, helper, spec, arg, position, value)
+    if Arg.CALLBACK in helper.args:
+        inner = callbacks.push(env, state, number, spec)
+        if inner is not None:
+            others.append(inner)
+        state.top.depth = 0
+    never_null = map_ptr is not None and spec is not None and number == 1 and (
+        _constant_index(state, map_ptr, spec))
+    result = _result(env, state, helper, map_ptr, spec, never_null)
+    _effects(env, state, helper)
     if number == TAIL_CALL:
-        _tail_call(env, state)
+        _tail_call(env, state, others)
     if helper.changes_packet:
         forget_packet(state)
     regs[1:6] = [None] * 5
-    regs[0] = _result(env, helper, map_ptr, spec, never_null)
+    regs[0] = result
 
 
-def _check_map(helper: Helper, spec: MapSpec) -> None:
-    takes = _TAKES.get(helper.id)
-    if takes is not None and spec.type not in takes:
-        kind = MapType(spec.type).name if spec.type in set(MapType) else str(spec.type)
-        raise Refused("map", f"{helper.name} does not work on map {spec.name} of type {kind}")
-    if helper.id in (2, 3) and spec.flags & MapFlag.RDONLY_PROG:
-        raise Refused("readonly", f"map {spec.name} is read-only for programs")
-    if helper.id == 1 and spec.flags & MapFlag.WRONLY_PROG:
-        raise Refused("readonly", f"map {spec.name} is write-only for programs")
+def _effects(env: Env, state: State, helper: Helper) -> None:
+    """What the call does to memory, references and locks."""
+    regs = state.top.regs
+    for position, arg in enumerate(helper.args, 1):
+        value = regs[position]
+        if arg in _WRITTEN:
+            arguments.overwritten(env, state, helper, position)
+        elif arg is Arg.DYNPTR_UNINIT:
+            assert value is not None
+            _make_dynptr(env, state, helper, value)
+        elif arg in (Arg.RECORD, Arg.SOCKET_RELEASE):
+            assert isinstance(value, Ptr)
+            references.release(state, value.ref)
+        elif arg is Arg.DYNPTR_RELEASE:
+            assert value is not None
+            references.release(state, references.dynptr(env, state, position, value).ref)
+        elif arg is Arg.SPIN_LOCK:
+            assert isinstance(value, Ptr)
+            _lock(state, helper, value)
+    if helper.id == _TIMER_INIT:
+        timer, owner = regs[1], regs[2]
+        assert isinstance(timer, Ptr) and isinstance(owner, Ptr)
+        if timer.map != owner.map:
+            raise Refused("map", "timer_init: r2 is not the map that the timer in r1 is in",
+                          regs=(1, 2))
 
 
-def _argument(env: Env, state: State, helper: Helper, spec: MapSpec | None, arg: Arg,
-              position: int, value: Num | Ptr) -> None:
-    match arg:
-        case Arg.ANYTHING | Arg.UNCHECKED:
-            pass
-        case Arg.CTX:
-            if not isinstance(value, Ptr) or value.kind is not Kind.CTX or value.off:
-                raise Refused("helper", f"{helper.name}: r{position} must be the context, is "
-                              f"{name_of(value)}", regs=(position,))
-        case Arg.MAP_KEY | Arg.MAP_VALUE:
-            assert spec is not None
-            size = spec.key_size if arg is Arg.MAP_KEY else spec.value_size
-            memory(env, state, helper.name, position, value, size, write=False)
-        case Arg.TEXT:
-            memory(env, state, helper.name, position, value, 1, write=False)
-        case Arg.MEM | Arg.MEM_OR_NULL | Arg.MEM_UNINIT:
-            _sized_memory(env, state, helper, arg, position, value)
-        case Arg.SIZE | Arg.SIZE_OR_ZERO:
-            pass  # checked with the memory before it
-        case Arg.MAP:
-            raise AssertionError("handled by the caller")
-        case _:
-            assert_never(arg)
-
-
-def _sized_memory(env: Env, state: State, helper: Helper, arg: Arg, position: int,
-                  value: Num | Ptr) -> None:
-    length = state.top.regs[position + 1]
-    number = position + 1
-    if not isinstance(length, Num):
-        raise Refused("helper", f"{helper.name}: r{number} must be a length, is "
-                      f"{name_of(length)}", regs=(number,))
-    span = length.range
-    zero_ok = helper.args[position] is Arg.SIZE_OR_ZERO
-    if span.smin < 0:
-        raise Refused("bounds", f"{helper.name}: the length in r{number} may be negative "
-                      f"({scalar.describe(span)})", "make it unsigned or check that it is >= 0",
-                      regs=(number,))
-    if span.umin == 0 and not zero_ok:
-        raise Refused("bounds", f"{helper.name}: the length in r{number} may be 0",
-                      f"check that r{number} > 0", regs=(number,))
-    if span.umax >= _MAX_SIZE:
-        raise Refused("bounds", f"{helper.name}: the length in r{number} has no upper limit",
-                      "check it against the size of the buffer", regs=(number,))
-    mark_precise(length.tokens)
-    if arg is Arg.MEM_OR_NULL and isinstance(value, Num) and value.range.is_const and (
-            value.range.const == 0):
-        mark_precise(value.tokens)
-        if span.umax:
-            raise Refused("helper", f"{helper.name}: r{position} is null, r{number} is not 0",
-                          regs=(position, number))
+def _make_dynptr(env: Env, state: State, helper: Helper, value: Num | Ptr) -> None:
+    if helper.id != _DYNPTR_FROM_MEM:
+        references.make_dynptr(env, state, value, references.RING, False)
         return
-    if arg is Arg.MEM_OR_NULL and isinstance(value, Ptr) and value.nullable and not span.umax:
-        return
-    memory(env, state, helper.name, position, value, span.umax,
-           write=arg is Arg.MEM_UNINIT, zero_size=zero_ok)
+    data = state.top.regs[1]
+    if not isinstance(data, Ptr) or data.kind is not Kind.MAP_VALUE:
+        raise Refused("type", "dynptr_from_mem: r1 must point into a map's value", regs=(1,))
+    references.make_dynptr(env, state, value, references.LOCAL, False)
 
 
-def memory(env: Env, state: State, who: str, position: int, value: Num | Ptr, size: int, *,
-           write: bool, zero_size: bool = False) -> None:
-    """`size` bytes that a helper reads or writes."""
-    if isinstance(value, Num):
-        raise Refused("helper", f"{who}: r{position} must point to memory, is a number",
-                      regs=(position,))
-    if value.nullable:
-        raise Refused("null", f"{who}: r{position} is {name_of(value)}",
-                      f"check `r{position} != 0` first", regs=(position,))
-    if value.kind is Kind.STACK:
-        low, high = access.stack_range(position, value, 0)
-        if size == 0:
-            return
-        access.check_stack_bounds(position, low, high + size)
-        if value.var is not None:
-            mark_precise(value.tokens)
-        if not write:
-            stack.touch(state.frames[value.frame], low, high + size)
-        return
-    if value.kind in _PACKET or value.kind in (Kind.MAP_VALUE, Kind.MEM, Kind.MAP_KEY):
-        access.check(env, state, position, value, 0, size, write=write, zero_size=zero_size)
-        return
-    raise Refused("helper", f"{who}: r{position} must point to memory, is {name_of(value)}",
-                  regs=(position,))
+def _lock(state: State, helper: Helper, value: Ptr) -> None:
+    if helper.id == _SPIN_LOCK:
+        state.lock = value.map, value.id
+    elif state.lock is None:
+        raise Refused("lock", "bpf_spin_unlock without a lock that is held", regs=(1,))
+    elif state.lock != (value.map, value.id):
+        raise Refused("lock", "bpf_spin_unlock of another lock than is held", regs=(1,))
+    else:
+        state.lock = None
 
 
-def _overwritten(state: State, helper: Helper, position: int) -> None:
-    value, length = state.top.regs[position], state.top.regs[position + 1]
-    if isinstance(value, Ptr) and value.kind is Kind.STACK and isinstance(length, Num):
-        frame = state.frames[value.frame]
-        low, high = access.stack_range(position, value, 0)
-        if low == high and length.range.is_const:
-            if length.range.umax:
-                stack.scatter(frame, low, length.range.umax, zero=False)
-        else:
-            stack.scatter_somewhere(frame, low, high + length.range.umax)
-
-
-def _constant_index(state: State, spec: MapSpec) -> bool:
+def _constant_index(state: State, map_ptr: Ptr, spec: MapSpec) -> bool:
     """The key of an array lookup is a constant within the array: the lookup cannot fail."""
     key = state.top.regs[2]
-    if spec.type not in _ARRAYS or not isinstance(key, Ptr) or key.kind is not Kind.STACK or (
-            key.var is not None):
+    if map_ptr.size or spec.type not in _ARRAYS or spec.flags & MapFlag.INNER_MAP:
+        return False
+    if not isinstance(key, Ptr) or key.kind is not Kind.STACK or key.var is not None:
         return False
     if spec.key_size != 4 or key.off % 4:
         return False
@@ -220,11 +158,17 @@ def _constant_index(state: State, spec: MapSpec) -> bool:
     return True
 
 
-def _tail_call(env: Env, state: State) -> None:
-    if len(state.frames) > 1 and env.obj.btf is None:
-        raise Refused("call", "bpf_tail_call in a function needs BTF", "compile with -g")
+def _tail_call(env: Env, state: State, others: Outcomes) -> None:
     if state.refs:
         raise Refused("reference", "bpf_tail_call while a reference is held", "release it before")
+    if len(state.frames) > 1:  # what is called returns to the caller of this function
+        if env.obj.btf is None:
+            raise Refused("call", "bpf_tail_call in a function needs types (BTF)",
+                          "compile with -g")
+        left = state.copy()
+        forget_packet(left)
+        left.top.regs[0] = Num(scalar.UNKNOWN)
+        others.append((LEAVE, left))
 
 
 def forget_packet(state: State) -> None:
@@ -243,18 +187,57 @@ def forget_packet(state: State) -> None:
                 own[base] = Slot(None, 0, 0xFF, 0, old.token)
 
 
-def _result(env: Env, helper: Helper, map_ptr: Ptr | None, spec: MapSpec | None,
+def _result(env: Env, state: State, helper: Helper, map_ptr: Ptr | None, spec: MapSpec | None,
             never_null: bool) -> Reg:
     match helper.ret:
         case Ret.SCALAR:
+            if helper.returns_size:
+                return Num(_error_or_size(state, helper))
             return Num(scalar.UNKNOWN)
         case Ret.VOID:
             return None
         case Ret.MAP_VALUE_OR_NULL:
             assert map_ptr is not None and spec is not None
+            number = env.next_id()
             if spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
-                return Ptr(Kind.MAP, map_=map_ptr.map, nullable=True, id_=env.next_id(), size=1)
-            return Ptr(Kind.MAP_VALUE, map_=map_ptr.map, id_=env.next_id(),
-                       nullable=not never_null, size=spec.value_size if map_ptr.size else 0)
+                return Ptr(Kind.MAP, map_=map_ptr.map, nullable=True, id_=number, size=1)
+            if spec.type == MapType.XSKMAP:
+                return Ptr(Kind.MEM, nullable=True, id_=number, size=_XDP_SOCK_BYTES,
+                           readonly=True)
+            return Ptr(Kind.MAP_VALUE, map_=map_ptr.map, id_=number, nullable=not never_null,
+                       keep_id=bool(env.fields(spec)))
+        case Ret.RECORD_OR_NULL:
+            reference = references.acquire(env, state)
+            return Ptr(Kind.MEM, nullable=True, id_=reference, ref=reference,
+                       size=_constant(state, helper))
+        case Ret.SOCKET_OR_NULL:
+            reference = references.acquire(env, state)
+            return Ptr(Kind.SOCKET, nullable=True, id_=reference, ref=reference)
+        case Ret.DATA_OR_NULL:
+            source = state.top.regs[1]
+            assert source is not None
+            dynptr = references.dynptr(env, state, 1, source)
+            return Ptr(Kind.MEM, nullable=True, id_=env.next_id(), owner=dynptr.id,
+                       size=_constant(state, helper), readonly=dynptr.readonly)
+        case Ret.OBJECT:
+            raise Refused("helper", f"{helper.name} returns an object of the kernel, which does "
+                          "not exist here")
         case _:
             assert_never(helper.ret)
+
+
+def _constant(state: State, helper: Helper) -> int:
+    """The number in the CONST_SIZE argument."""
+    value = state.top.regs[helper.args.index(Arg.CONST_SIZE) + 1]
+    assert isinstance(value, Num)
+    return value.range.umax
+
+
+def _error_or_size(state: State, helper: Helper) -> scalar.Scalar:
+    most = 0
+    for position, arg in enumerate(helper.args, 1):
+        if arg in (Arg.SIZE, Arg.SIZE_OR_ZERO):
+            length = state.top.regs[position]
+            assert isinstance(length, Num)
+            most = length.range.umax
+    return scalar.from_signed_range(-_MAX_ERRNO, most)

@@ -34,23 +34,31 @@ class Token:
         self.read = False
 
 
-def mark_precise(tokens: tuple[Token, ...]) -> None:
-    """The value decided something: every remembered number behind it matters."""
+def mark_precise(tokens: tuple[Token, ...]) -> bool:
+    """The value decided something: every remembered number behind it matters.
+
+    True if that is news."""
     todo = [t for t in tokens if not t.precise]
+    news = bool(todo)
     while todo:
         token = todo.pop()
         if not token.precise:
             token.precise = True
             todo.extend(token.parents)
+    return news
 
 
-def mark_read(token: Token | None) -> None:
-    todo = [token] if token is not None else []
+def mark_read(token: Token | None) -> bool:
+    """Something read the slot; True if that is news."""
+    if token is None or token.read:
+        return False
+    todo = [token]
     while todo:
         one = todo.pop()
         if not one.read:
             one.read = True
             todo.extend(one.parents)
+    return True
 
 
 def merged(a: tuple[Token, ...], b: tuple[Token, ...]) -> tuple[Token, ...]:
@@ -62,12 +70,15 @@ def merged(a: tuple[Token, ...], b: tuple[Token, ...]) -> tuple[Token, ...]:
 
 
 class Num:
-    """A number: its range, the id it shares with its copies (0: none), where it came from."""
+    """A number: its range, the id it shares with its copies (0: none), where it came from.
 
-    __slots__ = ("id", "range", "tokens")
+    `delta`: it is that much more than the others with the same id and no delta (modulo 2^64)."""
 
-    def __init__(self, range_: Scalar, id_: int = 0, tokens: tuple[Token, ...] = ()) -> None:
-        self.range, self.id, self.tokens = range_, id_, tokens
+    __slots__ = ("delta", "id", "range", "tokens")
+
+    def __init__(self, range_: Scalar, id_: int = 0, tokens: tuple[Token, ...] = (),
+                 delta: int = 0) -> None:
+        self.range, self.id, self.tokens, self.delta = range_, id_, tokens, delta
 
 
 class Kind(IntEnum):
@@ -81,28 +92,36 @@ class Kind(IntEnum):
     MEM = 8  # memory of a known size: a ring buffer record, dynptr data
     MAP_KEY = 9  # in a callback of for_each_map_elem
     FUNC = 10
-    SOCKET = 11  # what a lookup returned; nobody here can have one
-    DYNPTR = 12
+    SOCKET = 11  # what a lookup returned
+    DYNPTR = 12  # on the stack: half of one; in a register: one that a callback was given
+    ITER = 13  # on the stack: an open-coded iterator
 
 
 class Ptr:
     """A pointer.  `off` is constant, `var` a range of further bytes (None: zero).
 
     `id`: shared by pointers with the same variable offset (packet) or by copies of one that may
-    be null.  `range`: proven bytes of a packet pointer.  `map`: the map's index, or -1.  `frame`:
-    call depth of a stack pointer.  `size`: bytes of MEM.  `ref`: the reference it holds, 0: none.
+    be null; where `keep_id` is set it tells one map value from another even after the check, for
+    its lock.  `range`: proven bytes of a packet pointer.  `map`: the map's index, or -1.
+    `frame`: call depth of a stack pointer.  `size`: bytes of MEM; of a MAP, 1: it is an inner
+    map; of a MAP_VALUE, the bytes of an inner map's value.  `ref`: the reference it holds, 0:
+    none.  `owner`: the dynptr whose data it points to.
+
+    On the stack, DYNPTR and ITER are no pointers but the objects themselves: `off` is the half
+    (0 or 8), `size` a word of stack_objects.py on its state.
     """
 
-    __slots__ = ("frame", "id", "kind", "map", "nullable", "off", "range", "readonly", "ref",
-                 "size", "tokens", "var")
+    __slots__ = ("frame", "id", "keep_id", "kind", "map", "nullable", "off", "owner", "range",
+                 "readonly", "ref", "size", "tokens", "var")
 
     def __init__(self, kind: Kind, off: int = 0, var: Scalar | None = None, id_: int = 0,
                  range_: int = 0, map_: int = -1, frame: int = 0, nullable: bool = False,
                  size: int = 0, ref: int = 0, readonly: bool = False,
-                 tokens: tuple[Token, ...] = ()) -> None:
+                 tokens: tuple[Token, ...] = (), keep_id: bool = False, owner: int = 0) -> None:
         self.kind, self.off, self.var, self.id = kind, off, var, id_
         self.range, self.map, self.frame, self.nullable = range_, map_, frame, nullable
         self.size, self.ref, self.readonly, self.tokens = size, ref, readonly, tokens
+        self.keep_id, self.owner = keep_id, owner
 
     def but(self, *, off: int | None = None, id_: int | None = None, range_: int | None = None,
             nullable: bool | None = None) -> Ptr:
@@ -110,13 +129,13 @@ class Ptr:
         return Ptr(self.kind, self.off if off is None else off, self.var,
                    self.id if id_ is None else id_, self.range if range_ is None else range_,
                    self.map, self.frame, self.nullable if nullable is None else nullable,
-                   self.size, self.ref, self.readonly, self.tokens)
+                   self.size, self.ref, self.readonly, self.tokens, self.keep_id, self.owner)
 
     def at(self, off: int, var: Scalar | None, id_: int, range_: int,
            tokens: tuple[Token, ...]) -> Ptr:
         """The same object at another offset."""
         return Ptr(self.kind, off, var, id_, range_, self.map, self.frame, self.nullable,
-                   self.size, self.ref, self.readonly, tokens)
+                   self.size, self.ref, self.readonly, tokens, self.keep_id, self.owner)
 
 
 Reg = Num | Ptr | None
@@ -138,19 +157,24 @@ class Slot:
 
 
 class Frame:
-    """One function's activation: its registers, its stack, where it returns to."""
+    """One function's activation: its registers, its stack, where it returns to.
 
-    __slots__ = ("callback", "entry", "owned", "regs", "return_slot", "stack")
+    `callback`: the helper that calls this frame again and again, 0: a plain call.  Such a frame
+    returns to the call itself.  `depth`: how often that helper did call from this frame.
+    """
+
+    __slots__ = ("callback", "depth", "entry", "owned", "regs", "return_slot", "stack")
 
     def __init__(self, regs: list[Reg], stack: dict[int, Slot], return_slot: int, entry: int,
-                 callback: int = 0) -> None:
+                 callback: int = 0, depth: int = 0) -> None:
         self.regs, self.stack, self.return_slot, self.entry = regs, stack, return_slot, entry
-        self.callback = callback  # helper that calls this frame again and again, 0: a plain call
+        self.callback, self.depth = callback, depth
         self.owned = True
 
     def copy(self) -> Frame:
         self.owned = False
-        twin = Frame(list(self.regs), self.stack, self.return_slot, self.entry, self.callback)
+        twin = Frame(list(self.regs), self.stack, self.return_slot, self.entry, self.callback,
+                     self.depth)
         twin.owned = False
         return twin
 
@@ -162,19 +186,25 @@ class Frame:
 
 
 class State:
-    """Everything known at one point of one path."""
+    """Everything known at one point of one path.
 
-    __slots__ = ("frames", "lock", "refs")
+    `refs`: references acquired and not released.  `lock`: (map, id) of the value whose spin lock
+    is held.  `rounds`: how often this path went round a loop that ends by itself (a helper's, an
+    iterator's, may_goto): there, a state may repeat.
+    """
 
-    def __init__(self, frames: list[Frame], refs: tuple[int, ...] = (), lock: int = 0) -> None:
-        self.frames, self.refs, self.lock = frames, refs, lock
+    __slots__ = ("frames", "lock", "refs", "rounds")
+
+    def __init__(self, frames: list[Frame], refs: tuple[int, ...] = (),
+                 lock: tuple[int, int] | None = None, rounds: int = 0) -> None:
+        self.frames, self.refs, self.lock, self.rounds = frames, refs, lock, rounds
 
     @property
     def top(self) -> Frame:
         return self.frames[-1]
 
     def copy(self) -> State:
-        return State([frame.copy() for frame in self.frames], self.refs, self.lock)
+        return State([frame.copy() for frame in self.frames], self.refs, self.lock, self.rounds)
 
 
 _NAMES = {
@@ -183,6 +213,7 @@ _NAMES = {
     Kind.STACK: "a stack pointer", Kind.MAP_VALUE: "a map value pointer", Kind.MAP: "a map",
     Kind.MEM: "a memory pointer", Kind.MAP_KEY: "a map key pointer",
     Kind.FUNC: "a function", Kind.SOCKET: "a socket", Kind.DYNPTR: "a dynptr",
+    Kind.ITER: "an iterator",
 }
 
 

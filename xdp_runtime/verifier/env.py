@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.isa import Insns
 from xdp_runtime.object import MapSpec, Object, ProgramSpec
+from xdp_runtime.verifier.fields import Field, special_fields
 
 if TYPE_CHECKING:
-    from xdp_runtime.verifier.domain import Num, Ptr, State
+    from xdp_runtime.verifier.domain import Frame, Num, Ptr, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,8 @@ class Observer(Protocol):
 class Env:
     """The program under proof and its counters."""
 
-    __slots__ = ("context_at", "entry", "insns", "maps", "obj", "observer", "program", "slot",
-                 "used_ids")
+    __slots__ = ("_fields", "context_at", "entry", "insns", "maps", "obj", "observer", "program",
+                 "slot", "stack_used", "used_ids")
 
     def __init__(self, obj: Object, program: ProgramSpec,
                  observer: Observer | None = None, entry: Entry = XDP) -> None:
@@ -77,8 +78,23 @@ class Env:
         self.insns: Insns = program.insns
         self.maps: tuple[MapSpec, ...] = obj.maps
         self.used_ids = 0
+        self.stack_used: dict[int, int] = {}  # by the slot where a function begins, in bytes
+        self._fields: dict[MapSpec, tuple[Field, ...]] = {}
         self.slot = 0  # the instruction being proven
         self.context_at: dict[int, bool] = {}  # memory instructions: is it the context they use?
+
+    def use_stack(self, frame: Frame, off: int) -> None:
+        """The function of this frame uses its stack down to `off`."""
+        if -off > self.stack_used.get(frame.entry, 0):
+            self.stack_used[frame.entry] = -off
+
+    def fields(self, spec: MapSpec) -> tuple[Field, ...]:
+        """Fields of the map's value that only helpers may touch."""
+        if not spec.value_type_id:
+            return ()
+        if spec not in self._fields:
+            self._fields[spec] = special_fields(self.obj.btf, spec)
+        return self._fields[spec]
 
     def next_id(self) -> int:
         self.used_ids += 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from xdp_runtime.cfg import build_cfg
 from xdp_runtime.helpers import HELPERS
-from xdp_runtime.helpers.proto import Helper
+from xdp_runtime.helpers.proto import Arg, Helper
 from xdp_runtime.isa import (
     Alu,
     AluOp,
@@ -62,7 +62,9 @@ class Flow:
     target: list[int]  # slot jumped to, -1: none
     live: list[int]
     prune: list[bool]  # a place where paths meet: states are compared here
-    loops: list[bool]  # target of a backward jump
+    loops: list[bool]  # target of a backward jump, or a loop that ends by itself: always remember
+    functions: dict[int, int]  # instructions that take a function's address, and its slot
+    starts: list[int]  # where functions begin
     obligations: list[tuple[Obligation, ...]]
 
 
@@ -71,6 +73,7 @@ def analyse(insns: Insns, helpers: Mapping[int, Helper] = HELPERS) -> Flow:
     build_cfg(insns)
     following, target = [0] * count, [-1] * count
     prune, loops = [False] * count, [False] * count
+    functions: dict[int, int] = {}
     proof: list[tuple[Obligation, ...]] = [()] * count
     for slot, insn in enumerate(insns):
         if insn is None:
@@ -88,10 +91,20 @@ def analyse(insns: Insns, helpers: Mapping[int, Helper] = HELPERS) -> Flow:
             prune[target[slot]] = True
             prune[slot + 1] = True
         if isinstance(insn, LoadFunc):
-            target[slot] = slot + 1 + insn.off
+            target[slot] = functions[slot] = slot + 1 + insn.off
+            prune[target[slot]] = True
+        if isinstance(insn, MayGoto | CallKfunc) or (
+                isinstance(insn, Call) and _calls_back(helpers.get(insn.helper))):
+            prune[slot] = loops[slot] = True
     _reach(insns, following, target)
     live = _liveness(insns, following, target, helpers)
-    return Flow(following, target, live, prune, loops, proof)
+    starts = sorted({0, *functions.values(), *(
+        target[slot] for slot, insn in enumerate(insns) if isinstance(insn, CallLocal))})
+    return Flow(following, target, live, prune, loops, functions, starts, proof)
+
+
+def _calls_back(helper: Helper | None) -> bool:
+    return helper is not None and Arg.CALLBACK in helper.args
 
 
 def _reach(insns: Insns, following: list[int], target: list[int]) -> None:

@@ -8,6 +8,8 @@ between registers of the older one hold in the new one too.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from xdp_runtime.verifier.domain import (
     Frame,
     Kind,
@@ -24,6 +26,7 @@ from xdp_runtime.verifier.flow import Flow
 from xdp_runtime.verifier.scalar import Scalar, contains
 
 _PACKET = (Kind.PACKET, Kind.PACKET_META)
+_IDENTIFIED = (Kind.PACKET, Kind.PACKET_META, Kind.DYNPTR)
 
 
 class Seen:
@@ -31,14 +34,21 @@ class Seen:
 
     `longest` of those paths, in instructions, continued by what covered them; `before`: from the
     parent to here.  A covered path takes branches its cover took as well, so it is no longer.
+
+    A path may end in an open state where a loop ends by itself (State.rounds).  What mattered in
+    the states between is known only when the loop's head is finished: until then `head` is set,
+    and they cover only what is within them in every number.  The head keeps such ends in `backs`.
     """
 
-    __slots__ = ("before", "hits", "longest", "misses", "open", "parent", "slot", "state")
+    __slots__ = ("backs", "before", "head", "hits", "longest", "misses", "open", "parent", "slot",
+                 "state")
 
     def __init__(self, slot: int, state: State, parent: Seen | None, before: int = 0) -> None:
         self.slot, self.state, self.parent, self.before = slot, state, parent, before
         self.open = 1
         self.hits = self.misses = self.longest = 0
+        self.head: Seen | None = None
+        self.backs: list[tuple[Seen, State]] = []
 
     def reach(self, length: int) -> None:
         """A path from here has so many instructions."""
@@ -52,9 +62,41 @@ class Seen:
             seen.open -= 1
             if seen.open:
                 return
+            if seen.backs:
+                seen.settle()
             if seen.parent is not None:
                 seen.parent.reach(seen.before + seen.longest)
             seen = seen.parent
+
+    def settle(self) -> None:
+        """What mattered in a state matters where it was reached again, and so on."""
+        changed = True
+        while changed:
+            changed = False
+            for cover, state in self.backs:
+                changed |= inherit(cover, state)
+        self.backs = []
+
+    def loop_head(self) -> Seen | None:
+        """The outermost loop at hand that this state is part of."""
+        outermost, head = None, self.head
+        while head is not None:
+            if head.open:
+                outermost = head
+            head = head.head
+        return outermost
+
+
+def close_loop(cover: Seen, state: State, parent: Seen) -> None:
+    """A path ends in `state`, within `cover`, which is open or part of a loop that is."""
+    head = cover.loop_head() or cover
+    seen: Seen | None = parent
+    while seen is not None and seen is not head:
+        seen.head = head
+        head.backs += seen.backs
+        seen.backs = []
+        seen = seen.parent
+    head.backs.append((cover, state))
 
 
 def remember(state: State, slot: int, parent: Seen, flow: Flow, before: int) -> Seen:
@@ -63,8 +105,6 @@ def remember(state: State, slot: int, parent: Seen, flow: Flow, before: int) -> 
     last = len(state.frames) - 1
     for depth, frame in enumerate(state.frames):
         live = flow.live[slot if depth == last else state.frames[depth + 1].return_slot]
-        if frame.callback and depth != last:
-            live = 0x7FF
         regs = frame.regs
         for number, value in enumerate(regs):
             if value is None or number == 10:
@@ -72,22 +112,23 @@ def remember(state: State, slot: int, parent: Seen, flow: Flow, before: int) -> 
             if not live >> number & 1:
                 regs[number] = None
             elif isinstance(value, Num):
-                regs[number] = Num(value.range, value.id, (Token(value.tokens),))
+                regs[number] = Num(value.range, value.id, (Token(value.tokens),), value.delta)
             elif value.var is not None:
                 regs[number] = value.at(value.off, value.var, value.id, value.range,
                                         (Token(value.tokens),))
         frame.stack = {base: _fresh(old) for base, old in frame.stack.items()}
         frame.owned = False
-        twin = Frame(list(regs), frame.stack, frame.return_slot, frame.entry, frame.callback)
+        twin = Frame(list(regs), frame.stack, frame.return_slot, frame.entry, frame.callback,
+                     frame.depth)
         twin.owned = False
         kept.append(twin)
-    return Seen(slot, State(kept, state.refs, state.lock), parent, before)
+    return Seen(slot, State(kept, state.refs, state.lock, state.rounds), parent, before)
 
 
 def _fresh(old: Slot) -> Slot:
     value = old.value
     if isinstance(value, Num):
-        value = Num(value.range, value.id, (Token(value.tokens),))
+        value = Num(value.range, value.id, (Token(value.tokens),), value.delta)
     elif isinstance(value, Ptr) and value.var is not None:
         value = value.at(value.off, value.var, value.id, value.range, (Token(value.tokens),))
     return Slot(value, old.size, old.init, old.zero,
@@ -114,21 +155,30 @@ class _Match:
         return known == new
 
 
-def covers(seen: Seen, state: State, exact: bool = False) -> bool:
-    """Is `state`, at the same slot, covered by the remembered one?
+class How(IntEnum):
+    """How far may a covered state differ?"""
 
-    `exact` asks for equality instead: the same state again is a loop without progress."""
+    DEPENDED = 1  # in all that nothing depended on
+    WITHIN = 2  # every number lies within
+    EXACT = 3  # not at all: the same state again is a loop without progress
+
+
+def covers(seen: Seen, state: State, how: How = How.DEPENDED) -> bool:
+    """Is `state`, at the same slot, covered by the remembered one?"""
     old = seen.state
-    if (old.refs and len(old.refs) != len(state.refs)) or bool(old.refs) != bool(state.refs):
-        return False
-    if bool(old.lock) != bool(state.lock):
+    if len(old.refs) != len(state.refs) or (old.lock is None) != (state.lock is None):
         return False
     match = _Match()
+    if old.lock is not None and state.lock is not None and (
+            old.lock[0] != state.lock[0] or not match.same(old.lock[1], state.lock[1])):
+        return False
     for mine, theirs in zip(old.frames, state.frames, strict=True):
+        if mine.depth > theirs.depth:
+            return False
         for before, now in zip(mine.regs, theirs.regs, strict=True):
-            if before is not now and not _reg(before, now, match, exact):
+            if before is not now and not _reg(before, now, match, how):
                 return False
-        if mine.stack is not theirs.stack and not _stack(mine, theirs, match, exact):
+        if mine.stack is not theirs.stack and not _stack(mine, theirs, match, how):
             return False
     return True
 
@@ -141,25 +191,25 @@ def same_calls(seen: Seen, state: State) -> bool:
                for a, b in zip(old, new, strict=True))
 
 
-def _span(old: Scalar | None, new: Scalar | None, exact: bool) -> bool:
+def _span(old: Scalar | None, new: Scalar | None, how: How) -> bool:
     if old is new:
         return True
     if old is None or new is None:
         return False
-    return old == new if exact else contains(old, new)
+    return old == new if how is How.EXACT else contains(old, new)
 
 
-def _reg(old: Reg, new: Reg, match: _Match, exact: bool) -> bool:
+def _reg(old: Reg, new: Reg, match: _Match, how: How) -> bool:
     if old is None:
         return True
     if isinstance(old, Num):
         if not isinstance(new, Num):
             return False
-        if exact:
+        if how is How.EXACT:
             return old.range == new.range
-        if not old.tokens[0].precise:
+        if how is How.DEPENDED and not old.tokens[0].precise:
             return True
-        if old.id and not match.same(old.id, new.id):
+        if old.id and not (match.same(old.id, new.id) and old.delta == new.delta):
             return False
         return contains(old.range, new.range)
     if not isinstance(new, Ptr) or old.kind is not new.kind or old.off != new.off:
@@ -170,71 +220,78 @@ def _reg(old: Reg, new: Reg, match: _Match, exact: bool) -> bool:
     if old.kind in _PACKET and old.range > new.range:
         return False
     if (old.var is None) != (new.var is None) or (
-            old.var is not None and not _span(old.var, new.var, exact)):
+            old.var is not None and not _span(old.var, new.var, how)):
         return False
-    if old.kind in _PACKET or old.nullable:
+    if old.kind in _IDENTIFIED or old.nullable or old.keep_id:
         if not match.same(old.id, new.id):
+            return False
+    if old.owner or new.owner:
+        if not match.same(old.owner, new.owner):
             return False
     return not (old.ref or new.ref) or match.same(-old.ref, -new.ref)
 
 
-def _stack(old: Frame, new: Frame, match: _Match, exact: bool) -> bool:
+def _stack(old: Frame, new: Frame, match: _Match, how: How) -> bool:
     theirs = new.stack
     for base, slot in old.stack.items():
         token = slot.token
-        if not exact and (token is None or not token.read):
+        if how is How.DEPENDED and (token is None or not token.read):
             continue
         now = theirs.get(base)
         if now is slot:
             continue
-        if not _slot(slot, now, match, exact):
+        if not _slot(slot, now, match, how):
             return False
     return True
 
 
-def _slot(old: Slot, new: Slot | None, match: _Match, exact: bool) -> bool:
+def _slot(old: Slot, new: Slot | None, match: _Match, how: How) -> bool:
     value = old.value
     if isinstance(value, Ptr):
         return new is not None and isinstance(new.value, Ptr) and _reg(
-            value, new.value, match, exact)
+            value, new.value, match, how)
     if new is not None and isinstance(new.value, Ptr):
         return False
+    depended = how is not How.DEPENDED or old.token is None or old.token.precise
     if isinstance(value, Num):
         if new is None or new.value is None or new.size != old.size:
-            return not exact and not value.tokens[0].precise and not (
-                old.token is not None and old.token.precise)
-        if not _reg(value, new.value, match, exact):
+            return not depended and not value.tokens[0].precise
+        if not _reg(value, new.value, match, how):
             return False
     zero = 0 if new is None else new.zero
     if new is not None and isinstance(new.value, Num) and new.value.range.is_const and (
             new.value.range.const == 0):
         zero |= (1 << new.size) - 1
-    if exact:
+    if how is How.EXACT:
         return old.zero == (0 if new is None else new.zero)
-    if old.token is not None and old.token.precise:
-        return old.zero & ~zero == 0
-    return True
+    return not depended or old.zero & ~zero == 0
 
 
-def inherit(seen: Seen, state: State) -> None:
-    """The new state ends here because of the old: what mattered there matters in its past too."""
+def inherit(seen: Seen, state: State) -> bool:
+    """The new state ends here because of the old: what mattered there matters in its past too.
+
+    True if that was not known of all of it."""
+    changed = False
     for mine, theirs in zip(seen.state.frames, state.frames, strict=True):
         for before, now in zip(mine.regs, theirs.regs, strict=True):
-            _pass_on(before, now)
+            changed |= _pass_on(before, now)
         for base, slot in mine.stack.items():
             now_slot = theirs.stack.get(base)
             if now_slot is None or slot.token is None:
                 continue
             if slot.token.read:
-                mark_read(now_slot.token)
-            if slot.token.precise and now_slot.token is not None:
-                mark_precise((now_slot.token,))
+                changed |= mark_read(now_slot.token)
+            if slot.token.precise:
+                if now_slot.token is not None:
+                    changed |= mark_precise((now_slot.token,))
                 if isinstance(now_slot.value, Num):
-                    mark_precise(now_slot.value.tokens)
-            _pass_on(slot.value, now_slot.value)
+                    changed |= mark_precise(now_slot.value.tokens)
+            changed |= _pass_on(slot.value, now_slot.value)
+    return changed
 
 
-def _pass_on(before: Reg, now: Reg) -> None:
+def _pass_on(before: Reg, now: Reg) -> bool:
     if isinstance(before, Num | Ptr) and before.tokens and before.tokens[0].precise and (
             now is not None):
-        mark_precise(now.tokens)
+        return mark_precise(now.tokens)
+    return False

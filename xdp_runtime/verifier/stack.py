@@ -9,7 +9,17 @@ unknown number.
 from __future__ import annotations
 
 from xdp_runtime.verifier import scalar, scalar_alu
-from xdp_runtime.verifier.domain import Frame, Num, Ptr, Slot, Token, mark_precise, mark_read
+from xdp_runtime.verifier.domain import (
+    Frame,
+    Kind,
+    Num,
+    Ptr,
+    Slot,
+    Token,
+    mark_precise,
+    mark_read,
+    name_of,
+)
 from xdp_runtime.verifier.env import Refused
 
 _ZERO = Num(scalar.const(0))
@@ -27,14 +37,13 @@ def write(frame: Frame, off: int, size: int, value: Num | Ptr, to_caller: bool) 
     if isinstance(value, Ptr):
         if size != 8:
             raise Refused("stack", f"a pointer is spilled in {size} bytes, must be 8")
-        if to_caller and value.kind == 5:
+        if to_caller and value.kind is Kind.STACK:
             raise Refused("stack", "a pointer to this frame is stored in the caller's frame")
         stack[base] = Slot(value, 8, 0xFF, 0)
         return
     if at == 0:
-        old = stack.get(base)
-        init, zero = _rest(old, 0, size)
-        stack[base] = Slot(value, size, init | _mask(0, size), zero)
+        init, zero, token = _rest(stack.get(base), 0, size)
+        stack[base] = Slot(value, size, init | _mask(0, size), zero, token)
         return
     if value.range.is_const and value.range.const == 0:
         mark_precise(value.tokens)
@@ -43,12 +52,13 @@ def write(frame: Frame, off: int, size: int, value: Num | Ptr, to_caller: bool) 
         scatter(frame, off, size, zero=False)
 
 
-def _rest(slot: Slot | None, low: int, high: int) -> tuple[int, int]:
-    """(init, zero) masks of a slot's bytes outside [low, high), its spill taken apart."""
-    if slot is None:
-        return 0, 0
+def _rest(slot: Slot | None, low: int, high: int) -> tuple[int, int, Token | None]:
+    """(init, zero) masks of a slot's bytes outside [low, high), its spill taken apart, and the
+    token that stands for them."""
     outside = 0xFF & ~_mask(low, high)
-    return slot.init & outside, slot.zero & outside
+    if slot is None or not outside:
+        return 0, 0, None
+    return slot.init & outside, slot.zero & outside, slot.token
 
 
 def scatter(frame: Frame, off: int, size: int, zero: bool) -> None:
@@ -58,9 +68,9 @@ def scatter(frame: Frame, off: int, size: int, zero: bool) -> None:
     while off < end:
         base = off & ~7
         low, high = off - base, min(end - base, 8)
-        init, zeroes = _rest(stack.get(base), low, high)
+        init, zeroes, token = _rest(stack.get(base), low, high)
         fresh = _mask(low, high)
-        stack[base] = Slot(None, 0, init | fresh, zeroes | (fresh if zero else 0))
+        stack[base] = Slot(None, 0, init | fresh, zeroes | (fresh if zero else 0), token)
         off = base + 8
 
 
@@ -79,10 +89,8 @@ def scatter_somewhere(frame: Frame, low: int, high: int, zero: bool = False) -> 
                 mark_precise(value.tokens)
                 continue
             hit = _mask(max(low - base, 0), min(high - base, 8))
-            init, zeroes = _rest(slot, 0, 0)
-            if slot.token is not None and zero:
-                mark_precise((slot.token,))
-            stack[base] = Slot(None, 0, init, zeroes if zero else zeroes & ~hit)
+            init, zeroes, token = _rest(slot, 0, 0)
+            stack[base] = Slot(None, 0, init, zeroes if zero else zeroes & ~hit, token)
 
 
 def read(frame: Frame, off: int, size: int) -> Num | Ptr:
@@ -95,6 +103,8 @@ def read(frame: Frame, off: int, size: int) -> Num | Ptr:
     mark_read(slot.token)
     value = slot.value
     if isinstance(value, Ptr):
+        if value.kind in (Kind.DYNPTR, Kind.ITER):
+            raise Refused("stack", f"bytes of {name_of(value)} are read")
         if size != 8:
             raise Refused("stack", f"{size} bytes of a spilled pointer are read, must be 8")
         return value
@@ -103,7 +113,8 @@ def read(frame: Frame, off: int, size: int) -> Num | Ptr:
             if size == 8:
                 return value
             narrow = scalar_alu.load_extend(value.range, size)
-            return Num(narrow, value.id if narrow == value.range else 0, value.tokens)
+            same = narrow == value.range
+            return Num(narrow, value.id if same else 0, value.tokens, value.delta if same else 0)
         return Num(scalar_alu.load_extend(value.range, size), 0, value.tokens)
     wanted = _mask(at, at + size)
     zero = slot.zero

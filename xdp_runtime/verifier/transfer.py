@@ -27,9 +27,10 @@ from xdp_runtime.isa import (
     Store,
     StoreRelease,
     Swap,
+    SwapOrder,
 )
 from xdp_runtime.object import GlobalKind, MapType
-from xdp_runtime.verifier import access, arithmetic, scalar, scalar_alu, stack
+from xdp_runtime.verifier import access, arithmetic, references, scalar, scalar_alu, stack
 from xdp_runtime.verifier.domain import Kind, Num, Ptr, State, mark_precise, name_of
 from xdp_runtime.verifier.env import Env, Refused
 from xdp_runtime.verifier.obligations import (
@@ -82,10 +83,8 @@ def prove(env: Env, state: State, obligation: Obligation) -> None:
             _prove_map(env, index, offset)
         case Summable() | Comparable():
             pass  # proven where the result is computed: arithmetic.py, branches.py
-        case ValidCall() | Returnable() | CallDepth():
-            pass  # calls.py, explore.py
-        case ValidKfunc(btf_id):
-            raise Refused("helper", f"kernel function (BTF id {btf_id}) is not supported")
+        case ValidCall() | ValidKfunc() | Returnable() | CallDepth():
+            pass  # calls.py, kfuncs.py, explore.py
         case NotAllowed(why):
             raise Refused("control", why)
         case _:
@@ -115,7 +114,8 @@ def _prove_map(env: Env, index: int, offset: int) -> None:
     if not 0 <= index < len(env.maps):
         raise Refused("map", f"there is no map number {index}")
     spec = env.maps[index]
-    if offset >= 0 and (spec.type != MapType.ARRAY or offset >= spec.value_size):
+    if offset >= 0 and (spec.type != MapType.ARRAY or spec.max_entries != 1
+                        or offset >= spec.value_size):
         raise Refused("map", f"address of byte {offset} of map {spec.name}")
 
 
@@ -139,6 +139,8 @@ def step(env: Env, state: State, insn: Insn) -> None:
             old = regs[dst]
             regs[dst] = (Num(scalar_alu.neg(is64, old.range), 0, old.tokens)
                          if isinstance(old, Num) else Num(scalar.UNKNOWN if is64 else _U32))
+        case Swap(_, 64, SwapOrder.LE):
+            pass
         case Swap(dst, bits, order):
             old = regs[dst]
             regs[dst] = (Num(scalar_alu.swap(old.range, bits, order), 0, old.tokens)
@@ -148,7 +150,7 @@ def step(env: Env, state: State, insn: Insn) -> None:
         case LoadMapValue(dst, index, offset):
             regs[dst] = Ptr(Kind.MAP_VALUE, offset, map_=index)
         case LoadFunc(dst, off):
-            regs[dst] = Ptr(Kind.FUNC, off)
+            regs[dst] = _function(env, env.slot + 1 + off)
         case Atomic():
             _atomic(env, state, insn)
         case LoadAcquire(dst, src_reg, off, size):
@@ -159,6 +161,15 @@ def step(env: Env, state: State, insn: Insn) -> None:
             _store(env, state, dst, off, size, stored, src_reg)
         case _:
             raise AssertionError(f"{insn} leaves the function or branches")
+
+
+def _function(env: Env, start: int) -> Ptr:
+    """The address of a function that a helper may call back."""
+    if env.obj.btf is None:
+        raise Refused("call", "a callback needs types (BTF)", "compile with -g")
+    if any(f.start == start and f.is_global for f in env.program.functions):
+        raise Refused("call", "a callback must be a static function", "declare it static")
+    return Ptr(Kind.FUNC, start)
 
 
 def _alu(env: Env, state: State, op: AluOp, is64: bool, dst: int, src: Reg | Imm) -> None:
@@ -172,9 +183,6 @@ def _alu(env: Env, state: State, op: AluOp, is64: bool, dst: int, src: Reg | Imm
         value = regs[src.n]
         assert value is not None
         right, source = value, src.n
-        if source == dst and isinstance(left, Num) and op in (AluOp.SUB, AluOp.XOR):
-            regs[dst] = Num(scalar.const(0))
-            return
     if dst == 10:
         raise Refused("stack", "the frame pointer r10 is read-only")
     regs[dst] = arithmetic.combine(env, op, is64, left, right, dst, source)
@@ -207,7 +215,7 @@ def _mov(env: Env, state: State, is64: bool, dst: int, src: Reg | Imm, sign_bits
 def _copy(env: Env, state: State, source: int, value: Num) -> Num:
     """A copy shares an id with its origin, so that a check on one serves both."""
     if value.id == 0 and not value.range.is_const:
-        value = Num(value.range, env.next_id(), value.tokens)
+        value = Num(value.range, env.next_id(), value.tokens, value.delta)
         state.top.regs[source] = value
     return value
 
@@ -231,6 +239,7 @@ def _load(env: Env, state: State, src: int, off: int, size: int, signed: bool) -
                 raise Refused("stack", "a spilled pointer is read with its sign")
             return value
         low, high = access.stack_range(src, ptr, off)
+        references.no_objects(frame, low, high + size)
         zero = stack.read_range(frame, low, high + size)
         if zero is not None:
             return zero
@@ -258,6 +267,8 @@ def _store(env: Env, state: State, dst: int, off: int, size: int, value: Num | P
     if ptr.kind is not Kind.STACK:
         return
     frame = state.frames[ptr.frame]
+    low, high = access.stack_range(dst, ptr, off)
+    references.overwrite(state, frame, low, high + size)
     if ptr.var is None:
         if isinstance(value, Num) and (ptr.off + off) % 8 == 0 and source >= 0:
             if value.range.umax < 1 << 8 * size:  # register and slot stay copies of each other
@@ -266,7 +277,6 @@ def _store(env: Env, state: State, dst: int, off: int, size: int, value: Num | P
                 value = Num(value.range, 0, value.tokens)
         stack.write(frame, ptr.off + off, size, value, ptr.frame != len(state.frames) - 1)
         return
-    low, high = access.stack_range(dst, ptr, off)
     zero = isinstance(value, Num) and value.range.is_const and value.range.const == 0
     if zero:
         mark_precise(value.tokens)
@@ -277,19 +287,20 @@ def _atomic(env: Env, state: State, insn: Atomic) -> None:
     regs = state.top.regs
     ptr = regs[insn.dst]
     assert isinstance(ptr, Ptr)
+    result = Num(scalar.unsigned(insn.size))
     if ptr.kind is Kind.STACK:
         frame = state.frames[ptr.frame]
         low, high = access.stack_range(insn.dst, ptr, insn.off)
+        references.no_objects(frame, low, high + insn.size)
         if low == high:
             old = stack.read(frame, low, insn.size)
             if isinstance(old, Ptr):
                 raise Refused("stack", "atomic operation on a spilled pointer")
-            mark_precise(old.tokens)
+            result = Num(old.range, 0, old.tokens)
             stack.scatter(frame, low, insn.size, zero=False)
         else:
             stack.touch(frame, low, high + insn.size)
             stack.scatter_somewhere(frame, low, high + insn.size)
-    result = Num(scalar.unsigned(insn.size))
     if insn.op is AtomicOp.CMPXCHG:
         regs[0] = result
     elif insn.fetch:

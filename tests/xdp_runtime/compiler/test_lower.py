@@ -166,7 +166,7 @@ REFUSED = {  # program, kind, instruction, what is said
     "kernel function": ("call kfunc#77\nexit", "helper", 0, "kernel function"),
     "map as number": ("r1 = map[cells] ll\nr1 += 1\nr0 = 0\nexit", "arithmetic", 2,
                       "arithmetic on r1, which is a map"),
-    "packet as key": ("r2 = 5\nr1 = map[cells] ll\ncall 1\nexit", "helper", 3,
+    "packet as key": ("r2 = 5\nr1 = map[cells] ll\ncall 1\nexit", "type", 3,
                       "r2 must point to memory, is a number"),
     "unsupported helper": ("call 9999\nexit", "helper", 0, "9999"),
 }
@@ -269,7 +269,7 @@ def test_packet_and_maps_are_different_objects() -> None:
         r5 = *(u8 *)(r2 + 0)
         r8 = map_value[cells]+0 ll
         *(u8 *)(r8 + 0) = r5
-    """)), obj.programs[0])
+    """), (MapSpec("cells", MapType.ARRAY, 4, 8, 1),)), obj.programs[0])
     (packet,) = re.findall(r"load i8, .* !alias.scope (!\d+), !noalias (!\d+)", text)
     (cells,) = re.findall(r"store i8 .* !alias.scope (!\d+), !noalias (!\d+)", text)
     metadata = dict(re.findall(r"^(!\d+) = !{(.*)}$", alias_scopes(len(obj.maps)), re.M))

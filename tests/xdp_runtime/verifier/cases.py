@@ -78,7 +78,7 @@ class Case:
         insns = assemble(text, [spec.name for spec in specs])
         program = ProgramSpec("main", self.prog, self.prog, insns, self._functions(insns))
         btf = Btf.parse(builder.encode()) if builder is not None else None
-        return Object(self.id, (program,), specs, self.license, btf)
+        return Object(self.id, (program,), specs, self.license, btf=btf)
 
     def _functions(self, insns: isa.Insns) -> tuple[Function, ...]:
         starts = {0: "main"}

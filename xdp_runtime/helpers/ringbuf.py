@@ -1,0 +1,91 @@
+"""Ring buffers, and dynptrs: memory whose size is known only at run time.
+
+A record is acquired by reserve and released by submit or discard, exactly once on every path; so
+is a dynptr of a ring buffer, even where reserving failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from xdp_runtime.helpers.proto import Arg, Helper, Ret
+from xdp_runtime.maps.model import ModelRing
+from xdp_runtime.maps.ringbuf import COMMIT, DISCARD
+from xdp_runtime.object import MapType
+from xdp_runtime.template import Template
+
+if TYPE_CHECKING:
+    from xdp_runtime.interp import Machine, Pointer
+
+Factory = Callable[..., Any]
+
+
+def _interpret_output(machine: Machine, map: ModelRing, data: bytes, size: int, flags: int) -> int:
+    return map.output(data, flags)
+
+
+def _interpret_reserve(machine: Machine, map: ModelRing, size: int, flags: int) -> Pointer | int:
+    record = map.reserve(size) if not flags else None
+    return 0 if record is None else machine.value_pointer(map, record)
+
+
+def _interpret_submit(machine: Machine, record: Pointer, flags: int) -> int:
+    return _release(machine, record, keep=True)
+
+
+def _interpret_discard(machine: Machine, record: Pointer, flags: int) -> int:
+    return _release(machine, record, keep=False)
+
+
+def _release(machine: Machine, record: Pointer, keep: bool) -> int:
+    for model in machine.maps:
+        if isinstance(model, ModelRing):
+            model.commit(record.region.data, keep)
+    return 0
+
+
+def _interpret_query(machine: Machine, map: ModelRing, what: int) -> int:
+    return map.query(what)
+
+
+def _commit(name: str, discard: int) -> Template:
+    def factory(m: Any) -> Factory:
+        commit = m.extern(COMMIT)
+
+        def release(record, flags):  # type: ignore
+            return commit(record, flags, discard)
+
+        return release
+
+    return Template(name, factory, "i64(ptr, i64)", (COMMIT,))
+
+
+_RING = frozenset({MapType.RINGBUF})
+
+HELPERS = (
+    Helper(130, "ringbuf_output", (Arg.MAP, Arg.MEM, Arg.SIZE_OR_ZERO, Arg.ANYTHING), Ret.SCALAR,
+           _interpret_output, map_op="output", maps=_RING),
+    Helper(131, "ringbuf_reserve", (Arg.MAP, Arg.CONST_SIZE, Arg.ANYTHING), Ret.RECORD_OR_NULL,
+           _interpret_reserve, map_op="reserve", maps=_RING),
+    Helper(132, "ringbuf_submit", (Arg.RECORD, Arg.ANYTHING), Ret.VOID, _interpret_submit,
+           _commit("ringbuf_submit", 0)),
+    Helper(133, "ringbuf_discard", (Arg.RECORD, Arg.ANYTHING), Ret.VOID, _interpret_discard,
+           _commit("ringbuf_discard", DISCARD)),
+    Helper(134, "ringbuf_query", (Arg.MAP, Arg.ANYTHING), Ret.SCALAR, _interpret_query,
+           map_op="query", maps=_RING),
+    Helper(197, "dynptr_from_mem",
+           (Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.ANYTHING, Arg.DYNPTR_UNINIT), Ret.SCALAR),
+    Helper(198, "ringbuf_reserve_dynptr",
+           (Arg.MAP, Arg.ANYTHING, Arg.ANYTHING, Arg.DYNPTR_UNINIT), Ret.SCALAR, maps=_RING),
+    Helper(199, "ringbuf_submit_dynptr", (Arg.DYNPTR_RELEASE, Arg.ANYTHING), Ret.VOID),
+    Helper(200, "ringbuf_discard_dynptr", (Arg.DYNPTR_RELEASE, Arg.ANYTHING), Ret.VOID),
+    Helper(201, "dynptr_read",
+           (Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.DYNPTR, Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR),
+    Helper(202, "dynptr_write",
+           (Arg.DYNPTR, Arg.ANYTHING, Arg.MEM, Arg.SIZE_OR_ZERO, Arg.ANYTHING), Ret.SCALAR),
+    Helper(203, "dynptr_data", (Arg.DYNPTR, Arg.ANYTHING, Arg.CONST_SIZE), Ret.DATA_OR_NULL),
+    Helper(209, "user_ringbuf_drain",
+           (Arg.MAP, Arg.CALLBACK, Arg.STACK_OR_NULL, Arg.ANYTHING), Ret.SCALAR,
+           maps=frozenset({MapType.USER_RINGBUF})),
+)
