@@ -58,7 +58,8 @@ def read_functions(elf: ElfFile, maps: MapTable, btf: Btf | None) -> dict[Place,
         starts = [*sorted({s.value for s in symbols}), section.size]
         for symbol in sorted(symbols, key=lambda s: (s.value, s.is_local, s.name)):
             where = f"{elf.what}: function {symbol.name}"
-            size = symbol.size or starts[bisect_left(starts, symbol.value) + 1] - symbol.value
+            following = min(bisect_left(starts, symbol.value) + 1, len(starts) - 1)
+            size = symbol.size or starts[following] - symbol.value
             if symbol.value % 8 or size % 8 or not 0 < size <= section.size - symbol.value:
                 raise LoadError(where, f"its {size} bytes at {symbol.value} are not instructions "
                                 f"of section {section.name}")

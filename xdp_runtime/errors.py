@@ -20,7 +20,8 @@ class XdpuError(Exception):
             text += f": {why}"
         if mend:
             text += f" ({mend})"
-        super().__init__(text)
+        # names come from files: whatever is in them, it stays one sentence
+        super().__init__("".join(c if c.isprintable() else "?" for c in text))
 
 
 class ConfigError(XdpuError):

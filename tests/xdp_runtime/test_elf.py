@@ -307,3 +307,19 @@ def test_reading_is_lazy_about_pyelftools() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("seed", ["1.5117", "1.10362", "1.17994", "2.1800", "2.9530", "2.30930"])
+def test_mutants_that_were_defects(seed: str) -> None:
+    """A function behind the end of its section; control characters in names."""
+    from bench.fuzz_elf import feed, mutate
+
+    rng = random.Random(seed)
+    names = ("alu", "badmap", "bigendian", "core", "globals", "kconfig", "kfunc", "ksym", "legacy",
+             "legacy_nobtf", "maps", "multi", "pass", "relocations")
+    samples = [(OBJECTS / f"{name}.o").read_bytes() for name in names]
+    assert feed(mutate(rng.choice(samples), rng)) in ("read", "refused", "verified")
+
+
+def test_a_function_behind_its_section_and_odd_names_give_one_sentence() -> None:
+    assert str(LoadError("a\nb", "c\x0bd")) == "a?b: c?d"
