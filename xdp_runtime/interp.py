@@ -73,7 +73,7 @@ from xdp_runtime.isa import (
     StoreRelease,
     Swap,
 )
-from xdp_runtime.maps.model import ModelMap, ModelProgArray, make_model
+from xdp_runtime.maps.model import ModelMap, ModelOfMaps, ModelProgArray, make_model
 from xdp_runtime.object import GlobalKind, MapFlag, Object, ProgramSpec
 
 __all__ = ["Machine", "Packet", "Pointer", "Result", "Trap", "TrapKind"]
@@ -127,9 +127,11 @@ class Machine:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         random_u32: Callable[[], int] | None = None,
         budget: int = 1_000_000,
+        cpus: int = 1,
         entry: Entry = XDP,
     ) -> None:
         self.obj, self.program, self.cpu, self.budget = obj, program, cpu, budget
+        self.cpus = max(cpus, cpu + 1)
         self.entry = entry
         self.maps = tuple(make_model(spec) for spec in obj.maps) if maps is None else tuple(maps)
         self.clock_ns = clock_ns
@@ -140,6 +142,12 @@ class Machine:
                       map=model)
             for index, model in enumerate(self.maps)
         ]
+        self._inner_regions: dict[int, MapRegion] = {}
+        by_name = {model.spec.name: model for model in self.maps}
+        for outer in self.maps:
+            if isinstance(outer, ModelOfMaps):
+                for slot, name in outer.spec.slots:
+                    outer.inner.setdefault(slot.to_bytes(4, "little"), by_name[name])
         self._begin(b"", b"", {}, state.HEADROOM_BYTES, None)
 
     def _next_random(self) -> int:
@@ -162,6 +170,15 @@ class Machine:
             known = Region(f"a value of map {spec.name}", cell, 0, len(cell), base, not read_only)
             self._values[id(cell)] = known
         return Pointer(known, offset)
+
+    def map_pointer(self, model: ModelMap) -> Pointer:
+        """A pointer to a map that was looked up in a map of maps."""
+        known = self._inner_regions.get(id(model))
+        if known is None:
+            base = 0x280000000000 + len(self._inner_regions) * 0x1000
+            known = MapRegion(f"map {model.spec.name}", bytearray(), 0, 0, base, map=model)
+            self._inner_regions[id(model)] = known
+        return Pointer(known, 0)
 
     def tail_call(self, model: ModelMap, index: int) -> int:
         """Note where to go, if there is somewhere and fewer than MAX_TAIL_CALLS were made."""
@@ -395,6 +412,8 @@ class Machine:
         helper = self.entry.helpers.get(number)
         if helper is None:
             raise Trap(TrapKind.HELPER, f"{kernel_name(number)} does not exist here")
+        if helper.interpret is None:
+            raise Trap(TrapKind.HELPER, f"{kernel_name(number)} does not run here yet")
         result: Value = helper.interpret(self, *self._arguments(frame, helper))
         if helper.changes_packet:
             self.packet.changed()
@@ -444,11 +463,29 @@ class Machine:
                     arguments.append(b"" if null_allowed else _read_bytes(frame, n, size))
                 case Arg.TEXT:
                     arguments.append(_memory(frame, n, 0))
-                case Arg.MEM_UNINIT:
+                case Arg.MEM_UNINIT | Arg.MEM_UNINIT_OR_NULL:
                     size = self._size_argument(frame, helper, n + 1)
+                    if kind is Arg.MEM_UNINIT_OR_NULL and value == 0 and size == 0:
+                        arguments.append(0)
+                    else:
+                        arguments.append(_written(frame, n, size))
+                case Arg.MAP_VALUE_UNINIT:
+                    assert model is not None
+                    arguments.append(_written(frame, n, model.spec.value_size))
+                case Arg.FIXED:
+                    arguments.append(_read_bytes(frame, n, helper.size_of(n)))
+                case Arg.FIXED_UNINIT:
+                    arguments.append(_written(frame, n, helper.size_of(n)))
+                case Arg.CONST_TEXT:
                     place = _memory(frame, n, 0)
-                    place.region.check(place.offset, size, write=True)
+                    arguments.append(bytes(place.region.data[place.offset : place.region.high]))
+                case Arg.CONST_SIZE:
+                    arguments.append(number_of(value))
+                case Arg.RECORD | Arg.STACK_OR_NULL | Arg.CALLBACK:
                     arguments.append(value)
+                case (Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.DYNPTR | Arg.DYNPTR_UNINIT
+                      | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK | Arg.TIMER | Arg.OBJECT):
+                    raise _bad_argument(helper, n, "of a kind that does not exist here yet")
                 case _:
                     assert_never(kind)
         return arguments
@@ -507,6 +544,13 @@ def _read_bytes(frame: _Frame, n: int, size: int) -> bytes:
         raise Trap(TrapKind.CTX, f"r{n} is the context, not memory")
     place.region.check(place.offset, size, write=False)
     return bytes(place.region.data[place.offset : place.offset + size])
+
+
+def _written(frame: _Frame, n: int, size: int) -> Pointer:
+    """Memory that the helper writes."""
+    place = _memory(frame, n, 0)
+    place.region.check(place.offset, size, write=True)
+    return place
 
 
 def _bad_argument(helper: Helper, n: int, why: str) -> Trap:

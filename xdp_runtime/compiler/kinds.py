@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from xdp_runtime.object import MapSpec
+
 U64 = (1 << 64) - 1
 
 
@@ -44,14 +46,29 @@ class StackPtr:
 
 @dataclass(frozen=True, slots=True)
 class MapValue:
-    """A pointer into a value of map number `map`, or null."""
+    """A pointer into a value of map number `map`, or null; -1: of some inner map."""
 
     map: int
 
 
 @dataclass(frozen=True, slots=True)
+class InnerMap:
+    """A map found in a map of maps, or null: the address of its descriptor.  `definition` is its
+    inner definition, without the name."""
+
+    definition: MapSpec
+
+
+@dataclass(frozen=True, slots=True)
 class MapPtr:
     map: int
+
+
+@dataclass(frozen=True, slots=True)
+class MapOneOf:
+    """One of several maps, by path: its number + 1, as a pointer."""
+
+    maps: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +82,11 @@ class Either:
     of them an instruction uses."""
 
 
-Kind = Uninit | Scalar | Ctx | Packet | StackPtr | MapValue | MapPtr | Mem | Either
+Kind = (Uninit | Scalar | Ctx | Packet | StackPtr | MapValue | InnerMap | MapPtr | MapOneOf | Mem
+        | Either)
 NOTHING = Uninit()
 NUMBER = Scalar()
-POINTERS = (Packet, StackPtr, MapValue, Mem, Ctx)
+POINTERS = (Packet, StackPtr, MapValue, InnerMap, Mem, Ctx)
 
 
 def constant(value: int) -> Scalar:
@@ -86,15 +104,30 @@ def meet(a: Kind, b: Kind) -> Kind:
             return NUMBER
         case StackPtr(), StackPtr() if a.depth == b.depth:
             return StackPtr(a.depth, None)
-        case (MapValue(), Scalar(const=0)) | (Mem(), Scalar(const=0)):
+        case (MapPtr() | MapOneOf(), MapPtr() | MapOneOf()):
+            return MapOneOf(maps_of(a) | maps_of(b))
+        case (MapValue(), MapValue()):
+            return MapValue(-1)
+        case MapValue() | InnerMap() | Mem(), Scalar(const=0):
             return a
-        case (Scalar(const=0), MapValue()) | (Scalar(const=0), Mem()):
+        case Scalar(const=0), MapValue() | InnerMap() | Mem():
             return b
         case (Packet() | StackPtr() | MapValue() | Mem(),
               Packet() | StackPtr() | MapValue() | Mem()):
             return Mem()
         case _:
             return Either()
+
+
+def maps_of(kind: Kind) -> frozenset[int]:
+    """The maps that a map argument may be."""
+    match kind:
+        case MapPtr(index):
+            return frozenset({index})
+        case MapOneOf(indices):
+            return indices
+        case _:
+            return frozenset()
 
 
 @dataclass(slots=True)

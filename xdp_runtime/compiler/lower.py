@@ -33,7 +33,9 @@ from xdp_runtime.compiler.kinds import (
     POINTERS,
     Ctx,
     Either,
+    InnerMap,
     Kind,
+    MapOneOf,
     MapPtr,
     MapValue,
     Mem,
@@ -80,6 +82,7 @@ from xdp_runtime.isa import (
     SwapOrder,
 )
 from xdp_runtime.maps import family_of
+from xdp_runtime.maps.of_maps import parameters_of
 from xdp_runtime.object import MapSpec, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
@@ -113,7 +116,7 @@ def components(kind: Kind) -> str:
             return "i"
         case StackPtr(_, off):
             return "p" if off is None else ""  # a known offset needs no variable
-        case Packet() | MapValue() | Mem():
+        case Packet() | MapValue() | InnerMap() | MapOneOf() | Mem():
             return "p"
         case Either():
             return "ip"
@@ -263,7 +266,7 @@ class Lowering:
         match self.state.regs[number]:
             case Packet():
                 own = 0
-            case MapValue(index):
+            case MapValue(index) if index >= 0:
                 own = 1 + index
             case _:
                 return ""
@@ -341,7 +344,9 @@ class Lowering:
         for depth in sorted({frame.depth for frame in self.analysis.frames}):
             head.append(f"  %stack{depth} = alloca [{STACK_SIZE_BYTES} x i8], align 16")
         head += [f"  {name} = alloca {kind}" for name, kind in self.variables.items()]
-        head += ["  %may = alloca i64", f"  store i64 {MAY_GOTO_BUDGET}, ptr %may"]
+        for depth in sorted({frame.depth for frame in self.analysis.frames}):
+            head += [f"  %may{depth} = alloca i64",
+                     f"  store i64 {MAY_GOTO_BUDGET}, ptr %may{depth}"]
         head += [*self.lines, "  br label %f0_0"]
         self.out.text = "\n".join([*head, *body, "}", ""])
         return self.out
@@ -367,6 +372,7 @@ class Lowering:
                 case CallLocal():
                     callee = self.analysis.entered[(self.frame.id, slot)]
                     self.clear_stack(callee.depth)
+                    self.emit(f"store i64 {MAY_GOTO_BUDGET}, ptr %may{callee.depth}")
                     entered = self.provenance.enter(self.state, callee)
                     self.emit(f"br label %{self.jump_to((callee.id, callee.entry), entered)}")
                     break
@@ -377,9 +383,10 @@ class Lowering:
                     self.branch_always(slot + 1 + off)
                     break
                 case MayGoto(off):
-                    left = self.value("load i64, ptr %may")
+                    left = self.value(f"load i64, ptr %may{self.frame.depth}")
                     over = self.value(f"icmp eq i64 {left}, 0")
-                    self.emit(f"store i64 {self.value(f'sub i64 {left}, 1')}, ptr %may")
+                    fewer = self.value(f"sub i64 {left}, 1")
+                    self.emit(f"store i64 {fewer}, ptr %may{self.frame.depth}")
                     self.branch_if(over, slot, slot + 1 + off)
                     break
                 case JumpIf():
@@ -676,48 +683,103 @@ class Lowering:
             self.lower_tail_call()
             return
         arguments: list[str] = []
-        target = -1
         for position, arg in enumerate(helper.args, 1):
             match arg:
                 case Arg.MAP:
-                    target = self.provenance.map_argument(self.state, helper, self.slot)
+                    pass
                 case Arg.CTX:
                     arguments.append("ptr %state")
                 case Arg.UNCHECKED if isinstance(self.state.regs[position], Uninit):
                     arguments.append("i64 0")
-                case Arg.ANYTHING | Arg.UNCHECKED | Arg.SIZE | Arg.SIZE_OR_ZERO:
+                case Arg.ANYTHING | Arg.UNCHECKED | Arg.SIZE | Arg.SIZE_OR_ZERO | Arg.CONST_SIZE:
                     arguments.append(f"i64 {self.number_of(position)}")
                 case (Arg.MAP_KEY | Arg.MAP_VALUE | Arg.MEM | Arg.MEM_OR_NULL
-                      | Arg.MEM_UNINIT | Arg.TEXT):
+                      | Arg.MEM_UNINIT | Arg.TEXT | Arg.MAP_VALUE_UNINIT | Arg.FIXED
+                      | Arg.FIXED_UNINIT | Arg.MEM_UNINIT_OR_NULL | Arg.CONST_TEXT | Arg.RECORD):
                     null = isinstance(self.state.regs[position], Scalar)
                     arguments.append(f"ptr {'null' if null else self.address(position, 0)}")
+                case (Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.DYNPTR | Arg.DYNPTR_UNINIT
+                      | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK | Arg.TIMER | Arg.CALLBACK
+                      | Arg.STACK_OR_NULL | Arg.OBJECT):
+                    raise self.provenance.unsupported(self.slot, f"bpf_{helper.name}")
                 case _:
                     assert_never(arg)
         if helper.map_op is not None:
-            spec = self.maps[target]
-            family = family_of(spec)
-            template = family.operations[helper.map_op]
-            leading = [f"ptr {self.region(target, p)}" if isinstance(p, str) else f"i64 {p}"
-                       for p in family.parameters(spec, self.workers)]
-            arguments = [*leading, f"i64 {self.worker_id()}", *arguments]
+            result = self.map_operation(helper, arguments)
         else:
             assert helper.template is not None, helper.name
-            template = helper.template
             if helper.needs_state:
                 arguments.insert(0, "ptr %state")
-        self.use(template)
-        result = self.value(f"call {template.result} @{template.name}({', '.join(arguments)})")
+            result = self.call_template(helper.template, arguments)
         if helper.changes_packet:
             self.packet_pointers_to_numbers()
         match helper.ret:
             case Ret.SCALAR:
                 self.set_number(0, result)
-            case Ret.MAP_VALUE_OR_NULL:
+            case Ret.MAP_VALUE_OR_NULL | Ret.RECORD_OR_NULL:
                 self.put("r0", "p", result)
             case Ret.VOID:
                 pass
+            case Ret.DATA_OR_NULL | Ret.SOCKET_OR_NULL | Ret.OBJECT:
+                raise self.provenance.unsupported(self.slot, f"bpf_{helper.name}")
             case _:
                 assert_never(helper.ret)
+
+    def call_template(self, template: Template, arguments: list[str]) -> str:
+        self.use(template)
+        return self.value(f"call {template.result} @{template.name}({', '.join(arguments)})")
+
+    def map_operation(self, helper: Helper, arguments: list[str]) -> str:
+        """The operation of the map's family; where the map differs by path, a switch over them."""
+        assert helper.map_op is not None
+        run = ["ptr %state"] if helper.needs_state else []
+        own = [f"i64 {self.worker_id()}", *run, *arguments]
+        position = 1 + helper.args.index(Arg.MAP)
+        maps = self.provenance.map_argument(self.state, helper, self.slot)
+        calls: list[tuple[str, str, Template]] = []
+        done = self.label("called")
+        if len(maps) > 1:
+            number = self.value(f"ptrtoint ptr {self.pointer(position)} to i64")
+            labels = [self.label("map") for _ in maps]
+            cases = " ".join(f"i64 {int(one) + 1}, label %{label}"  # type: ignore[arg-type]
+                             for one, label in zip(maps[1:], labels[1:], strict=True))
+            self.emit(f"switch i64 {number}, label %{labels[0]} [ {cases} ]")
+        else:
+            labels = [""]
+        for one, label in zip(maps, labels, strict=True):
+            if label:
+                self.start(label)
+            if isinstance(one, int):
+                spec = self.maps[one]
+                leading = [f"ptr {self.region(one, p)}" if isinstance(p, str) else f"i64 {p}"
+                           for p in family_of(spec).parameters(spec, self.workers)]
+            else:
+                spec, leading = one, self.described(one, position)
+            template = family_of(spec).operations[helper.map_op]
+            calls.append((self.call_template(template, [*leading, *own]), label, template))
+            if label:
+                self.emit(f"br label %{done}")
+        if len(calls) == 1:
+            return calls[0][0]
+        self.start(done)
+        incoming = ", ".join(f"[ {result}, %{label} ]" for result, label, _ in calls)
+        return self.value(f"phi {calls[0][2].result} {incoming}")
+
+    def described(self, spec: MapSpec, position: int) -> list[str]:
+        """The leading parameters of an inner map: what varies is read from its descriptor."""
+        family = family_of(spec)
+        address = self.pointer(position)
+        leading = []
+        kinds = next(iter(family.operations.values())).parameters
+        for number, (known, kind) in enumerate(
+                zip(parameters_of(family, spec, self.workers), kinds, strict=False)):
+            if known is None:
+                where = self.value(
+                    f"getelementptr inbounds i8, ptr {address}, i64 {8 * number}")
+                leading.append(f"{kind} " + self.value(f"load {kind}, ptr {where}, align 8"))
+            else:
+                leading.append(f"i64 {known}")
+        return leading
 
     def packet_pointers_to_numbers(self) -> None:
         """Packet pointers in r6-r9 may be read as numbers once a helper moved the packet."""

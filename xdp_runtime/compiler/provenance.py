@@ -8,7 +8,7 @@ apart.  Nothing is refused here for safety; what lowering cannot express yet is,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from xdp_runtime.compiler.frames import Frame, Node, successors, unfold, width
@@ -18,6 +18,7 @@ from xdp_runtime.compiler.kinds import (
     POINTERS,
     Ctx,
     Either,
+    InnerMap,
     Kind,
     MapPtr,
     MapValue,
@@ -27,6 +28,7 @@ from xdp_runtime.compiler.kinds import (
     StackPtr,
     State,
     constant,
+    maps_of,
 )
 from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.errors import LoadError
@@ -61,13 +63,15 @@ from xdp_runtime.isa import (
     StoreRelease,
     Swap,
 )
-from xdp_runtime.object import MapSpec, ProgramSpec
+from xdp_runtime.object import MapSpec, MapType, ProgramSpec
 from xdp_runtime.state import XDP_MD
 from xdp_runtime.verifier.facts import NUMBER as SEEN_NUMBER
 from xdp_runtime.verifier.facts import POINTER as SEEN_POINTER
 from xdp_runtime.verifier.facts import Facts
 
 TAIL_CALL = 12
+OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
+WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.MAP_VALUE_UNINIT, Arg.FIXED_UNINIT)
 
 
 @dataclass(slots=True)
@@ -232,7 +236,7 @@ class Provenance:
 
     def helper(self, number: int, slot: int) -> Helper:
         helper = self.entry.helpers.get(number)
-        if helper is None or not (helper.template or helper.map_op or number == TAIL_CALL):
+        if helper is None or not helper.runs:
             raise LoadError(f"{self.program.name}: instruction {slot}",
                             f"helper {kernel_name(number)} (number {number}) is not supported",
                             "see the helper table in the documentation")
@@ -245,23 +249,43 @@ class Provenance:
             raise self.unsupported(slot, "a call through a register that is not a constant")
         return self.helper(kind.const, slot)
 
-    def map_argument(self, state: State, helper: Helper, slot: int) -> int:
+    def map_argument(self, state: State, helper: Helper, slot: int) -> list[int | MapSpec]:
+        """What the map argument may be: maps by number, or the definition of an inner one."""
         for position, arg in enumerate(helper.args, 1):
             if arg is Arg.MAP:
                 kind = state.regs[position]
-                if not isinstance(kind, MapPtr):
+                if isinstance(kind, InnerMap):
+                    return [kind.definition]
+                maps = maps_of(kind)
+                if not maps:
                     raise self.unsupported(slot, f"{helper.name} on a map that differs by path")
-                return kind.map
-        return -1
+                return [*sorted(maps)]
+        return []
+
+    def _result(self, helper: Helper, maps: list[int | MapSpec], slot: int) -> Kind:
+        """What r0 is after a call on these maps."""
+        if helper.ret not in (Ret.MAP_VALUE_OR_NULL, Ret.RECORD_OR_NULL):
+            return NUMBER
+        definitions = set()
+        for one in maps:
+            if isinstance(one, int) and self.maps[one].type in OF_MAPS:
+                inner = self.maps[one].inner
+                assert inner is not None
+                definitions.add(replace(inner, name="", key_type_id=0, value_type_id=0))
+        if len(definitions) > 1:
+            raise self.unsupported(slot, f"{helper.name} on maps of different maps")
+        if definitions:
+            return InnerMap(definitions.pop())
+        return MapValue(maps[0] if len(maps) == 1 and isinstance(maps[0], int) else -1)
 
     def _call(self, state: State, helper: Helper, slot: int) -> None:
-        index = self.map_argument(state, helper, slot)
+        result = self._result(helper, self.map_argument(state, helper, slot), slot)
         for position, arg in enumerate(helper.args, 1):
             self.touch(state.regs[position], 0)
-            if arg is Arg.MEM_UNINIT:
+            if arg in WRITTEN:
                 self.written(state, state.regs[position], 0, None)
         state.regs[1:6] = [NOTHING] * 5
-        state.regs[0] = MapValue(index) if helper.ret is Ret.MAP_VALUE_OR_NULL else NUMBER
+        state.regs[0] = result
         if helper.changes_packet:  # what pointed into the packet is a mere number now
             state.regs = [NUMBER if isinstance(k, Packet) else k for k in state.regs]
             state.saved = tuple(tuple(NUMBER if isinstance(k, Packet) else k for k in frame)
@@ -331,7 +355,7 @@ class Provenance:
         """Behind a null check the pointer is the number zero on one side."""
         kind = state.regs[insn.dst]
         if not insn.is64 or insn.src != Imm(0) or insn.op.name not in ("EQ", "NE") or (
-                not isinstance(kind, MapValue | Mem)):
+                not isinstance(kind, MapValue | InnerMap | Mem)):
             return state
         if taken != (insn.op.name == "EQ"):
             return state
