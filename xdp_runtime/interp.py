@@ -190,6 +190,20 @@ class Machine:
             self._next_program = self.obj.program(name)
         return 0
 
+    def call_back(self, code: Value, arguments: Sequence[Value | None]) -> int:
+        """Run a function of the program to its end, as a helper does."""
+        if not isinstance(code, Pointer) or not isinstance(code.region, CodeRegion):
+            raise Trap(TrapKind.ARGUMENT, "the callback is no function")
+        depth = len(self._frames)
+        self._enter(self._frames[-1].program, code.offset, arguments)
+        while len(self._frames) > depth:
+            self._steps += 1
+            if self._steps > self.budget:
+                raise Trap(TrapKind.BUDGET, f"{self.budget} instructions")
+            frame = self._frames[-1]
+            self._step(frame, self._fetch(frame))
+        return number_of(_read(self._frames[-1], 0))
+
     # --- a run -----------------------------------------------------------------------------------
     def run(
         self,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xdp_runtime.errors import VerifyError
+from xdp_runtime.errors import LoadError, VerifyError
 from xdp_runtime.isa import (
     MAX_CALL_FRAMES,
+    Call,
     CallLocal,
     Exit,
     Insn,
@@ -23,9 +24,12 @@ from xdp_runtime.isa import (
     LoadMap,
     LoadMapValue,
     MayGoto,
+    Store,
 )
 
 MAX_UNFOLDED_SLOTS = 1_000_000
+LOOP = 181  # bpf_loop
+HEADER = 1 << 32  # added to the slot of a bpf_loop: the node where it asks whether to go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Frame:
     call_slot: int
     leaders: tuple[int, ...]  # first slots of basic blocks, in order
     returns: bool
+    callback: bool = False  # entered again and again by the bpf_loop at `call_slot`
 
 
 Node = tuple[int, int]  # (frame id, slot)
@@ -89,12 +94,32 @@ def _function(insns: Insns, entry: int) -> tuple[tuple[int, ...], tuple[tuple[in
                 raise VerifyError(f"instruction {slot}", "call of no function", insn=slot)
             calls.append((slot, target))
             leaders.add(slot + 1)
+        if isinstance(insn, Call) and insn.helper == LOOP:
+            calls.append((slot, _callback(insns, slot)))
+            leaders.update((slot, slot + 1))
         returns |= isinstance(insn, Exit)
         following = successors(insns, slot)
         if isinstance(insn, Jump | JumpIf | MayGoto):
             leaders.update(following)
         todo.extend(following)
     return tuple(sorted(leaders)), tuple(sorted(calls)), returns, len(seen)
+
+
+def _callback(insns: Insns, slot: int) -> int:
+    """The function whose address r2 holds at a bpf_loop.  It must be loaded in the same block."""
+    targets = {target for at, insn in enumerate(insns)
+               if isinstance(insn, Jump | JumpIf | MayGoto) for target in successors(insns, at)}
+    for before in range(slot - 1, -1, -1):
+        if before + 1 in targets:
+            break
+        insn = insns[before]
+        if isinstance(insn, LoadFunc) and insn.dst == 2:
+            return before + 1 + insn.off
+        if isinstance(insn, Call | CallLocal) or (
+                getattr(insn, "dst", -1) == 2 and not isinstance(insn, Store)):
+            break
+    raise LoadError(f"instruction {slot}", "a callback that is not loaded right before the call "
+                    "is not supported yet")
 
 
 def unfold(insns: Insns) -> tuple[list[Frame], dict[Node, Frame]]:
@@ -118,7 +143,8 @@ def unfold(insns: Insns) -> tuple[list[Frame], dict[Node, Frame]]:
         if slots > MAX_UNFOLDED_SLOTS:
             raise VerifyError("program", f"more than {MAX_UNFOLDED_SLOTS} instructions once its "
                               "calls are unfolded", "make fewer functions __noinline")
-        frame = Frame(len(frames), depth, entry, parent, call_slot, leaders, returns)
+        callback = parent is not None and isinstance(insns[call_slot], Call)
+        frame = Frame(len(frames), depth, entry, parent, call_slot, leaders, returns, callback)
         frames.append(frame)
         for slot, target in calls:
             entered[(frame.id, slot)] = enter(target, frame, slot)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from xdp_runtime import state as st
-from xdp_runtime.compiler.frames import Frame, Node, width
+from xdp_runtime.compiler.frames import HEADER, Frame, Node, width
 from xdp_runtime.compiler.kinds import (
     NOTHING,
     POINTERS,
@@ -82,11 +82,13 @@ from xdp_runtime.isa import (
     SwapOrder,
 )
 from xdp_runtime.maps import family_of
+from xdp_runtime.maps.family import E2BIG, EINVAL
 from xdp_runtime.maps.of_maps import parameters_of
 from xdp_runtime.object import MapSpec, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
+MAX_LOOPS = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 _PREDICATES = {
     JmpOp.EQ: "eq", JmpOp.NE: "ne", JmpOp.GT: "ugt", JmpOp.GE: "uge", JmpOp.LT: "ult",
@@ -364,6 +366,10 @@ class Lowering:
         self.state = self.analysis.at[node].copy()
         self.start(self.block(node))
         slot = node[1]
+        if slot >= HEADER:
+            self.lower_loop_header(slot - HEADER)
+            self.end_block()
+            return
         while True:
             self.slot = slot
             insn = self.provenance.insns[slot]
@@ -378,6 +384,9 @@ class Lowering:
                     break
                 case Exit():
                     self.lower_exit()
+                    break
+                case Call() if (self.frame.id, slot) in self.analysis.entered:
+                    self.lower_loop(slot)
                     break
                 case Jump(off):
                     self.branch_always(slot + 1 + off)
@@ -399,6 +408,10 @@ class Lowering:
                 self.branch_always(following)
                 break
             slot = following
+        self.end_block()
+
+    def end_block(self) -> None:
+        """Emit the edges that convert."""
         for edge, target, changes in self.pending:
             self.start(edge)
             for location, have, want in changes:
@@ -440,8 +453,61 @@ class Lowering:
             self.emit(f"ret i{bits} {self.narrow(self.number_of(0), bits)}")
             return
         left = self.provenance.leave(self.state, self.frame)
+        if self.frame.callback:
+            self.lower_loop_return(self.frame.parent, self.frame.call_slot, left)
+            return
         target = (self.frame.parent.id, self.frame.call_slot + 1)
         self.emit(f"br label %{self.jump_to(target, left)}")
+
+    def loop_location(self, frame: Frame, slot: int) -> str:
+        return f"loop{frame.id}_{slot}"
+
+    def lower_loop(self, slot: int) -> None:
+        """bpf_loop: check, keep what the callback is handed, and go to the header."""
+        where = self.loop_location(self.frame, slot)
+        count = self.widen(self.narrow(self.number_of(1), 32), 32)
+        flagged = self.value(f"icmp ne i64 {self.number_of(4)}, 0")
+        many = self.value(f"icmp ugt i64 {count}, {MAX_LOOPS}")
+        error = self.value(f"select i1 {many}, i64 -{E2BIG}, i64 0")
+        error = self.value(f"select i1 {flagged}, i64 -{EINVAL}, i64 {error}")
+        self.put(f"{where}_count", "i", count)
+        self.put(f"{where}_round", "i", "0")
+        self.copy(self.state.regs[3], self.reg(3), where)
+        self.set_number(0, error)
+        again = self.provenance.loop_again(self.state, self.state)
+        over = self.provenance.loop_over(self.state)
+        self.emit(f"br i1 {self.value(f'icmp eq i64 {error}, 0')}, "
+                  f"label %{self.jump_to((self.frame.id, slot + HEADER), again)}, "
+                  f"label %{self.jump_to((self.frame.id, slot + 1), over)}")
+
+    def lower_loop_header(self, slot: int) -> None:
+        """The next round, or the number of rounds as the result."""
+        where = self.loop_location(self.frame, slot)
+        callee = self.analysis.entered[(self.frame.id, slot)]
+        done = self.get(f"{where}_round", "i")
+        more = self.value(f"icmp ult i64 {done}, {self.get(f'{where}_count', 'i')}")
+        self.set_number(0, done)
+        self.set_number(1, done)
+        self.copy(self.state.regs[3], self.reg(3), self.reg(2))
+        self.clear_stack(callee.depth)
+        inner = self.provenance.call_back(self.state, callee)
+        over = self.provenance.loop_over(self.state)
+        self.emit(f"br i1 {more}, label %{self.jump_to((callee.id, callee.entry), inner)}, "
+                  f"label %{self.jump_to((self.frame.id, slot + 1), over)}")
+
+    def lower_loop_return(self, frame: Frame, slot: int, left: State) -> None:
+        """The callback returned: 0 for another round."""
+        where = self.loop_location(frame, slot)
+        goes_on = self.value(f"icmp eq i64 {self.number_of(0)}, 0")
+        done = self.value(f"add i64 {self.get(f'{where}_round', 'i')}, 1")
+        self.put(f"{where}_round", "i", done)
+        called = self.analysis.at[(frame.id, slot)]
+        self.copy(called.regs[3], where, self.location(3, frame.depth))
+        self.set_number(0, done)
+        again = self.provenance.loop_again(left, called)
+        over = self.provenance.loop_over(left)
+        self.emit(f"br i1 {goes_on}, label %{self.jump_to((frame.id, slot + HEADER), again)}, "
+                  f"label %{self.jump_to((frame.id, slot + 1), over)}")
 
     def compare(self, insn: JumpIf, slot: int) -> str:
         op, dst, src = insn.op, insn.dst, insn.src
@@ -484,7 +550,7 @@ class Lowering:
                 self.set_number(dst, self.widen(value, bits))
             case LoadImm64(dst, number):
                 self.set_number(dst, str(number))
-            case LoadMap():
+            case LoadMap() | LoadFunc():
                 pass
             case LoadMapValue(dst, index, offset):
                 base = self.region(index, "values")
@@ -509,7 +575,7 @@ class Lowering:
             case CallReg(register):
                 helper = self.provenance.called(self.state, register, self.slot)
                 self.lower_call(helper, after)
-            case (LoadFunc() | CallKfunc() | CallLocal() | Exit() | Jump() | JumpIf()
+            case (CallKfunc() | CallLocal() | Exit() | Jump() | JumpIf()
                   | MayGoto()):
                 raise AssertionError(f"{insn} does not come here")
             case _:

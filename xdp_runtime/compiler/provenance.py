@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from xdp_runtime.compiler.frames import Frame, Node, successors, unfold, width
+from xdp_runtime.compiler.frames import HEADER, Frame, Node, successors, unfold, width
 from xdp_runtime.compiler.kinds import (
     NOTHING,
     NUMBER,
@@ -165,8 +165,8 @@ class Provenance:
                 regs[dst] = MapPtr(index)
             case LoadMapValue(dst, index, _):
                 regs[dst] = MapValue(index)
-            case LoadFunc():
-                raise self.unsupported(slot, "a callback function")
+            case LoadFunc(dst, _):
+                regs[dst] = NOTHING  # lowering knows which function it is (frames.py)
             case Load(dst, src_reg, off, size, _):
                 regs[dst] = self._load(state, src_reg, off, size, slot)
             case LoadAcquire(dst, src_reg, off, size):
@@ -308,20 +308,26 @@ class Provenance:
         while todo:
             node = todo.pop()
             frame = frames[node[0]]
-            for target, state in self.flow(frame, node[1], at[node].copy(), entered):
+            for target, state in self.flow(frame, node[1], at[node].copy(), entered, at):
                 known = at.get(target)
                 merged = state.copy() if known is None else known.meet(state)
                 if merged is not None:
                     at[target] = merged
                     if target not in todo:
                         todo.append(target)
-        order = [(frame.id, slot) for frame in frames for slot in frame.leaders
+        order = [(frame.id, slot) for frame in frames
+                 for slot in (*frame.leaders, *(slot + HEADER for slot in frame.leaders))
                  if (frame.id, slot) in at]
         return Analysis(frames, entered, at, order, dict(self.stack_used))
 
-    def flow(self, frame: Frame, slot: int, state: State, entered: dict[Node, Frame]
-             ) -> list[tuple[Node, State]]:
+    def flow(self, frame: Frame, slot: int, state: State, entered: dict[Node, Frame],
+             at: dict[Node, State]) -> list[tuple[Node, State]]:
         """Run one block from `slot`; the blocks it leads to with the states they are entered in."""
+        if slot >= HEADER:
+            slot -= HEADER
+            callee = entered[(frame.id, slot)]
+            return [((callee.id, callee.entry), self.call_back(state, callee)),
+                    ((frame.id, slot + 1), self.loop_over(state))]
         while True:
             insn = self.insns[slot]
             if not self.facts.visited[slot]:
@@ -329,9 +335,16 @@ class Provenance:
             if isinstance(insn, CallLocal):
                 callee = entered[(frame.id, slot)]
                 return [((callee.id, callee.entry), self.enter(state, callee))]
+            if isinstance(insn, Call) and (frame.id, slot) in entered:
+                return [((frame.id, slot + HEADER), self.loop_again(state, state)),
+                        ((frame.id, slot + 1), self.loop_over(state))]
             if isinstance(insn, Exit):
                 if frame.parent is None:
                     return []
+                if frame.callback:
+                    left, called = self.leave(state, frame), (frame.parent.id, frame.call_slot)
+                    return [((called[0], called[1] + HEADER), self.loop_again(left, at[called])),
+                            ((called[0], called[1] + 1), self.loop_over(left))]
                 return [((frame.parent.id, frame.call_slot + 1), self.leave(state, frame))]
             self.step(state, slot, frame)
             following = successors(self.insns, slot)
@@ -370,6 +383,24 @@ class Provenance:
         inner.regs[6:10] = [NOTHING] * 4
         inner.regs[10] = StackPtr(callee.depth, 0)
         inner.forget_spills(callee.depth)
+        return inner
+
+    # bpf_loop: the node of the call checks its arguments, the header asks whether to go on; what is
+    # handed to the callback stays in r3 there
+
+    def loop_again(self, state: State, called: State) -> State:
+        again = state.copy()
+        again.regs[:6] = [NOTHING] * 3 + [called.regs[3]] + [NOTHING] * 2
+        return again
+
+    def loop_over(self, state: State) -> State:
+        over = state.copy()
+        over.regs[:6] = [NUMBER] + [NOTHING] * 5
+        return over
+
+    def call_back(self, state: State, callee: Frame) -> State:
+        inner = self.enter(state, callee)
+        inner.regs[1:6] = [NUMBER, state.regs[3], NOTHING, NOTHING, NOTHING]
         return inner
 
     def leave(self, state: State, frame: Frame) -> State:

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.object import MapType
+
+if TYPE_CHECKING:
+    from xdp_runtime.interp import Machine
+    from xdp_runtime.interp_memory import Value
+
+E2BIG, EINVAL = 7, 22
+_MAX_LOOPS = 8 * 1024 * 1024  # BPF_MAX_LOOPS
+
+
+def _interpret_loop(machine: Machine, count: int, code: Value, handed: Value, flags: int) -> int:
+    """The compiled form is lowering's own: the callback becomes part of the program."""
+    count &= 0xFFFFFFFF
+    if flags:
+        return -EINVAL
+    if count > _MAX_LOOPS:
+        return -E2BIG
+    for done in range(count):
+        if machine.call_back(code, [done, handed]):
+            return done + 1
+    return count
+
 
 _ITERATED = frozenset({
     MapType.HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_HASH,
@@ -21,5 +44,6 @@ HELPERS = (
     Helper(171, "timer_start", (Arg.TIMER, Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR,
            gpl_only=True),
     Helper(172, "timer_cancel", (Arg.TIMER,), Ret.SCALAR, gpl_only=True),
-    Helper(181, "loop", (Arg.ANYTHING, Arg.CALLBACK, Arg.STACK_OR_NULL, Arg.ANYTHING), Ret.SCALAR),
+    Helper(181, "loop", (Arg.ANYTHING, Arg.CALLBACK, Arg.STACK_OR_NULL, Arg.ANYTHING), Ret.SCALAR,
+           _interpret_loop),
 )

@@ -95,12 +95,13 @@ class Helper:
 
     @property
     def runs(self) -> bool:
-        """Is there code for it?  (The tail call is lowering's own.)"""
-        return self.template is not None or self.map_op is not None or self.id == TAIL_CALL
+        """Is there code for it?  (The tail call and bpf_loop are lowering's own.)"""
+        return self.template is not None or self.map_op is not None or self.id in (
+            TAIL_CALL, LOOP)
 
     def size_of(self, position: int) -> int:
         """Bytes of the FIXED argument there."""
         return dict(self.sizes)[position]
 
 
-TAIL_CALL = 12
+TAIL_CALL, LOOP = 12, 181

@@ -295,3 +295,45 @@ int events(struct xdp_md *ctx)
 	}
 	return XDP_PASS;
 }
+
+struct sum {
+	__u64 total, stop, steps;
+};
+
+static long add(__u32 index, void *data)
+{
+	struct sum *sum = data;
+	__u64 here[2] = { index, sum->steps };
+	sum->steps++;
+	sum->total += here[0] * 3 + here[1];
+	return index == sum->stop;
+}
+
+static long nest(__u32 index, void *data)
+{
+	struct sum inner = { .stop = 3 };
+	struct sum *sum = data;
+	sum->total += bpf_loop(index & 7, add, &inner, 0) + inner.total;
+	return 0;
+}
+
+SEC("xdp")
+int loops(struct xdp_md *ctx)
+{
+	BEGIN(ctx);
+	struct sum sum = { .stop = c->value };
+	__u64 kept = c->key;
+	c->result = bpf_loop(c->flags & 63, add, &sum, c->what & 2);
+	c->out = sum.total ^ sum.steps << 32 ^ kept;
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int nested_loops(struct xdp_md *ctx)
+{
+	BEGIN(ctx);
+	struct sum sum = {};
+	c->result = bpf_loop(c->flags & 31, nest, &sum, 0);
+	c->out = sum.total ^ c->key;
+	return XDP_PASS;
+}
