@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import random
 import struct
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.privileges import needs_bpf
+from tests.xdp_runtime.maps.loops import compile_loops
 from tests.xdp_runtime.maps.traces import FLAGS, Model, Step, apply, compiled_map
 from xdp_runtime.errors import LoadError
 from xdp_runtime.kernel_map import KernelMap
 from xdp_runtime.maps.map import Map
 from xdp_runtime.object import MapFlag, MapSpec, MapType
+from xdp_runtime.template import Template
 
 NO_PREALLOC = MapFlag.NO_PREALLOC
 
@@ -144,3 +149,65 @@ def test_refused_as_by_the_kernel(spec: MapSpec) -> None:
         KernelMap(spec)
     with pytest.raises(LoadError):
         Map.create(spec, 1)
+
+
+def _reader(m: Any) -> Callable[..., Any]:
+    lookup = m.symbol("map.0.lookup", "ptr(i64, ptr)")
+
+    def lpm_reader(keys, count, rounds):  # type: ignore
+        """How often a stable key's value was not its number."""
+        wrong = 0
+        for _turn in range(rounds):
+            for i in range(count):
+                value = lookup(0, m.gep(keys, i * 8))
+                if m.is_null(value) or m.load_u64(value, 0) != i:
+                    wrong += 1
+        return wrong
+
+    return lpm_reader
+
+
+def _writer(m: Any) -> Callable[..., Any]:
+    update = m.symbol("map.0.update", "i64(i64, ptr, ptr, i64)")
+    delete = m.symbol("map.0.delete", "i64(i64, ptr)")
+
+    def lpm_writer(keys, count, rounds):  # type: ignore
+        value = m.gep(m.alloca(8), 0)
+        m.store_u64(value, 0, 0xBAD)
+        for turn in range(rounds):
+            for i in range(count):
+                if (i ^ turn) & 1 != 0:
+                    update(0, m.gep(keys, i * 8), value, 0)
+                else:
+                    delete(0, m.gep(keys, i * 8))
+        return 0
+
+    return lpm_writer
+
+
+READER = Template("lpm_reader", _reader, "i64(ptr, i64, i64)")
+WRITER = Template("lpm_writer", _writer, "i64(ptr, i64, i64)")
+
+
+@pytest.mark.parametrize("entries", [200, 5000])
+def test_stable_prefixes_are_found_while_others_come_and_go(entries: int) -> None:
+    spec, rng = a_spec(4, 8, entries), random.Random(3)
+    stable = [struct.pack("<I", 32) + rng.randbytes(1) + bytes([rng.randrange(4)])
+              + rng.randbytes(2) for _ in range(40)]
+    stable = list(dict.fromkeys(stable))
+    churn = list({(length, key[4:]): struct.pack("<I", length) + key[4:]
+                  for key in stable for length in rng.sample(range(4, 32), 3)}.values())
+    with Map.create(spec, 1) as one:
+        loops = compile_loops(one, READER, WRITER)
+        for number, key in enumerate(stable):
+            one[key] = number.to_bytes(8, "little")
+        writer = threading.Thread(target=loops["lpm_writer"],
+                                  args=(b"".join(churn), len(churn), 4000))
+        writer.start()
+        wrong = rounds = 0
+        while writer.is_alive():
+            wrong += loops["lpm_reader"](b"".join(stable), len(stable), 1000)
+            rounds += 1
+        writer.join()
+        assert wrong == 0 and rounds > 0
+        assert all(one[key] == number.to_bytes(8, "little") for number, key in enumerate(stable))
