@@ -67,8 +67,8 @@ def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
     from xdp_runtime.compiler import target
 
     module, exports, symbols = build_module(obj, entry, workers, units)
-    target.optimise(module, opt)
-    image = Image(target.emit_object(module, opt), exports, symbols)
+    slots = sum(len(program.insns) for program in programs)
+    image = Image(target.compile_module(module, opt, slots), exports, symbols)
     cache.put(key, _pack(image))
     return image
 

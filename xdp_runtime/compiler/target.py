@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,10 @@ from typing import Any
 import llvmlite.binding as llvm
 
 _LIBRARY_IDS = itertools.count()
+_SHALLOW_SLOTS = 4096
+PLAIN_SLOTS = 16_384  # larger programs are not optimised as others are
+_STACK_BYTES_A_SLOT = 8192
+_MAX_STACK_BYTES = 8 << 30
 _PAUSE = {"x86_64": "pause", "aarch64": "yield"}
 
 
@@ -110,6 +115,47 @@ def link(text: str, bitcodes: Iterable[bytes], exports: Iterable[str]) -> Any:
             function.linkage = "internal"
     module.verify()
     return module
+
+
+def compile_module(module: Any, opt: int, slots: int) -> bytes:
+    """Optimise and emit a module made from programs of so many instructions.
+
+    LLVM's passes recurse along chains of dependent instructions: 65,536 of them overflow the usual
+    8 MB of stack, and the process with it.  Large programs get a thread with a stack to match,
+    of which only what is used is ever memory.  O3 also takes time in the square of such a chain
+    (32,768: 30 s); beyond PLAIN_SLOTS only passes of linear time run (65,536: 2 s)."""
+    def work() -> None:
+        if opt and slots > PLAIN_SLOTS:
+            _optimise_plainly(module)
+            done.append(emit_object(module, 0))
+        else:
+            optimise(module, opt)
+            done.append(emit_object(module, opt))
+
+    done: list[bytes] = []
+    if slots <= _SHALLOW_SLOTS:
+        work()
+        return done[0]
+    before = threading.stack_size(min(slots * _STACK_BYTES_A_SLOT, _MAX_STACK_BYTES))
+    try:
+        thread = threading.Thread(target=work, name="compile")
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    if not done:
+        raise RuntimeError("LLVM did not compile this module")
+    return done[0]
+
+
+def _optimise_plainly(module: Any) -> None:
+    """Inlining, registers instead of stack variables, no dead blocks."""
+    manager = llvm.create_new_module_pass_manager()
+    manager.add_always_inliner_pass()
+    manager.add_sroa_pass()
+    manager.add_simplify_cfg_pass()
+    options = llvm.create_pipeline_tuning_options(speed_level=0)
+    manager.run(module, llvm.create_pass_builder(machine(0), options))
 
 
 def optimise(module: Any, opt: int = 3) -> None:
