@@ -6,6 +6,8 @@ to a pointer but move it by a number with limits.
 
 from __future__ import annotations
 
+import operator
+
 from xdp_runtime.isa import AluOp
 from xdp_runtime.verifier import scalar, scalar_alu
 from xdp_runtime.verifier.access import MAX_VAR_OFF
@@ -17,9 +19,12 @@ _MOVABLE = (Kind.PACKET, Kind.PACKET_META, Kind.STACK, Kind.MAP_VALUE, Kind.MEM,
             Kind.CTX)
 _ANY = Num(scalar.UNKNOWN)
 _ANY32 = Num(scalar.unsigned(4))
-_SHIFTING = (AluOp.ADD, AluOp.SUB)
+_STEPS = (AluOp.ADD, AluOp.SUB)
 _SHIFTS = (AluOp.LSH, AluOp.RSH, AluOp.ARSH)
 _DIVISIONS = (AluOp.DIV, AluOp.MOD, AluOp.SDIV, AluOp.SMOD)
+_PLAIN = {AluOp.ADD: operator.add, AluOp.SUB: operator.sub, AluOp.AND: operator.and_,
+          AluOp.OR: operator.or_, AluOp.XOR: operator.xor}
+_U64_MAX = 0xFFFFFFFFFFFFFFFF
 _U32_MAX = 0xFFFFFFFF
 _S64_MIN = -(1 << 63)
 
@@ -31,9 +36,14 @@ def combine(env: Env, op: AluOp, is64: bool, left: Num | Ptr, right: Num | Ptr,
         if isinstance(right, Num):
             if not _computed(op, is64, right.range):
                 return _ANY
-            result = scalar_alu.alu(op, is64, left.range, right.range)
+            step_of = _PLAIN.get(op)
+            if step_of is not None and not left.range.mask and not right.range.mask:
+                exact = step_of(left.range.value, right.range.value)
+                result = scalar.const(exact & (_U64_MAX if is64 else _U32_MAX))
+            else:
+                result = scalar_alu.alu(op, is64, left.range, right.range)
             tokens = merged(left.tokens, right.tokens)
-            if left.id and right.range.is_const and op in _SHIFTING:
+            if left.id and not left.delta and right.range.is_const and op in _STEPS:
                 step = right.range.smin if is64 else right.range.s32min
                 step = step if op is AluOp.ADD else -step
                 if is64 or (left.range.umin + step >= 0 and left.range.umax + step <= _U32_MAX):

@@ -148,7 +148,11 @@ def _constant_index(state: State, map_ptr: Ptr, spec: MapSpec) -> bool:
         return False
     if spec.key_size != 4 or key.off % 4:
         return False
-    value = stack.read(state.frames[key.frame], key.off, 4) if -512 <= key.off <= -4 else None
+    frame = state.frames[key.frame]
+    value = stack.read(frame, key.off, 4) if -512 <= key.off <= -4 else None
+    slot = frame.stack.get(key.off)
+    if slot is not None and slot.size == 8:  # the kernel wants a number of the key's size
+        return False
     if not isinstance(value, Num) or not value.range.is_const:
         return False
     index = value.range.const

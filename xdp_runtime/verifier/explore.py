@@ -17,6 +17,8 @@ import time
 
 from xdp_runtime.isa import (
     MAX_CALL_FRAMES,
+    Alu,
+    AluOp,
     Call,
     CallKfunc,
     CallLocal,
@@ -40,6 +42,7 @@ from xdp_runtime.verifier.domain import Frame, Kind, Num, Ptr, Reg, State, name_
 from xdp_runtime.verifier.env import Env, Refused
 from xdp_runtime.verifier.facts import Facts
 from xdp_runtime.verifier.flow import Flow, uses
+from xdp_runtime.verifier.obligations import Readable
 from xdp_runtime.verifier.prune import How, Seen
 
 Waiting = list[tuple[int, State, Seen, int]]
@@ -59,6 +62,9 @@ class Explorer:
         self.env, self.flow = env, flow
         self.facts = Facts(len(env.insns))
         self.facts.context_at = env.context_at
+        self.facts.sums = frozenset(
+            slot for slot, insn in enumerate(env.insns)
+            if isinstance(insn, Alu) and insn.op in (AluOp.ADD, AluOp.SUB))
         self.steps = 0
         self.remembered = 0
         self._endless = False  # a path goes on in a state whose own paths are not at their end
@@ -71,6 +77,7 @@ class Explorer:
         self._called: set[int] = set()  # global functions that are called
         self._moving = functions.moving_functions(env, flow, flow.starts)
         self._uses = [0 if insn is None else uses(insn, env.entry.helpers)[0] for insn in env.insns]
+        self._must = [transfer.split(obligations) for obligations in flow.obligations]
         self._operands = [tuple(n for n in range(11) if used >> n & 1) for used in self._uses]
 
     def run(self) -> None:
@@ -108,7 +115,7 @@ class Explorer:
 
         It is `walked` instructions behind `parent`, the state last remembered."""
         env, flow, facts = self.env, self.flow, self.facts
-        insns, visited = env.insns, facts.visited
+        insns, visited, operands, must = env.insns, facts.visited, self._operands, self._must
         since = _MIN_BETWEEN
         began = self.steps - walked
         self.state = state
@@ -135,9 +142,13 @@ class Explorer:
             visited[slot] = 1
             insn = insns[slot]
             regs = state.frames[-1].regs
-            for number in self._operands[slot]:
+            for number in operands[slot]:
                 facts.see(slot, number, regs[number])
-            for obligation in flow.obligations[slot]:
+            reads, rest = must[slot]
+            for number in reads:
+                if regs[number] is None:
+                    transfer.prove(env, state, Readable(number))
+            for obligation in rest:
                 transfer.prove(env, state, obligation)
             if isinstance(insn, JumpIf):
                 falls, taken = branches.outcomes(state, insn)

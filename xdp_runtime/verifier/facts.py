@@ -15,18 +15,30 @@ NUMBER, POINTER, NULLABLE = 1, 2, 4
 class Facts:
     """Indexed by slot.  `visited`: some path runs it.  `falls`/`taken`: some path leaves a
     conditional jump that way.  `shape[slot, reg]`: NUMBER | POINTER | NULLABLE of an operand
-    before the instruction.  `ranges[slot, reg]`: union of its values where it is a number.
+    before the instruction.  `ranges[slot, reg]`: union of its values where it is a number; on
+    paths that were pruned this holds only for numbers that decided something, such as those that
+    moved a pointer.  `sums`: where ranges are noted, None: everywhere.
     `longest`: instructions on the longest path, those of called functions included; -1: not known.
     """
 
-    __slots__ = ("constants", "context_at", "falls", "longest", "ranges", "shape", "taken",
-                 "visited")
+    __slots__ = (
+        "constants",
+        "context_at",
+        "falls",
+        "longest",
+        "ranges",
+        "shape",
+        "sums",
+        "taken",
+        "visited",
+    )
 
     def __init__(self, slots: int) -> None:
         self.visited = bytearray(slots)
         self.falls = bytearray(slots)
         self.taken = bytearray(slots)
         self.longest = -1
+        self.sums: frozenset[int] | None = None
         self.context_at: dict[int, bool] = {}  # memory instructions: do they use the context?
         # loads from frozen maps and the number they give, None: not one number
         self.constants: dict[int, int | None] = {}
@@ -49,6 +61,8 @@ class Facts:
         key = (slot, number)
         if isinstance(value, Num):
             self.shape[key] = self.shape.get(key, 0) | NUMBER
+            if self.sums is not None and slot not in self.sums:
+                return
             known = self.ranges.get(key)
             if known is None:
                 self.ranges[key] = value.range

@@ -62,7 +62,7 @@ class Flow:
     target: list[int]  # slot jumped to, -1: none
     live: list[int]
     prune: list[bool]  # a place where paths meet: states are compared here
-    loops: list[bool]  # target of a backward jump, or a loop that ends by itself: always remember
+    loops: list[bool]  # an instruction at which a loop ends by itself: always remember the state
     functions: dict[int, int]  # instructions that take a function's address, and its slot
     starts: list[int]  # where functions begin
     obligations: list[tuple[Obligation, ...]]
@@ -84,8 +84,6 @@ def analyse(insns: Insns, helpers: Mapping[int, Helper] = HELPERS) -> Flow:
         if isinstance(insn, Jump | JumpIf | MayGoto):
             target[slot] = slot + 1 + insn.off
             prune[target[slot]] = True
-            if insn.off < 0:
-                loops[target[slot]] = True
         if isinstance(insn, CallLocal):
             target[slot] = slot + 1 + insn.off
             prune[target[slot]] = True

@@ -91,6 +91,17 @@ def prove(env: Env, state: State, obligation: Obligation) -> None:
             assert_never(obligation)
 
 
+def split(obligations: tuple[Obligation, ...]) -> tuple[tuple[int, ...], tuple[Obligation, ...]]:
+    """(registers that must hold something, what else must be proven in each state)"""
+    reads = tuple(one.reg for one in obligations if isinstance(one, Readable))
+    return reads, tuple(one for one in obligations if not (
+        isinstance(one, Readable | Summable | Comparable | ValidCall | ValidKfunc | Returnable
+                   | CallDepth)
+        or (isinstance(one, Writable) and one.reg != 10)
+        or (isinstance(one, ShiftInRange) and 0 <= one.amount < one.bits)
+        or (isinstance(one, NonZeroDivisor) and one.divisor)))
+
+
 def _prove_access(env: Env, state: State, what: ValidAccess) -> None:
     value = state.top.regs[what.reg]
     ptr = access.pointer(value, what.reg)

@@ -4,8 +4,9 @@
     python -m tests.xdp_runtime.verifier.agree --seed N
     python -m tests.xdp_runtime.verifier.agree --corpus [--jobs N]
 
-Prints kernel x ours, and programs of the two kinds that matter: **unsafe** (the kernel refuses for
-memory safety, we accept) and **too strict** (the kernel accepts, we refuse).  --kernel asks the
+Prints kernel x ours, and programs of the kinds that matter: **unsafe** (the kernel refuses for
+memory safety, we accept), **too strict** (the kernel accepts, we refuse) and **trapped** (we
+accept, and the interpreter's own checks fire when it runs).  --kernel asks the
 kernel alone: how many it accepts, how fast, and why it refuses the others.  --seed N shows one
 program with both answers, --corpus what we say of the cases (their kernel's words are on file).
 """
@@ -24,6 +25,7 @@ from tests.xdp_runtime.verifier.cases import Case, all_cases
 from tests.xdp_runtime.verifier.kernel_load import Answer, load, make_map
 from tests.xdp_runtime.verifier.kernel_words import class_of
 from tests.xdp_runtime.verifier.randprog import random_program
+from tests.xdp_runtime.verifier.run_accepted import find_trap
 from xdp_runtime.disasm import format_program
 from xdp_runtime.object import MapSpec, Object
 
@@ -37,6 +39,7 @@ class Outcome:
     unsafe: list[tuple[int, str]] = field(default_factory=list)
     strict: list[tuple[int, str]] = field(default_factory=list)
     broken: list[tuple[int, str]] = field(default_factory=list)
+    trapped: list[tuple[int, str]] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
     ours_s: float = 0.0
     kernel_s: float = 0.0
@@ -47,6 +50,7 @@ class Outcome:
         self.unsafe += other.unsafe
         self.strict += other.strict
         self.broken += other.broken
+        self.trapped += other.trapped
         self.ours_s += other.ours_s
         self.kernel_s += other.kernel_s
 
@@ -93,6 +97,10 @@ def compare(seeds: range, kernel_only: bool) -> Outcome:
             out.strict.append((seed, text))
         elif ok and said == "memory":
             out.unsafe.append((seed, kernel.line))
+        if ok:
+            trap = find_trap(obj, seed)
+            if trap:
+                out.trapped.append((seed, trap))
     return out
 
 
@@ -127,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
             for outcome in pool.map(compare, chunks, [options.kernel] * len(chunks)):
                 total.add(outcome)
     print_outcome(total, last - first, time.perf_counter() - began, options.show)
-    return 1 if total.unsafe or total.broken else 0
+    return 1 if total.unsafe or total.broken or total.trapped else 0
 
 
 def print_outcome(total: Outcome, programs: int, took_s: float, shown: int) -> None:
@@ -144,7 +152,8 @@ def print_outcome(total: Outcome, programs: int, took_s: float, shown: int) -> N
         agreed = total.matrix["accept", "accept"]
         print(f"of what the kernel accepts we accept {100 * agreed / accepted:.2f} %")
     for title, examples in (("UNSAFE", total.unsafe), ("too strict", total.strict),
-                            ("broken", total.broken)):
+                            ("broken", total.broken),
+                            ("accepted, and trapped when run", total.trapped)):
         print(f"{title}: {len(examples)}")
         for seed, text in examples[:shown]:
             print(f"  seed {seed}: {text}")
