@@ -157,11 +157,11 @@ def _instruction(line: str, slot: int, labels: Mapping[str, int]) -> Insn:
                 raise ValueError("no such load")
             return isa.Load(_register(dst), base, offset, _SIZES[loads[2]], bool(loads[1]))
         case _, [place, src] if stores := re.fullmatch(r"st(x?)(b|h|w|dw)", mnemonic):
-            value = _operand(src)
-            if isinstance(value, Reg) is not bool(stores[1]):
+            stored = _operand(src)
+            if isinstance(stored, Reg) is not bool(stores[1]):
                 raise ValueError("stx stores a register, st a number")
             base, offset = _memory(place)
-            return isa.Store(base, offset, _SIZES[stores[2]], value)
+            return isa.Store(base, offset, _SIZES[stores[2]], stored)
         case _, [dst, src, to] if width in _JUMPS:
             return isa.JumpIf(_JUMPS[width], is64, _register(dst), _operand(src), off(to))
         case _, [dst, src] if width in _ALU:
