@@ -185,9 +185,12 @@ def covers(seen: Seen, state: State, how: How = How.DEPENDED) -> bool:
         if mine.depth > theirs.depth:
             return False
         for before, now in zip(mine.regs, theirs.regs, strict=True):
-            if before is not now and not _reg(before, now, match, how):
+            if before is now:
+                if before is not None and before.id and not _reg(before, now, match, how):
+                    return False
+            elif not _reg(before, now, match, how):
                 return False
-        if mine.stack is not theirs.stack and not _stack(mine, theirs, match, how):
+        if not _stack(mine, theirs, match, how):
             return False
     return True
 
@@ -249,7 +252,7 @@ def _stack(old: Frame, new: Frame, match: _Match, how: How) -> bool:
         if how is How.DEPENDED and (token is None or not token.read):
             continue
         now = theirs.get(base)
-        if now is slot:
+        if now is slot and (slot.value is None or not slot.value.id):
             continue
         if not _slot(slot, now, match, how):
             return False

@@ -136,8 +136,9 @@ def make_iterator(env: Env, state: State, number: int, value: Num | Ptr) -> None
     if found is not None:
         raise Refused("reference", f"r{number} points to {name_of(found)} that is in use",
                       regs=(number,))
+    reference = acquire(env, state)
     frame.writable()[off] = Slot(
-        Ptr(Kind.ITER, size=ACTIVE, ref=acquire(env, state)), 8, 0xFF, 0)
+        Ptr(Kind.ITER, id_=reference, size=ACTIVE, ref=reference), 8, 0xFF, 0)
 
 
 def iterator(env: Env, state: State, number: int, value: Num | Ptr) -> tuple[Frame, int, Ptr]:
@@ -153,5 +154,5 @@ def iterator(env: Env, state: State, number: int, value: Num | Ptr) -> tuple[Fra
 
 def drain(frame: Frame, off: int, iterator: Ptr) -> None:
     old = frame.stack[off]
-    frame.writable()[off] = Slot(Ptr(Kind.ITER, size=DRAINED, ref=iterator.ref), 8, 0xFF, 0,
-                                 old.token)
+    frame.writable()[off] = Slot(
+        Ptr(Kind.ITER, id_=iterator.id, size=DRAINED, ref=iterator.ref), 8, 0xFF, 0, old.token)

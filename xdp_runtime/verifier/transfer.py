@@ -31,7 +31,16 @@ from xdp_runtime.isa import (
 )
 from xdp_runtime.object import GlobalKind, MapType
 from xdp_runtime.verifier import access, arithmetic, references, scalar, scalar_alu, stack
-from xdp_runtime.verifier.domain import Kind, Num, Ptr, State, mark_precise, name_of
+from xdp_runtime.verifier.domain import (
+    Frame,
+    Kind,
+    Num,
+    Ptr,
+    Slot,
+    State,
+    mark_precise,
+    name_of,
+)
 from xdp_runtime.verifier.env import Env, Refused
 from xdp_runtime.verifier.obligations import (
     CallDepth,
@@ -224,9 +233,11 @@ def _mov(env: Env, state: State, is64: bool, dst: int, src: Reg | Imm, sign_bits
 
 
 def _copy(env: Env, state: State, source: int, value: Num) -> Num:
-    """A copy shares an id with its origin, so that a check on one serves both."""
-    if value.id == 0 and not value.range.is_const:
-        value = Num(value.range, env.next_id(), value.tokens, value.delta)
+    """A copy shares an id with its origin, so that a check on one serves both.
+
+    The kernel gives up what links the origin to others by a difference, and so do we."""
+    if (value.id == 0 or value.delta) and not value.range.is_const:
+        value = Num(value.range, env.next_id(), value.tokens)
         state.top.regs[source] = value
     return value
 
@@ -248,6 +259,8 @@ def _load(env: Env, state: State, src: int, off: int, size: int, signed: bool) -
                 return Num(scalar_alu.sign_extend(value.range, size * 8, True), 0, value.tokens)
             if isinstance(value, Ptr) and signed:
                 raise Refused("stack", "a spilled pointer is read with its sign")
+            if isinstance(value, Num) and value.id == 0 and not value.range.is_const:
+                return _linked(env, frame, ptr.off + off, value)
             return value
         low, high = access.stack_range(src, ptr, off)
         references.no_objects(frame, low, high + size)
@@ -259,6 +272,16 @@ def _load(env: Env, state: State, src: int, off: int, size: int, signed: bool) -
         if constant is not None:
             return constant
     return Num(scalar.signed(size) if signed else scalar.unsigned(size))
+
+
+def _linked(env: Env, frame: Frame, off: int, value: Num) -> Num:
+    """What was filled whole shares an id with its slot."""
+    slot = frame.stack.get(off)
+    if slot is None or slot.value is not value:
+        return value
+    value = Num(value.range, env.next_id(), value.tokens)
+    frame.writable()[off] = Slot(value, slot.size, slot.init, slot.zero, slot.token)
+    return value
 
 
 def _frozen(env: Env, ptr: Ptr, off: int, size: int, signed: bool) -> Num | None:
