@@ -41,6 +41,7 @@ def compiled_sum(source: bytes, to: bytes, seed: int) -> int:
 @given(st.binary(max_size=200), st.binary(max_size=200),
        st.sampled_from(SEEDS) | st.integers(0, (1 << 64) - 1))
 def test_compiled_is_interpreted(source: bytes, to: bytes, seed: int) -> None:
+    assert HELPER.interpret is not None
     expected = HELPER.interpret(None, source, len(source), to, len(to), seed)
     assert compiled_sum(source, to, seed) == expected
     assert 0 <= expected <= 0xFFFF

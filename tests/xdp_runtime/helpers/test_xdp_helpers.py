@@ -53,7 +53,7 @@ def an_offset(rng: random.Random) -> int:
 @pytest.mark.parametrize("name", MOVERS)
 def test_compiled_is_interpreted(name: str) -> None:
     helper, rng = by_name[name], random.Random(name)
-    assert helper.template is not None
+    assert helper.template is not None and helper.interpret is not None
     machine = Machine(one_program([Exit()]), one_program([Exit()]).programs[0])
     results = set()
     for _ in range(3000):
@@ -72,7 +72,7 @@ def test_compiled_is_interpreted(name: str) -> None:
 
 def test_redirect_compiled_is_interpreted() -> None:
     helper = by_name["redirect"]
-    assert helper.template is not None
+    assert helper.template is not None and helper.interpret is not None
     machine = Machine(one_program([Exit()]), one_program([Exit()]).programs[0])
     for ifindex, flags in ((1, 0), (0, 0), (0xFFFFFFFF, 0), (0x1_0000_0005, 0), (7, 1),
                            (7, 1 << 40)):

@@ -79,7 +79,8 @@ def test_same_as_kernel(kind: MapType, key_size: int, value_size: int) -> None:
             if isinstance(found, list):
                 found = b"".join(found)
             assert found == expected, (number, step)
-        assert {k: b"".join(v) for k, v in one.items()} == dict(kernel.items())
+        ours = {k: b"".join(v) for k, v in one.items() if isinstance(v, list)}
+        assert ours == dict(kernel.items())
 
 
 def test_full_and_evicting() -> None:

@@ -20,7 +20,7 @@ from xdp_runtime.verifier.report import as_error, line_of, place_of, verify
 ROOT = Path(__file__).resolve().parents[3]
 OBJECTS = [*sorted((ROOT / "examples").glob("*.o")),
            ROOT / "tests/xdp_runtime/programs/balancer_small.o"]
-CELLS = MapSpec("cells", MapType.ARRAY, 4, 16, 4)
+CELLS = MapSpec("cells", MapType.ARRAY, 4, 16, 1)
 RODATA = MapSpec(".rodata", MapType.ARRAY, 4, 8, 1, flags=MapFlag.RDONLY_PROG,
                  global_kind=GlobalKind.RODATA, initial=bytes([7, 0, 0, 0, 0, 0, 0, 0]))
 LINES = (Line(0, "/src/a.c", 10, 1, "int f(void)"),
