@@ -59,6 +59,7 @@ from xdp_runtime.verifier.obligations import (
     ValidMap,
     Writable,
 )
+from xdp_runtime.verifier.scalar import Scalar
 
 _FROZEN = (GlobalKind.RODATA, GlobalKind.KCONFIG)
 _CONTEXT = {0: Kind.PACKET, 4: Kind.PACKET_END, 8: Kind.PACKET_META}
@@ -222,7 +223,7 @@ def _mov(env: Env, state: State, is64: bool, dst: int, src: Reg | Imm, sign_bits
         return
     assert value is not None
     if sign_bits:
-        extended = scalar_alu.sign_extend(value.range, sign_bits, is64)
+        extended = _sign_extended(value.range, sign_bits, is64)
         keep = extended == value.range
         regs[dst] = _copy(env, state, src.n, value) if keep else Num(extended, 0, value.tokens)
         return
@@ -230,6 +231,14 @@ def _mov(env: Env, state: State, is64: bool, dst: int, src: Reg | Imm, sign_bits
         regs[dst] = _copy(env, state, src.n, value)
     else:
         regs[dst] = Num(scalar_alu.mov32(value.range), 0, value.tokens)
+
+
+def _sign_extended(span: Scalar, bits: int, is64: bool) -> Scalar:
+    """As the kernel: where the bits above may differ, only the type's range is known."""
+    low, high = (span.smin, span.smax) if is64 else (span.s32min, span.s32max)
+    if span.is_const or low >> bits == high >> bits:
+        return scalar_alu.sign_extend(span, bits, is64)
+    return scalar.signed(bits // 8) if is64 else scalar_alu.mov32(scalar.signed(bits // 8))
 
 
 def _copy(env: Env, state: State, source: int, value: Num) -> Num:
