@@ -85,7 +85,7 @@ HELPERS = (
     Helper(173, "get_func_ip", (Arg.CTX,), Ret.SCALAR, gpl_only=True, xdp=False),
     Helper(174, "get_attach_cookie", (Arg.CTX,), Ret.SCALAR, xdp=False),
     Helper(175, "task_pt_regs", (Arg.OBJECT,), Ret.OBJECT, gpl_only=True),
-    Helper(176, "get_branch_snapshot", (Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.ANYTHING),
+    Helper(176, "get_branch_snapshot", (Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.UNCHECKED),
            Ret.SCALAR, gpl_only=True),
     Helper(180, "find_vma",
            (Arg.OBJECT, Arg.ANYTHING, Arg.CALLBACK, Arg.STACK_OR_NULL, Arg.ANYTHING), Ret.SCALAR),
