@@ -176,7 +176,8 @@ def test_which_helpers_there_are() -> None:
     for number in range(1, len(HELPER_NAMES)):
         insns = (Call(number), Mov(True, 0, Imm(2)), Exit())
         words = [load(insns, [], license=license).line for license in ("GPL", "MIT")]
-        allowed = not any(word in words[0] for word in ("unknown func", "cannot use", "might sleep"))
+        refusals = ("unknown func", "cannot use", "might sleep")
+        allowed = not any(word in words[0] for word in refusals)
         helper = HELPERS.get(number)
         ours = helper is not None and helper.xdp
         gpl = "GPL" in words[1]
