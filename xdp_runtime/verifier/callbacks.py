@@ -49,11 +49,11 @@ def push(env: Env, state: State, helper: int, spec: MapSpec | None) -> tuple[int
         raise Refused("call", f"calls nest deeper than {MAX_CALL_FRAMES} frames")
     if helper == LOOP:
         count = regs[1]
-        assert count is not None
-        if isinstance(count, Num):
-            mark_precise(count.tokens)
-            if state.top.depth >= count.range.umax:
-                return None
+        if not isinstance(count, Num):
+            raise Refused("type", f"bpf_loop: r1 must be a number, is {name_of(count)}", regs=(1,))
+        mark_precise(count.tokens)
+        if state.top.depth >= count.range.umax:
+            return None
         inner[1], inner[2] = _NUMBER, regs[3]
     elif helper == FOR_EACH:
         iterated = regs[1]
