@@ -238,7 +238,9 @@ class Provenance:
         helper = self.entry.helpers.get(number)
         if helper is None or not helper.runs:
             raise LoadError(f"{self.program.name}: instruction {slot}",
-                            f"helper {kernel_name(number)} (number {number}) is not supported",
+                            f"helper {kernel_name(number)} (number {number}) is "
+                            + ("not supported" if helper is None else
+                               "verified but cannot run yet"),
                             "see the helper table in the documentation")
         return helper
 
