@@ -47,7 +47,7 @@ def combine(env: Env, op: AluOp, is64: bool, left: Num | Ptr, right: Num | Ptr,
                 step = right.range.smin if is64 else right.range.s32min
                 step = step if op is AluOp.ADD else -step
                 if is64 or (left.range.umin + step >= 0 and left.range.umax + step <= _U32_MAX):
-                    return Num(result, left.id, tokens, left.delta + step)
+                    return Num(result, left.id, tokens, step, not is64)
             return Num(result, 0, tokens)
         if op is AluOp.SUB and not is64:
             return _ANY32

@@ -79,7 +79,7 @@ def _learn(state: State, reg: int, old: Num, range_: scalar.Scalar,
     its copies, and what differs from them by a constant."""
     if range_ == old.range:
         return
-    state.top.regs[reg] = Num(range_, old.id, tokens, old.delta)
+    state.top.regs[reg] = Num(range_, old.id, tokens, old.delta, old.narrow)
     if not old.id:
         return
     number, delta = old.id, old.delta
@@ -89,12 +89,14 @@ def _learn(state: State, reg: int, old: Num, range_: scalar.Scalar,
             return None
         if value.delta == delta:
             known: scalar.Scalar | None = range_
+        elif value.delta and delta and value.narrow != old.narrow:
+            return None  # the kernel keeps differences of 32 and of 64 bits apart
         else:
             known = scalar.meet(value.range, scalar_alu.alu(
                 AluOp.ADD, True, range_, scalar.const(value.delta - delta)))
         # None: no number is in both, so this path cannot be; what was known before holds
         return None if known is None else Num(known, number, merged(value.tokens, tokens),
-                                              value.delta)
+                                              value.delta, value.narrow)
 
     replace_all(state, new)
 
@@ -166,14 +168,16 @@ def _pointers(state: State, insn: JumpIf, left: Ptr, right: Ptr
     if mirrored:
         op = _MIRROR.get(op, op)
     # now: ptr op end
-    if op is JmpOp.GT:  # falls through: ptr <= end; taken: ptr > end proves nothing to use
-        _prove(falls, ptr, False)
-    elif op is JmpOp.LT:  # taken: ptr < end
-        _prove(taken, ptr, True)
-    elif op is JmpOp.GE:  # falls through: ptr < end
-        _prove(falls, ptr, True)
-    elif op is JmpOp.LE:  # taken: ptr <= end
-        _prove(taken, ptr, False)
+    if op in (JmpOp.GT, JmpOp.GE):  # falls through: ptr <= end, ptr < end
+        inside, beyond = falls, taken
+    elif op in (JmpOp.LT, JmpOp.LE):
+        inside, beyond = taken, falls
+    else:
+        return falls, taken
+    _prove(inside, ptr, op in (JmpOp.LT, JmpOp.GE))
+    if ptr.kind is Kind.PACKET:  # mark_pkt_end: whatever was known of this register says nothing
+        assert isinstance(insn.src, Reg)
+        beyond.top.regs[insn.dst if ends else insn.src.n] = ptr.but(range_=0)
     return falls, taken
 
 

@@ -72,13 +72,15 @@ def merged(a: tuple[Token, ...], b: tuple[Token, ...]) -> tuple[Token, ...]:
 class Num:
     """A number: its range, the id it shares with its copies (0: none), where it came from.
 
-    `delta`: it is that much more than the others with the same id and no delta (modulo 2^64)."""
+    `delta`: it is that much more than the others with the same id and no delta (modulo 2^64);
+    `narrow`: that was added in 32 bits."""
 
-    __slots__ = ("delta", "id", "range", "tokens")
+    __slots__ = ("delta", "id", "narrow", "range", "tokens")
 
     def __init__(self, range_: Scalar, id_: int = 0, tokens: tuple[Token, ...] = (),
-                 delta: int = 0) -> None:
+                 delta: int = 0, narrow: bool = False) -> None:
         self.range, self.id, self.tokens, self.delta = range_, id_, tokens, delta
+        self.narrow = narrow
 
 
 class Kind(IntEnum):

@@ -137,7 +137,7 @@ def remember(state: State, slot: int, parent: Seen, flow: Flow, before: int) -> 
 def _fresh(value: Num | Ptr, shared: set[int]) -> Num | Ptr:
     if isinstance(value, Num):
         if value.id in shared:
-            return Num(value.range, value.id, (Token(value.tokens),), value.delta)
+            return Num(value.range, value.id, (Token(value.tokens),), value.delta, value.narrow)
         return Num(value.range, 0, (Token(value.tokens),))
     if value.var is not None:
         return value.at(value.off, value.var, value.id, value.range, (Token(value.tokens),))
@@ -223,7 +223,8 @@ def _reg(old: Reg, new: Reg, match: _Match, how: How) -> bool:
             return old.range == new.range
         if how is How.DEPENDED and not old.tokens[0].precise:
             return True
-        if old.id and not (match.same(old.id, new.id) and old.delta == new.delta):
+        if old.id and not (match.same(old.id, new.id) and old.delta == new.delta
+                           and old.narrow == new.narrow):
             return False
         return contains(old.range, new.range)
     if not isinstance(new, Ptr) or old.kind is not new.kind or old.off != new.off:

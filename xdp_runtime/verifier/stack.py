@@ -114,7 +114,8 @@ def read(frame: Frame, off: int, size: int) -> Num | Ptr:
                 return value
             narrow = scalar_alu.load_extend(value.range, size)
             same = narrow == value.range
-            return Num(narrow, value.id if same else 0, value.tokens, value.delta if same else 0)
+            return Num(narrow, value.id if same else 0, value.tokens, value.delta if same else 0,
+                       same and value.narrow)
         return Num(scalar_alu.load_extend(value.range, size), 0, value.tokens)
     wanted = _mask(at, at + size)
     zero = slot.zero
