@@ -175,9 +175,11 @@ def rich(net: Net) -> None:
 
 
 def settle(net: Net) -> None:
-    """Until duplicate address detection has ended."""
+    """Until every link has its link-local address, and duplicate address detection has ended."""
+    links = [name for name in ("eth0", "eth1", "p1") if f" {name}@" in net.ip("-o link")]
     for _ in range(50):
-        if "tentative" not in net.ip("-6 addr"):
+        if all("fe80::" in net.ip(f"-6 addr show dev {name}") for name in links) and (
+                "tentative" not in net.ip("-6 addr")):
             return
         time.sleep(0.1)
     raise AssertionError("addresses stay tentative")
