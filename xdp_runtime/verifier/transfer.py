@@ -160,7 +160,7 @@ def step(env: Env, state: State, insn: Insn) -> None:
             old = regs[dst]
             regs[dst] = (Num(scalar_alu.neg(is64, old.range), 0, old.tokens)
                          if isinstance(old, Num) else Num(scalar.UNKNOWN if is64 else _U32))
-        case Swap(_, 64, SwapOrder.LE):
+        case Swap(dst, 64, SwapOrder.LE) if isinstance(regs[dst], Num):
             pass
         case Swap(dst, bits, order):
             old = regs[dst]

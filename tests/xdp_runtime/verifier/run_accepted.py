@@ -11,7 +11,7 @@ import random
 
 from xdp_runtime.errors import XdpuError
 from xdp_runtime.interp import Machine, Trap, TrapKind
-from xdp_runtime.isa import Alu, JumpIf, Mov, Neg, Swap
+from xdp_runtime.isa import Alu, JumpIf, Mov, Neg, Reg, Store, Swap
 from xdp_runtime.object import Object
 
 RUNS = 6
@@ -36,7 +36,10 @@ def find_trap(obj: Object, seed: int) -> str:
             machine.run(packet, rx_queue=rng.choice((0, 1, 255)), meta=meta,
                         ingress_ifindex=rng.getrandbits(32))
         except Trap as trap:
-            harmless = isinstance(obj.programs[0].insns[trap.insn], Alu | Mov | Neg | Swap | JumpIf)
+            insn = obj.programs[0].insns[trap.insn]
+            harmless = isinstance(insn, Alu | Mov | Neg | Swap | JumpIf) or (
+                isinstance(insn, Store) and isinstance(insn.src, Reg) and insn.src.n != insn.dst
+                and trap.text.startswith(f"r{insn.src.n} "))
             if trap.kind in _NOT_THE_VERIFIERS or (trap.kind in _OF_NUMBERS and harmless):
                 return ""
             return f"{trap} (packet of {size} bytes)"
