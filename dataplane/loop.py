@@ -24,6 +24,7 @@ from dataplane.port import PortKind
 from xdp_runtime import state as st
 from xdp_runtime.compiler.link import ENTRY, Unit
 from xdp_runtime.maps.dev import TO_STACK
+from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.template import Template
 
 WORKER = "xdpu.worker"  # i64(ptr control), exported
@@ -64,7 +65,7 @@ Factory = Callable[..., Any]
 
 
 def _program_flow(m: Any) -> Factory:
-    count_up = m.extern(COUNT_UP)
+    count_up, enter, leave = m.extern(COUNT_UP), m.extern(ENTER), m.extern(LEAVE)
     program = m.symbol(ENTRY, "i32(ptr)")
     state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
     receive = m.symbol("xdpu.front.receive", "i64(i64, ptr, ptr, i64)")
@@ -83,6 +84,7 @@ def _program_flow(m: Any) -> Factory:
         ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
         worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
         received = 0
+        enter(memory)
         for i in range(count):
             slot = m.gep(batch, i * port.SLOT_SIZE_BYTES)
             data, end = m.load_ptr(slot, port.DATA), m.load_ptr(slot, port.DATA_END)
@@ -105,11 +107,11 @@ def _program_flow(m: Any) -> Factory:
             m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
             m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
             m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
+        leave(memory)
         count_up(counters, stats.RX_PACKETS, count)
         count_up(counters, stats.RX_BYTES, received)
         count_up(counters, stats.BATCHES, 1)
         dispose(control, flow, batch, count)
-        m.store_u64(memory, st.W_EPOCH, m.load_u64(memory, st.W_EPOCH) + 1)
         return count
 
     return program_flow
@@ -299,7 +301,8 @@ def _count_up(m: Any) -> Factory:
 COUNT_UP = Template("count_up", _count_up, "i64(ptr, i64, i64)")
 FIND_FLOW = Template("find_flow", _find_flow, "ptr(ptr, i64)")
 DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, i64)", (COUNT_UP, FIND_FLOW))
-PROGRAM_FLOW = Template("program_flow", _program_flow, "i64(ptr, ptr)", (DISPOSE, COUNT_UP))
+PROGRAM_FLOW = Template("program_flow", _program_flow, "i64(ptr, ptr)",
+                        (DISPOSE, COUNT_UP, ENTER, LEAVE))
 STACK_FLOW = Template("stack_flow", _stack_flow, "i64(ptr, ptr)", (COUNT_UP,), inline=False)
 LOOP = Template("worker_loop", _worker, "i64(ptr)", (PROGRAM_FLOW, STACK_FLOW, COUNT_UP))
 

@@ -75,8 +75,12 @@ class Program:
         for m in maps:
             m.codec = BtfCodec.of(obj.btf, m.spec)
             m.bind_later(partial(map_ops.compile_operations, m))
+        self._lines: list[ctypes.Array[ctypes.c_uint64]] = []
+        self._watched: dict[int, tuple[Map, memoryview, list[tuple[int, int]]]] = {}
+        self._watch(*maps)
         self._fill_program_arrays()
         for m in maps:
+            m.on_inner = self._watch
             if m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
                 for slot, inner in m.spec.slots:
                     m.set_inner(slot.to_bytes(4, "little"), self.maps[inner])
@@ -84,6 +88,28 @@ class Program:
     def worker_memory(self, worker: int) -> int:
         """Address of a worker's private memory (state.py, W_*)."""
         return ctypes.addressof(self._view) + worker * _round(st.WORKER_SIZE_BYTES)
+
+    def _watch(self, *maps: Map) -> None:
+        """From the next batch on, let the workers say to these maps where their batches end.
+
+        Returns when no worker is in a batch that began before (pool.py)."""
+        new = [m for m in maps if m.has_pools and id(m) not in self._watched]
+        if not new:
+            return
+        for m in new:  # the view keeps the memory mapped if the map is closed before the program
+            self._watched[id(m)] = m, m.memory("head"), [m.line(w) for w in range(self.workers)]
+        batches = []
+        for worker in range(self.workers):
+            words = [w for _, _, lines in self._watched.values() for w in lines[worker]]
+            block = (ctypes.c_uint64 * (1 + len(words)))(len(words) // 2, *words)
+            self._lines.append(block)  # a worker may read an old one as long as it lives
+            memory = self.worker_memory(worker)
+            ctypes.c_uint64.from_address(memory + st.W_LINES).value = ctypes.addressof(block)
+            batches.append(ctypes.c_uint64.from_address(memory + st.W_EPOCH))
+        for batch in batches:
+            began = batch.value
+            while began & 1 and batch.value == began:
+                time.sleep(0.0001)
 
     def worker_bytes(self, worker: int) -> memoryview:
         start = worker * _round(st.WORKER_SIZE_BYTES)
@@ -162,6 +188,11 @@ class Program:
             number(st.REDIRECT_IFINDEX), duration_ns, outcome >> 32)
 
     def close(self) -> None:
+        for worker in range(self.workers):
+            ctypes.c_uint64.from_address(self.worker_memory(worker) + st.W_LINES).value = 0
+        for _, head, _ in self._watched.values():
+            head.release()
+        self._watched.clear()
         for m in self.all_maps:
             m.close()
 

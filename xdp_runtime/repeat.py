@@ -15,14 +15,17 @@ from typing import Any
 
 from xdp_runtime import state as st
 from xdp_runtime.compiler.link import ENTRY, Unit
+from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.template import Template
 
 REPEAT = "xdpu.repeat"  # i64(ptr state, ptr pristine, i64 length, i64 count, i64 stride)
 RING = 8  # frames, `stride` bytes apart
 _AHEAD = 4
+_BATCH = 64  # runs between batch boundaries
 
 
 def _repeat(m: Any) -> Callable[..., Any]:
+    enter, leave = m.extern(ENTER), m.extern(LEAVE)
     program = m.symbol(ENTRY, "i32(ptr)")
     state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
 
@@ -39,7 +42,11 @@ def _repeat(m: Any) -> Callable[..., Any]:
         verdict, previous, changes = 0, -1, 0
         for i in range(_AHEAD):
             m.copy(m.gep(data, i * stride), pristine, length)
+        enter(worker)
         for i in range(count):
+            if i & (_BATCH - 1) == _BATCH - 1:
+                leave(worker)
+                enter(worker)
             m.copy(m.gep(data, ((i + _AHEAD) & (RING - 1)) * stride), pristine, length)
             at = (i & (RING - 1)) * stride
             m.store_ptr(run, st.DATA, m.gep(data, at))
@@ -58,6 +65,7 @@ def _repeat(m: Any) -> Callable[..., Any]:
             if verdict != previous:
                 changes += 1
             previous = verdict
+        leave(worker)
         m.store_ptr(first, st.DATA, m.load_ptr(run, st.DATA))
         m.store_ptr(first, st.DATA_END, m.load_ptr(run, st.DATA_END))
         m.store_ptr(first, st.DATA_META, m.load_ptr(run, st.DATA_META))
@@ -67,7 +75,7 @@ def _repeat(m: Any) -> Callable[..., Any]:
     return repeat_program
 
 
-_TEMPLATE = Template("repeat_program", _repeat, "i64(ptr, ptr, i64, i64, i64)")
+_TEMPLATE = Template("repeat_program", _repeat, "i64(ptr, ptr, i64, i64, i64)", (ENTER, LEAVE))
 UNIT = Unit(
     "repeat",
     f'define i64 @"{REPEAT}"(ptr %state, ptr %packet, i64 %n, i64 %count, i64 %stride) {{\n'

@@ -173,6 +173,26 @@ def alloca(typingctx: Any, size_bytes: Any) -> Any:
     return ptr(size_bytes), codegen
 
 
+@intrinsic
+def own_memory(typingctx: Any, size_bytes: Any) -> Any:
+    """Zeroed memory of the loaded code: all its workers see it, and this template alone."""
+    if not isinstance(size_bytes, types.IntegerLiteral):
+        return None
+    kind = ir.ArrayType(I8, size_bytes.literal_value)
+
+    def codegen(_context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
+        module = builder.module
+        name = f"own.{module.name}"
+        memory = module.globals.get(name)
+        if memory is None:
+            memory = ir.GlobalVariable(module, kind, name)
+            memory.linkage, memory.align = "internal", 64
+            memory.initializer = ir.Constant(kind, None)
+        return _gep(builder, memory, ir.Constant(I64, 0))
+
+    return ptr(size_bytes), codegen
+
+
 def _binary(emit: Callable[[Any, Any, Any], Any], boolean: bool = False) -> Any:
     result = types.boolean if boolean else i64
 
@@ -282,6 +302,31 @@ def pause(typingctx: Any) -> Any:
         return ir.Constant(I64, 0)
 
     return i64(), codegen
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """What was stored is seen by all before anything is loaded from here on."""
+
+    def codegen(_context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
+        builder.fence("seq_cst")
+        return ir.Constant(I64, 0)
+
+    return i64(), codegen
+
+
+@intrinsic
+def own_page(typingctx: Any) -> Any:
+    """8 bytes of memory that belong to this process and this code alone, zero at first."""
+
+    def codegen(_context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
+        name = "xdpu.own"  # target.py defines it beside xdpu.pause
+        cell = builder.module.globals.get(name)
+        if cell is None:
+            cell = ir.GlobalVariable(builder.module, I64, name)
+        return _gep(builder, cell, ir.Constant(I64, 0))
+
+    return ptr(), codegen
 
 
 def _atomic(op: str, bits: int, ordering: str) -> Any:
@@ -404,7 +449,12 @@ c_sendto = _call_external("sendto", i64, (i32, ptr, i64, i32, ptr, i32))
 c_sendmmsg = _call_external("sendmmsg", i32, (i32, ptr, i32, i32))
 c_clock_gettime = _call_external("clock_gettime", i32, (i32, ptr))
 c_getcpu = _call_external("getcpu", i32, (ptr, ptr))
+c_getrandom = _call_external("getrandom", i64, (ptr, i64, i32))
 c_sched_yield = _call_external("sched_yield", i32, ())
+c_getpid = _call_external("getpid", i32, ())
+c_getpgid = _call_external("getpgid", i32, (i32,))
+c_close = _call_external("close", i32, (i32,))
+c_syscall = _call_external("syscall", i64, (i64, i64, i64))
 
 _TYPES = {"i64": i64, "ptr": ptr, "i32": i32}
 

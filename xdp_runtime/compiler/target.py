@@ -60,11 +60,12 @@ def header() -> str:
 
 
 def pause_definition() -> str:
-    """`xdpu.pause`, the spin-wait hint of this architecture."""
+    """`xdpu.pause`, a spin-wait hint of this architecture; `xdpu.own` (intrinsics.own_page)."""
     arch = machine().triple.split("-")[0]
     asm = _PAUSE.get(arch, "")
     return ("define void @xdpu.pause() alwaysinline {\n"
-            f'  call void asm sideeffect "{asm}", "~{{memory}}"()\n  ret void\n}}\n')
+            f'  call void asm sideeffect "{asm}", "~{{memory}}"()\n  ret void\n}}\n'
+            '@"xdpu.own" = global i64 0\n')
 
 
 def parse(text: str) -> Any:

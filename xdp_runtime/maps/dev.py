@@ -109,7 +109,7 @@ def _hash_redirect(m: Any) -> Factory:
     find = m.extern(HASH_LOOKUP)
 
     def dev_hash_redirect(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
         worker, run, index, flags
     ):
         if flags & ~3 != 0:
@@ -117,7 +117,7 @@ def _hash_redirect(m: Any) -> Factory:
         key = m.gep(m.alloca(8), 0)
         m.store_u32(key, 0, index)
         value = find(head, buckets, elements, key_size, value_size, stride, mask, max_entries,
-                     end, quarantine, worker, key)
+                     end, worker, key)
         if m.is_null(value):
             return flags
         m.store_u32(run, st.REDIRECT_IFINDEX, m.load_u32(value, 0))
@@ -130,7 +130,7 @@ def _hash_update(m: Any) -> Factory:
     update = m.extern(HASH_UPDATE)
 
     def dev_hash_update(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
         worker, key, value, flags
     ):
         if m.load_u32(value, 0) == 0:
@@ -138,7 +138,7 @@ def _hash_update(m: Any) -> Factory:
         if value_size == 8 and m.load_u32(value, 4) != 0:
             return -EOPNOTSUPP
         return update(head, buckets, elements, key_size, value_size, stride, mask, max_entries,
-                      end, quarantine, worker, key, value, flags)
+                      end, worker, key, value, flags)
 
     return dev_hash_update
 

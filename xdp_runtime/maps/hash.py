@@ -12,33 +12,27 @@ from typing import Any
 
 from xdp_runtime.maps.family import E2BIG, EEXIST, EINVAL, ENOENT, Region
 from xdp_runtime.maps.hash_table import (
-    COUNT,
     FIND,
-    FRESH,
-    GIVE,
     HASH,
     HASH_OF,
-    HEAD_BYTES,
     KEY,
-    LIVE,
-    LOCKED,
+    LOCK_TABLE,
     MATCH,
     NEXT,
     REFERENCED,
     SEED_0,
     TAIL,
-    TAKE,
     UNLINK,
-    UNLOCK,
     Factory,
-    quarantine,
     stride,
 )
+from xdp_runtime.maps.lock import UNLOCK
+from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE, TAKE, head_bytes, spare
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
-# head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine; worker
-LEADING = "ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64"
+# head, buckets, elements, key_size, value_size, stride, mask, max_entries, end; worker
+LEADING = "ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64"
 
 _LOW = 0xFFFFFFFF
 _ONE = 1 << 32
@@ -53,8 +47,7 @@ def _lookup(m: Any) -> Factory:
     find = m.extern(FIND)
 
     def hash_lookup(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
-        worker, key
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, worker, key
     ):
         return find(head, buckets, elements, key_size, mask, 0, key)
 
@@ -65,7 +58,7 @@ def _read(m: Any) -> Factory:
     hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
 
     def hash_read(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
         worker, key, out
     ):
         hashed = hash_of(head, key, key_size)
@@ -109,18 +102,18 @@ def make_update(name: str, room: Template) -> Template:
 
     def factory(m: Any) -> Factory:
         hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
-        lock, unlock, take, give = (m.extern(t) for t in (LOCKED, UNLOCK, TAKE, GIVE))
+        lock, unlock, take, give = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE, GIVE))
         unlink, make_room = m.extern(UNLINK), m.extern(room)
 
         def hash_update(  # type: ignore
             head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
-            quarantine, worker, key, value, flags
+            worker, key, value, flags
         ):
             if not m.ule(flags, 2):
                 return -EINVAL
             hashed = hash_of(head, key, key_size)
             bucket = m.inside(buckets, (hashed & mask) << 3)
-            lock(head)
+            lock(head, buckets, elements, stride, mask, key_size)
             old = m.relaxed_u64(bucket, 0) & _LOW
             while old != 0 and match(m.inside(elements, old << 3), key, key_size, hashed) == 0:
                 old = m.load_u32(m.inside(elements, old << 3), NEXT)
@@ -137,7 +130,7 @@ def make_update(name: str, room: Template) -> Template:
             if result < 0:
                 unlock(head)
                 return result
-            new = take(head, elements, stride, end, quarantine)
+            new = take(head, head, elements, stride, end)
             element = m.inside(elements, new << 3)
             m.store_u32(element, HASH, hashed)
             if old != 0:
@@ -174,7 +167,7 @@ def make_update(name: str, room: Template) -> Template:
         return hash_update
 
     return Template(name, factory, f"i64({LEADING}, ptr, ptr, i64)",
-                    uses=(HASH_OF, MATCH, TAIL, LOCKED, UNLOCK, TAKE, GIVE, UNLINK, room))
+                    uses=(HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, GIVE, UNLINK, room))
 
 
 def _refuse(m: Any) -> Factory:
@@ -186,16 +179,15 @@ def _refuse(m: Any) -> Factory:
 
 def _delete(m: Any) -> Factory:
     hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
-    lock, unlock, give = m.extern(LOCKED), m.extern(UNLOCK), m.extern(GIVE)
+    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE)
     unlink = m.extern(UNLINK)
 
     def hash_delete(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
-        worker, key
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, worker, key
     ):
         hashed = hash_of(head, key, key_size)
         bucket = m.inside(buckets, (hashed & mask) << 3)
-        lock(head)
+        lock(head, buckets, elements, stride, mask, key_size)
         link = m.relaxed_u64(bucket, 0) & _LOW
         while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
             link = m.load_u32(m.inside(elements, link << 3), NEXT)
@@ -266,7 +258,7 @@ def _next_key(m: Any) -> Factory:
     least, hash_of, match = m.extern(LEAST), m.extern(HASH_OF), m.extern(MATCH)
 
     def hash_next_key(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
         worker, key, out
     ):
         index = 0
@@ -317,7 +309,7 @@ READ = Template("hash_read", _read, f"i64({LEADING}, ptr, ptr)", uses=(HASH_OF, 
 FULL = Template("hash_full", _refuse, "i64(ptr, ptr, ptr, i64, i64)")
 UPDATE = make_update("hash_update", FULL)
 DELETE = Template("hash_delete", _delete, f"i64({LEADING}, ptr)",
-                  uses=(HASH_OF, MATCH, LOCKED, UNLOCK, GIVE, UNLINK))
+                  uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE, UNLINK))
 ORDER = Template("hash_order", _order, "i64(ptr, ptr, i64)")
 LEAST = Template("hash_least", _least, "i64(ptr, ptr, i64, i64, ptr)", uses=(ORDER,),
                  inline=False)
@@ -329,6 +321,7 @@ class HashFamily:
     """HASH.  `read(key, out)` beside the usual operations copies a value whole."""
 
     per_cpu = False
+    pools = True  # its head has an epoch and workers' lines
     count = ("head", COUNT)  # where the number of entries is kept: region, offset of a u32
 
     def __init__(self) -> None:
@@ -366,19 +359,19 @@ class HashFamily:
     def _end(self, spec: MapSpec) -> int:
         """Size of the elements region: the unused first one, the entries, the spare ones."""
         size = self._stride(spec)
-        return size * (1 + spec.max_entries + quarantine(size))
+        return size * (1 + spec.max_entries + spare(size))
 
     def _buckets(self, spec: MapSpec) -> int:
         return 1 << (spec.max_entries - 1).bit_length()
 
     def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
-        return (Region("head", HEAD_BYTES), Region("buckets", 8 * self._buckets(spec)),
+        return (Region("head", head_bytes(workers)), Region("buckets", 8 * self._buckets(spec)),
                 Region("elements", self._end(spec)))
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
         size = self._stride(spec)
         return ("head", "buckets", "elements", spec.key_size, spec.value_size, size,
-                self._buckets(spec) - 1, spec.max_entries, self._end(spec) // 8, quarantine(size))
+                self._buckets(spec) - 1, spec.max_entries, self._end(spec) // 8)
 
     def initialise(self, spec: MapSpec, memory: Mapping[str, memoryview], seed: int) -> None:
         """`seed` is 128 bits; BPF_F_ZERO_SEED makes it 0."""

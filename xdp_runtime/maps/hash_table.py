@@ -1,7 +1,8 @@
 """The table under HASH and LRU_HASH: chains of elements in three regions, read without a lock.
 
-    head      line 0: the two seeds (only read)          line 1: the lock
-              line 2: count, fresh, oldest, newest, waiting, hand (only under the lock)
+    head      line 0: the two seeds (only read)          line 1: the lock (lock.py), the epoch
+              line 2: a pool of elements (pool.py), hand (only under the lock)
+              from line 4 on one line a worker: the epoch of its batch
     buckets   u64 each: link of the chain's first element | sequence << 32
     elements  u32 next, u32 hash, u8 referenced, u8 live, u32 queue link, key, value
 
@@ -23,9 +24,14 @@ What makes that safe is the bucket's sequence number, which counts unlinked elem
   the old element was the first, one store does it all.  Readers see the old value or the new.
 - Who copies a value out (`read`) checks the sequence after the copy: same rule, so never torn.
 
-A freed element waits in a queue of `quarantine` others before it is reused, so that a program
-that still holds a pointer into it has some time: at least that many updates by others.  Elements
-never used before are taken in order of address, so an empty table occupies no memory.
+A freed element is reused only after every worker passed a batch boundary (pool.py), so a program
+may hold a pointer into it.  Elements never used before are taken in order of address, so an empty
+table occupies no memory.
+
+At every moment the chains are whole, and say all there is: what else the head and the elements
+have can be told from them.  So a process may die with the lock held; whoever takes the lock over
+makes count and pool anew, drops what an update had not yet unlinked, and counts in every bucket
+(`repair`).
 
 All loads of what a writer may be writing are acquire loads: free on x86, ldar on Arm.
 """
@@ -36,19 +42,19 @@ from collections.abc import Callable
 from typing import Any
 
 from xdp_runtime.maps.family import round_up
+from xdp_runtime.maps.lock import LOCKED
+from xdp_runtime.maps.pool import AT, COUNT, EPOCH, FRESH, GIVE, LIMBO, LIVE, RIPE, YOUNG
 from xdp_runtime.template import Template
 
 Factory = Callable[..., Any]
 
-SEED_0, SEED_1, LOCK = 0, 8, 64
-COUNT, FRESH, OLDEST, NEWEST, WAITING, HAND = 128, 132, 136, 140, 144, 148
-HEAD_BYTES = 192
+SEED_0, SEED_1 = 0, 8
+HAND = 184  # u32, where LRU looks next
 
-NEXT, HASH, REFERENCED, LIVE, QUEUE, KEY = 0, 4, 8, 9, 12, 16
+NEXT, HASH, REFERENCED, KEY = 0, 4, 8, 16  # and LIVE, QUEUE of pool.py
 
 _LOW = 0xFFFFFFFF
 _ONE = 1 << 32  # one unlinked element in a bucket word
-_SPINS = 200  # about 5 us of pauses before the lock's owner is taken to be preempted
 _LONG_KEY = 64  # from here on the stored hash is compared before the key
 _K0 = 0x2D358DCCAA6C78A5  # odd constants with 32 bits set (wyhash)
 _K1 = 0x4B33A62ED433D4A3
@@ -64,11 +70,6 @@ def stride(key_size: int, value_size: int) -> int:
     if size <= 64:
         return 32 if size <= 32 else 64
     return round_up(size, 16)
-
-
-def quarantine(stride_bytes: int) -> int:
-    """How many freed elements wait before the oldest is reused: up to 256 KiB of them."""
-    return max(2, min(64, (1 << 18) // stride_bytes))
 
 
 def _tail(m: Any) -> Factory:
@@ -189,88 +190,6 @@ FIND = Template("table_find", _find, "ptr(ptr, ptr, ptr, i64, i64, i64, ptr)",
                 uses=(HASH_OF, MATCH))
 
 
-def _wait(m: Any) -> Factory:
-    def table_wait(head):  # type: ignore
-        spins = 0
-        while True:
-            while m.relaxed_u32(head, LOCK) != 0:
-                m.pause()
-                spins += 1
-                if spins >= _SPINS:
-                    m.c_sched_yield()
-                    spins = 0
-            if m.cas_u32(head, LOCK, 0, 1):
-                return 0
-
-    return table_wait
-
-
-WAIT = Template("table_wait", _wait, "i64(ptr)", inline=False)
-
-
-def _lock(m: Any) -> Factory:
-    wait = m.extern(WAIT)
-
-    def table_lock(head):  # type: ignore
-        if not m.cas_u32(head, LOCK, 0, 1):
-            wait(head)
-        return 0
-
-    return table_lock
-
-
-LOCKED = Template("table_lock", _lock, "i64(ptr)", uses=(WAIT,))
-
-
-def _unlock(m: Any) -> Factory:
-    def table_unlock(head):  # type: ignore
-        m.release_u32(head, LOCK, 0)
-        return 0
-
-    return table_unlock
-
-
-UNLOCK = Template("table_unlock", _unlock, "i64(ptr)")
-
-
-def _take(m: Any) -> Factory:
-    def table_take(head, elements, stride, end, quarantine):  # type: ignore
-        waiting = m.load_u32(head, WAITING)
-        fresh = m.load_u32(head, FRESH)
-        if waiting > quarantine or fresh >= end:
-            link = m.load_u32(head, OLDEST)
-            m.store_u32(head, OLDEST, m.load_u32(m.inside(elements, link << 3), QUEUE))
-            m.store_u32(head, WAITING, waiting - 1)
-            return link
-        m.store_u32(head, FRESH, fresh + (stride >> 3))
-        return fresh
-
-    return table_take
-
-
-# an unused element, under the lock; there is always one, for there are `quarantine` spare ones
-TAKE = Template("table_take", _take, "i64(ptr, ptr, i64, i64, i64)")
-
-
-def _give(m: Any) -> Factory:
-    def table_give(head, elements, link):  # type: ignore
-        m.store_u8(m.inside(elements, link << 3), LIVE, 0)
-        waiting = m.load_u32(head, WAITING)
-        if waiting == 0:
-            m.store_u32(head, OLDEST, link)
-        else:
-            m.store_u32(m.inside(elements, m.load_u32(head, NEWEST) << 3), QUEUE, link)
-        m.store_u32(head, NEWEST, link)
-        m.store_u32(head, WAITING, waiting + 1)
-        return 0
-
-    return table_give
-
-
-# an unlinked element back into the queue, under the lock
-GIVE = Template("table_give", _give, "i64(ptr, ptr, i64)")
-
-
 def _before(m: Any) -> Factory:
     def table_before(elements, first, link):  # type: ignore
         before = 0
@@ -306,3 +225,71 @@ def _unlink(m: Any) -> Factory:
 
 # take an element out of its chain, under the lock
 UNLINK = Template("table_unlink", _unlink, "i64(ptr, ptr, i64)", uses=(BEFORE,))
+
+
+def _repair(m: Any) -> Factory:
+    give = m.extern(GIVE)
+
+    def table_repair(head, buckets, elements, stride, mask, key_size):  # type: ignore
+        step = stride >> 3
+        fresh = m.load_u32(head, FRESH)
+        for link in range(step, fresh, step):
+            m.store_u8(m.inside(elements, link << 3), LIVE, 0)
+        count = 0
+        for index in range(mask + 1):
+            bucket = m.inside(buckets, index << 3)
+            word = m.relaxed_u64(bucket, 0)
+            first = word & _LOW
+            before = 0
+            link = first
+            while link != 0:
+                element = m.inside(elements, link << 3)
+                other = first
+                same = 0
+                while other != link and same == 0:
+                    differ = 0
+                    for at in range(KEY, KEY + key_size, 8):
+                        differ |= m.load_u64(element, at) ^ m.load_u64(
+                            m.inside(elements, other << 3), at)
+                    if differ == 0:
+                        same = 1
+                    other = m.load_u32(m.inside(elements, other << 3), NEXT)
+                after = m.load_u32(element, NEXT)
+                if same != 0:  # an update put the new one first, and got no further
+                    m.release_u32(m.inside(elements, before << 3), NEXT, after)
+                else:
+                    m.store_u8(element, LIVE, 1)
+                    count += 1
+                    before = link
+                link = after
+            m.release_u64(bucket, 0, m.add(word, _ONE))
+        m.store_u32(head, COUNT, count)
+        m.store_u32(head, RIPE, 0)
+        m.store_u32(head, LIMBO, 0)
+        m.store_u32(head, YOUNG, 0)
+        m.store_u64(head, AT, m.load_u64(head, EPOCH))
+        for link in range(step, fresh, step):
+            if m.load_u8(m.inside(elements, link << 3), LIVE) == 0:
+                give(head, elements, link)
+        return 0
+
+    return table_repair
+
+
+REPAIR = Template("table_repair", _repair, "i64(ptr, ptr, ptr, i64, i64, i64)", uses=(GIVE,),
+                  inline=False)
+
+
+def _lock_table(m: Any) -> Factory:
+    lock, repair = m.extern(LOCKED), m.extern(REPAIR)
+
+    def table_lock(head, buckets, elements, stride, mask, key_size):  # type: ignore
+        if lock(head) != 0:
+            repair(head, buckets, elements, stride, mask, key_size)
+        return 0
+
+    return table_lock
+
+
+LOCK_TABLE = Template("table_lock", _lock_table, "i64(ptr, ptr, ptr, i64, i64, i64)",
+                      uses=(LOCKED, REPAIR))

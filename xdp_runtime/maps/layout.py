@@ -24,7 +24,7 @@ from xdp_runtime.maps.family import round_up
 from xdp_runtime.object import GlobalKind, MapSpec
 
 MAGIC = b"xdpumap\0"
-VERSION = 2
+VERSION = 3
 PAGE = 4096
 FROZEN = PAGE - 8  # u32, 1: user space writes no more
 NAME_BYTES = 128

@@ -1,7 +1,7 @@
 """LPM_TRIE: the longest stored prefix of a key, by a trie of 16-way nodes.
 
-    head      u64 sequence (line 0), the lock (line 1), then under the lock: count, and where unused
-              elements (128) and nodes (192) are, as in hash_table.py
+    head      u64 sequence (line 0), the lock and the epoch (line 1), then under the lock: the pools
+              (pool.py) of elements (128) and of nodes (192); from 256 on the workers' lines
     root      for each value of the first R bits {u32 best, u32 child}, then u32 exact[2 << R]
     nodes     u32 depth, u32 bitmap, u32 child[16], u32 exact[30]: three cache lines
     elements  u32 prefix length, ..., the key's data, the value
@@ -29,18 +29,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from xdp_runtime.maps.family import EEXIST, EINVAL, ENOENT, ENOSPC, Region, round_up
-from xdp_runtime.maps.hash_table import COUNT, FRESH, GIVE, LOCKED, TAIL, TAKE, UNLOCK, Factory
+from xdp_runtime.maps.hash_table import TAIL, Factory
+from xdp_runtime.maps.lock import LOCKED, UNLOCK
+from xdp_runtime.maps.pool import (
+    COUNT,
+    FRESH,
+    GIVE_ONE,
+    TAKE,
+    head_bytes,
+    spare,
+)
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
 SEQUENCE = 0
 NODE_POOL = 64  # nodes' pool lies so many bytes behind the elements'
-HEAD_BYTES = 256
 DEPTH, BITMAP, CHILD, EXACT, NODE_BYTES = 0, 4, 8, 64, 192  # EXACT: where number 0 would be
 LENGTH, DATA = 0, 16
 
 _LOW = 0xFFFFFFFF
-_QUARANTINE = 64
 _DATA_MAX_BYTES = 256  # LPM_DATA_SIZE_MAX
 _FLAGS = (MapFlag.NO_PREALLOC | MapFlag.NUMA_NODE | MapFlag.RDONLY | MapFlag.WRONLY
           | MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG)
@@ -304,7 +311,7 @@ def _attach(m: Any) -> Factory:
         head, nodes, elements, node_end, data, depth, number, new, out
     ):
         pool = m.gep(head, NODE_POOL)
-        link = take(pool, nodes, NODE_BYTES, node_end, _QUARANTINE)
+        link = take(head, pool, nodes, NODE_BYTES, node_end)
         node = m.inside(nodes, link << 3)
         m.zero(node, NODE_BYTES)
         m.store_u32(node, DEPTH, depth)
@@ -318,7 +325,7 @@ def _attach(m: Any) -> Factory:
                 m.store_u32(node, CHILD + (nibble(like, depth) << 2), block)
             else:
                 fork = same & ~3
-                joint_link = take(pool, nodes, NODE_BYTES, node_end, _QUARANTINE)
+                joint_link = take(head, pool, nodes, NODE_BYTES, node_end)
                 joint = m.inside(nodes, joint_link << 3)
                 m.zero(joint, NODE_BYTES)
                 m.store_u32(joint, DEPTH, fork)
@@ -348,7 +355,7 @@ COUNT_UNLINKED = Template("lpm_count", _count, "i64(ptr)")
 
 
 def _update(m: Any) -> Factory:
-    lock, unlock, take, give = (m.extern(t) for t in (LOCKED, UNLOCK, TAKE, GIVE))
+    lock, unlock, take, give = (m.extern(t) for t in (LOCKED, UNLOCK, TAKE, GIVE_ONE))
     descend, cover, attach = m.extern(DESCEND), m.extern(COVER), m.extern(ATTACH)
     nibble, top_of, tail = m.extern(NIBBLE), m.extern(TOP), m.extern(TAIL)
     count_unlinked = m.extern(COUNT_UNLINKED)
@@ -388,7 +395,7 @@ def _update(m: Any) -> Factory:
         if result < 0:
             unlock(head)
             return result
-        new = take(head, elements, stride, element_end, _QUARANTINE)
+        new = take(head, head, elements, stride, element_end)
         element = m.inside(elements, new << 3)
         m.store_u32(element, LENGTH, length)
         at = 0
@@ -412,7 +419,7 @@ def _update(m: Any) -> Factory:
             attach(head, nodes, elements, node_end, data, depth, number, new, out)
         if old != 0:
             count_unlinked(head)
-            give(head, elements, old)
+            give(head, head, elements, old)
         unlock(head)
         return 0
 
@@ -420,7 +427,7 @@ def _update(m: Any) -> Factory:
 
 
 def _delete(m: Any) -> Factory:
-    lock, unlock, give = (m.extern(t) for t in (LOCKED, UNLOCK, GIVE))
+    lock, unlock, give = (m.extern(t) for t in (LOCKED, UNLOCK, GIVE_ONE))
     descend, cover = m.extern(DESCEND), m.extern(COVER)
     nibble, top_of, prune = m.extern(NIBBLE), m.extern(TOP), m.extern(PRUNE)
     count_unlinked = m.extern(COUNT_UNLINKED)
@@ -464,7 +471,7 @@ def _delete(m: Any) -> Factory:
             return -ENOENT
         m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
         count_unlinked(head)
-        give(head, elements, old)
+        give(head, head, elements, old)
         unlock(head)
         return 0
 
@@ -492,7 +499,7 @@ ONLY = Template("lpm_only", _only, "i64(ptr)", inline=False)
 
 
 def _prune(m: Any) -> Factory:
-    give, only, count_unlinked = m.extern(GIVE), m.extern(ONLY), m.extern(COUNT_UNLINKED)
+    give, only, count_unlinked = m.extern(GIVE_ONE), m.extern(ONLY), m.extern(COUNT_UNLINKED)
 
     def lpm_prune(head, nodes, link, out):  # type: ignore
         pool = m.gep(head, NODE_POOL)
@@ -501,21 +508,21 @@ def _prune(m: Any) -> Factory:
             return 0
         m.release_u32(m.load_ptr(out, _PLACE), 0, child)
         count_unlinked(head)
-        give(pool, nodes, link)
+        give(head, pool, nodes, link)
         parent = m.load_u64(out, _PARENT)
         if child == 0 and parent != 0:
             sibling = only(m.inside(nodes, parent << 3))
             if sibling > 0:
                 m.release_u32(m.load_ptr(out, _ABOVE), 0, sibling)
                 count_unlinked(head)
-                give(pool, nodes, parent)
+                give(head, pool, nodes, parent)
         return 0
 
     return lpm_prune
 
 
 # take out a node that lost a prefix, and the one above it, where they are needed no more
-PRUNE = Template("lpm_prune", _prune, "i64(ptr, ptr, i64, ptr)", (GIVE, ONLY, COUNT_UNLINKED),
+PRUNE = Template("lpm_prune", _prune, "i64(ptr, ptr, i64, ptr)", (GIVE_ONE, ONLY, COUNT_UNLINKED),
                  inline=False)
 
 
@@ -637,10 +644,10 @@ def _next_key(m: Any) -> Factory:
 LOOKUP = Template("lpm_lookup", _lookup, f"ptr({LEADING}, ptr)", (FIND,))
 READ = Template("lpm_read", _read, f"i64({LEADING}, ptr, ptr)", (FIND,), inline=False)
 UPDATE = Template("lpm_update", _update, f"i64({LEADING}, ptr, ptr, i64)",
-                  (LOCKED, UNLOCK, TAKE, GIVE, DESCEND, COVER, ATTACH, NIBBLE, TOP, TAIL,
+                  (LOCKED, UNLOCK, TAKE, GIVE_ONE, DESCEND, COVER, ATTACH, NIBBLE, TOP, TAIL,
                    COUNT_UNLINKED), inline=False)
 DELETE = Template("lpm_delete", _delete, f"i64({LEADING}, ptr)",
-                  (LOCKED, UNLOCK, GIVE, DESCEND, COVER, NIBBLE, TOP, PRUNE, COUNT_UNLINKED),
+                  (LOCKED, UNLOCK, GIVE_ONE, DESCEND, COVER, NIBBLE, TOP, PRUNE, COUNT_UNLINKED),
                   inline=False)
 NEXT_KEY = Template("lpm_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
                     (LOCKED, UNLOCK, SEEK), inline=False)
@@ -650,6 +657,7 @@ class LpmTrieFamily:
     """LPM_TRIE.  A key is a u32 prefix length and the data."""
 
     per_cpu = False
+    pools = True
     count = ("head", COUNT)
 
     def __init__(self) -> None:
@@ -685,13 +693,13 @@ class LpmTrieFamily:
         return 12 if spec.max_entries <= 4096 else 16
 
     def _element_end(self, spec: MapSpec) -> int:
-        return self._stride(spec) * (1 + spec.max_entries + _QUARANTINE)
+        return self._stride(spec) * (1 + spec.max_entries + spare(self._stride(spec)))
 
     def _node_end(self, spec: MapSpec) -> int:
-        return NODE_BYTES * (1 + 2 * spec.max_entries + _QUARANTINE)
+        return NODE_BYTES * (1 + 2 * spec.max_entries + spare(NODE_BYTES))
 
     def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
-        return (Region("head", HEAD_BYTES), Region("root", 16 << self._root_bits(spec)),
+        return (Region("head", head_bytes(workers)), Region("root", 16 << self._root_bits(spec)),
                 Region("nodes", self._node_end(spec)), Region("elements", self._element_end(spec)))
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:

@@ -14,18 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from xdp_runtime.maps.hash import DELETE, LEADING, LOOKUP, NEXT_KEY, READ, HashFamily, make_update
-from xdp_runtime.maps.hash_table import (
-    COUNT,
-    FIND,
-    FRESH,
-    GIVE,
-    HAND,
-    HASH,
-    LIVE,
-    REFERENCED,
-    UNLINK,
-    Factory,
-)
+from xdp_runtime.maps.hash_table import FIND, HAND, HASH, REFERENCED, UNLINK, Factory
+from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
@@ -36,7 +26,7 @@ def _lookup(m: Any) -> Factory:
     find = m.extern(FIND)
 
     def lru_lookup(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
         worker, key
     ):
         return find(head, buckets, elements, key_size, mask, 1, key)

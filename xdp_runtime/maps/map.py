@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from xdp_runtime.errors import LoadError
-from xdp_runtime.maps import family_of, layout, of_maps, ringbuf, type_name
+from xdp_runtime.maps import family_of, layout, of_maps, pool, ringbuf, type_name
 from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
@@ -51,6 +51,7 @@ class Map:
         self._operations: Mapping[str, Callable[..., Any]] = {}
         self._event_fd = -1
         self.batches: Mapping[str, Callable[..., Any]] = {}  # compiled when first used
+        self.on_inner: Callable[[Map], None] = lambda inner: None  # before a program may see it
         self._inner: dict[int, Map] = {}  # inner maps by the number of their descriptor
         placed = {region.name: region.offset for region in header.regions}
         for region in self.family.regions(header.spec, header.workers):
@@ -82,6 +83,8 @@ class Map:
             memory.map[:len(page)] = page
             views = {region.name: made.memory(region.name) for region in regions}
             made.family.initialise(spec, views, seed)
+            if made.has_pools:
+                pool.prepare(views["head"], workers)
             for view in views.values():
                 view.release()
             if directory is not None:
@@ -119,6 +122,21 @@ class Map:
         """Where the regions are in this process."""
         base = self._mapped.address
         return {region.name: base + region.offset for region in self.regions}
+
+    @property
+    def has_pools(self) -> bool:
+        """Are elements freed, so that workers must say where their batches end (pool.py)?"""
+        return bool(getattr(self.family, "pools", False))
+
+    def line(self, worker: int) -> tuple[int, int]:
+        """Addresses of a worker's line and of the epoch, of a map that has pools."""
+        head = self.symbols()["head"]
+        return head + pool.LINES + worker * pool.LINE_BYTES, head + pool.EPOCH
+
+    @property
+    def reused_early(self) -> int:
+        """Elements that were reused before all workers had passed a batch boundary."""
+        return int.from_bytes(self.memory("head")[pool.EARLY:pool.EARLY + 4], "little")
 
     def memory(self, region: str) -> memoryview:
         """A region's bytes.  A view that is kept keeps the memory mapped."""
@@ -282,6 +300,7 @@ class Map:
         if definition is None or not of_maps.fits(definition, inner.spec) or (
                 inner.workers != self.workers):
             raise OSError(errno.EINVAL, "is not a map of the inner definition", inner.spec.name)
+        self.on_inner(inner)
         number = self._describe(inner).to_bytes(4, "little")
         self._raise(self._operation("update")(0, key, number, 0))
 

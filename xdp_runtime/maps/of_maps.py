@@ -6,7 +6,7 @@ and numbers. What all maps of the inner definition have in common, whatever thei
 compiled in all the same; only the rest is read from there (`describe`).
 
 The addresses are those of the process whose workers run the program: only it may set inner maps.
-Descriptors lie behind the slots of an array, or a page behind the start of a hash's head, and are
+Descriptors lie behind the slots of an array, or behind the workers' lines in a hash's head, and are
 not changed as long as a slot has their number.
 """
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DESCRIPTOR_BYTES = 128
 _PAGE = 4096
+_BEHIND_LINES = 16 * _PAGE  # in the head of a hash: room for the lines of 1020 workers
 LEADING = "ptr, i64, i64"  # slots, offset of the descriptors, max_entries
 
 
@@ -93,14 +94,14 @@ def _hash_lookup(m: Any) -> Factory:
     find = m.extern(hash.LOOKUP)
 
     def hash_maps_lookup(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, quarantine,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
         worker, key
     ):
         value = find(head, buckets, elements, key_size, value_size, stride, mask, max_entries,
-                     end, quarantine, worker, key)
+                     end, worker, key)
         if m.is_null(value):
             return m.null()
-        return m.inside(head, _PAGE + m.acquire_u32(value, 0) * DESCRIPTOR_BYTES)
+        return m.inside(head, _BEHIND_LINES + m.acquire_u32(value, 0) * DESCRIPTOR_BYTES)
 
     return hash_maps_lookup
 
@@ -161,11 +162,11 @@ class HashOfMapsFamily(hash.HashFamily):
         return super().check(spec) or check_inner(spec)
 
     def descriptors(self, spec: MapSpec) -> tuple[str, int]:
-        return "head", _PAGE
+        return "head", _BEHIND_LINES
 
     def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
         _, *rest = super().regions(spec, workers)
-        return (Region("head", _PAGE + capacity(spec) * DESCRIPTOR_BYTES), *rest)
+        return (Region("head", _BEHIND_LINES + capacity(spec) * DESCRIPTOR_BYTES), *rest)
 
 
 def check_inner(spec: MapSpec) -> str | None:

@@ -17,30 +17,27 @@ from typing import Any
 from xdp_runtime.maps.family import EEXIST, EINVAL, ENOENT, Region, round_up
 from xdp_runtime.maps.hash import DELETE, FULL, NEXT_KEY, HashFamily
 from xdp_runtime.maps.hash_table import (
-    COUNT,
     FIND,
     HASH,
     HASH_OF,
     KEY,
-    LIVE,
-    LOCKED,
+    LOCK_TABLE,
     MATCH,
     NEXT,
     REFERENCED,
     TAIL,
-    TAKE,
-    UNLOCK,
     Factory,
-    quarantine,
     stride,
 )
+from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lru import EVICT
+from xdp_runtime.maps.pool import COUNT, LIVE, TAKE, spare
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
 # head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-# quarantine, worker_stride, workers; worker
-LEADING = "ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64"
+# worker_stride, workers; worker
+LEADING = "ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64, i64"
 _LOW = 0xFFFFFFFF
 _ONE = 1 << 32
 _PAGE = 4096
@@ -66,7 +63,7 @@ def _make_lookup(name: str, mark: int) -> tuple[Template, Template]:
 
         def percpu_lookup(  # type: ignore
             head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-            quarantine, worker_stride, workers, worker, key
+            worker_stride, workers, worker, key
         ):
             behind = find(head, buckets, elements, key_size, mask, mark, key)
             if m.is_null(behind):
@@ -81,7 +78,7 @@ def _make_lookup(name: str, mark: int) -> tuple[Template, Template]:
 
         def percpu_lookup_of(  # type: ignore
             head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-            quarantine, worker_stride, workers, worker, key, cpu
+            worker_stride, workers, worker, key, cpu
         ):
             cpu &= _LOW
             if cpu >= workers:
@@ -104,7 +101,7 @@ def _read(m: Any) -> Factory:
 
     def percpu_read(  # type: ignore
         head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-        quarantine, worker_stride, workers, worker, key, out
+        worker_stride, workers, worker, key, out
     ):
         hashed = hash_of(head, key, key_size)
         bucket = m.inside(buckets, (hashed & mask) << 3)
@@ -141,18 +138,18 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
 
     def put(m: Any) -> Factory:
         hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
-        lock, unlock, take = (m.extern(t) for t in (LOCKED, UNLOCK, TAKE))
+        lock, unlock, take = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE))
         make_room, place = m.extern(room), m.extern(PLACE)
 
         def percpu_put(  # type: ignore
             head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-            quarantine, worker_stride, workers, worker, key, value, flags, every
+            worker_stride, workers, worker, key, value, flags, every
         ):
             if not m.ule(flags, 2):
                 return -EINVAL
             hashed = hash_of(head, key, key_size)
             bucket = m.inside(buckets, (hashed & mask) << 3)
-            lock(head)
+            lock(head, buckets, elements, stride, mask, key_size)
             link = m.relaxed_u64(bucket, 0) & _LOW
             while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
                 link = m.load_u32(m.inside(elements, link << 3), NEXT)
@@ -169,7 +166,7 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
                 unlock(head)
                 return result
             if not found:
-                link = take(head, elements, stride, end, quarantine)
+                link = take(head, head, elements, stride, end)
             element = m.inside(elements, link << 3)
             padded = (value_size + 7) & ~7
             for each in range(workers):
@@ -204,7 +201,7 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
         return percpu_put
 
     body = Template(f"{name}_put", put, f"i64({LEADING}, ptr, ptr, i64, i64)",
-                    (HASH_OF, MATCH, TAIL, LOCKED, UNLOCK, TAKE, room, PLACE))
+                    (HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, room, PLACE))
 
     def front(every: int) -> Any:
         def factory(m: Any) -> Factory:
@@ -212,10 +209,10 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
 
             def percpu_update(  # type: ignore
                 head, buckets, elements, values, key_size, value_size, stride, mask, max_entries,
-                end, quarantine, worker_stride, workers, worker, key, value, flags
+                end, worker_stride, workers, worker, key, value, flags
             ):
                 return put_it(head, buckets, elements, values, key_size, value_size, stride, mask,
-                              max_entries, end, quarantine, worker_stride, workers, worker, key,
+                              max_entries, end, worker_stride, workers, worker, key,
                               value, flags, every)
 
             return percpu_update
@@ -232,10 +229,10 @@ def _delete(m: Any) -> Factory:
 
     def percpu_delete(  # type: ignore
         head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-        quarantine, worker_stride, workers, worker, key
+        worker_stride, workers, worker, key
     ):
         return table_delete(head, buckets, elements, key_size, value_size, stride, mask,
-                            max_entries, end, quarantine, worker, key)
+                            max_entries, end, worker, key)
 
     return percpu_delete
 
@@ -245,10 +242,10 @@ def _next_key(m: Any) -> Factory:
 
     def percpu_next_key(  # type: ignore
         head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-        quarantine, worker_stride, workers, worker, key, out
+        worker_stride, workers, worker, key, out
     ):
         return table_next(head, buckets, elements, key_size, value_size, stride, mask,
-                          max_entries, end, quarantine, worker, key, out)
+                          max_entries, end, worker, key, out)
 
     return percpu_next_key
 
@@ -295,7 +292,7 @@ class PerCpuHashFamily(HashFamily):
 
     def _end(self, spec: MapSpec) -> int:
         size = self._stride(spec)
-        return size * (1 + spec.max_entries + quarantine(size))
+        return size * (1 + spec.max_entries + spare(size))
 
     def _worker_stride(self, spec: MapSpec) -> int:
         count = self._end(spec) // self._stride(spec)
@@ -308,5 +305,5 @@ class PerCpuHashFamily(HashFamily):
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
         size = self._stride(spec)
         return ("head", "buckets", "elements", "values", spec.key_size, spec.value_size, size,
-                self._buckets(spec) - 1, spec.max_entries, self._end(spec) // 8, quarantine(size),
+                self._buckets(spec) - 1, spec.max_entries, self._end(spec) // 8,
                 self._worker_stride(spec), workers)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Region, round_up
-from xdp_runtime.maps.hash_table import LOCKED, UNLOCK, Factory
+from xdp_runtime.maps.lock import LOCKED, UNLOCK, Factory
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 

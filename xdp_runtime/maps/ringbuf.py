@@ -27,7 +27,7 @@ from xdp_runtime.maps.family import (
     EOPNOTSUPP,
     Region,
 )
-from xdp_runtime.maps.hash_table import LOCKED, UNLOCK, Factory
+from xdp_runtime.maps.lock import LOCKED, UNLOCK, Factory
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 

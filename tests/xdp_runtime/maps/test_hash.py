@@ -24,8 +24,9 @@ from tests.xdp_runtime.maps.traces import (
 from xdp_runtime.compiler.map_ops import compile_operations
 from xdp_runtime.errors import LoadError
 from xdp_runtime.kernel_map import KernelMap
-from xdp_runtime.maps.hash_table import COUNT, FRESH, WAITING, quarantine, stride
+from xdp_runtime.maps.hash_table import stride
 from xdp_runtime.maps.map import Map
+from xdp_runtime.maps.pool import COUNT, FRESH, LIMBO, RIPE, YOUNG, spare
 from xdp_runtime.object import MapFlag, MapSpec, MapType
 
 E2BIG, EEXIST, ENOENT, EINVAL = -7, -17, -2, -22
@@ -261,9 +262,9 @@ def test_hammer(entries: int, keys: int, stable: int) -> None:
         assert all(hammer.is_right(known[key], value) for key, value in items)  # type: ignore
         assert len(items) == len(dict(items)) == len(one)
         head = one.memory("head")
-        count, fresh, waiting = (int.from_bytes(head[at:at + 4], "little")
-                                 for at in (COUNT, FRESH, WAITING))
+        count, fresh, *waiting = (int.from_bytes(head[at:at + 4], "little")
+                                  for at in (COUNT, FRESH, RIPE, LIMBO, YOUNG))
         head.release()
         size = stride(hammer.KEY_BYTES, hammer.VALUE_BYTES)
-        assert (fresh // (size // 8)) - 1 == count + waiting
-        assert fresh * 8 <= size * (1 + entries + quarantine(size))
+        assert (fresh // (size // 8)) - 1 == count + sum(waiting)
+        assert fresh * 8 <= size * (1 + entries + spare(size))

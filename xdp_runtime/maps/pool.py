@@ -1,0 +1,204 @@
+"""Pools: what of a region of equal elements is unused, and when it may be used again.
+
+A freed element may still be in use by a program that found it in the same batch.  So a map has an
+epoch, and a line for each worker: at the start of a batch the worker writes the epoch there, at its
+end 0 (`enter`, `leave`; the worker's memory has a list of the lines it must write).  The epoch may
+advance when no line has an older one.  What was freed two epochs ago nobody can hold.  That is what
+K. Fraser calls epoch-based reclamation; writers do it when they need an element, under the lock.
+
+Unused elements wait in one queue, in the order in which they were freed: ripe ones, those of the
+last epoch (limbo), those of this epoch (young).  Who takes an element takes a ripe one, else one
+that was never used.  A map has `spare` elements more than entries.  If one batch frees more than
+these, the oldest is reused, ripe or not, as the kernel always does it, and counted (`EARLY`).
+
+Who reads from outside a worker - another process, the Python view - holds no pointers: it copies,
+and then looks whether what it copied was still in its place (`read`).
+
+    pool      u32 count of what is in use   u32 fresh   u32 oldest   u32 newest   u32 ripe
+              u32 early   u32 limbo   u32 young   u64 the epoch to which these counts belong
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xdp_runtime import state as st
+from xdp_runtime.template import Template
+
+Factory = Callable[..., Any]
+
+# in a map's head
+WORKERS = 16  # u32, how many lines there are
+EPOCH = 72  # u64, from 1
+LINES = 256
+LINE_BYTES = 64
+# in a pool; a head's first pool has these offsets from the head
+COUNT, FRESH, OLDEST, NEWEST, RIPE, EARLY, LIMBO, YOUNG, AT = (
+    128, 132, 136, 140, 144, 148, 152, 156, 160)
+# in an element
+LIVE, QUEUE = 9, 12
+
+# a worker's list of lines: u64 count, then for each map the addresses of line and epoch
+LIST_HEAD_BYTES, LIST_ENTRY_BYTES = 8, 16
+
+
+def spare(stride_bytes: int) -> int:
+    """Elements beyond the entries: 4096, or up to 4 MiB of them."""
+    return max(2, min(4096, (4 << 20) // stride_bytes))
+
+
+def head_bytes(workers: int) -> int:
+    return LINES + LINE_BYTES * workers
+
+
+def prepare(head: memoryview, workers: int) -> None:
+    """A fresh head."""
+    head[WORKERS:WORKERS + 4] = workers.to_bytes(4, "little")
+    head[EPOCH:EPOCH + 8] = (1).to_bytes(8, "little")
+
+
+def _advance(m: Any) -> Factory:
+    def pool_advance(head, pool):  # type: ignore
+        """Let the epoch advance if it may, and what has become ripe be so; how many are ripe."""
+        epoch = m.load_u64(head, EPOCH)
+        for _ in range(2):
+            blocked = 0
+            for worker in range(m.load_u32(head, WORKERS)):
+                line = m.acquire_u64(head, LINES + worker * LINE_BYTES)
+                if line != 0 and line != epoch:
+                    blocked = 1
+            if blocked == 0:
+                epoch += 1
+                m.release_u64(head, EPOCH, epoch)
+                m.fence()
+        ripe = m.load_u32(pool, RIPE)
+        limbo, young = m.load_u32(pool, LIMBO), m.load_u32(pool, YOUNG)
+        past = epoch - m.load_u64(pool, AT)
+        if past > 0:
+            ripe += limbo
+            limbo = young
+            young = 0
+        if past > 1:
+            ripe += limbo
+            limbo = 0
+        m.store_u32(pool, RIPE, ripe)
+        m.store_u32(pool, LIMBO, limbo)
+        m.store_u32(pool, YOUNG, young)
+        m.store_u64(pool, AT, epoch)
+        return ripe
+
+    return pool_advance
+
+
+ADVANCE = Template("pool_advance", _advance, "i64(ptr, ptr)", inline=False)
+
+
+def _early(m: Any) -> Factory:
+    def pool_early(pool):  # type: ignore
+        """Let the oldest that waits be ripe."""
+        if m.load_u32(pool, LIMBO) != 0:
+            m.store_u32(pool, LIMBO, m.load_u32(pool, LIMBO) - 1)
+        else:
+            m.store_u32(pool, YOUNG, m.load_u32(pool, YOUNG) - 1)
+        m.store_u32(pool, EARLY, m.load_u32(pool, EARLY) + 1)
+        return 1
+
+    return pool_early
+
+
+TAKE_EARLY = Template("pool_early", _early, "i64(ptr)", inline=False)
+
+
+def _take(m: Any) -> Factory:
+    advance, early = m.extern(ADVANCE), m.extern(TAKE_EARLY)
+
+    def pool_take(head, pool, elements, stride, end):  # type: ignore
+        ripe = m.load_u32(pool, RIPE)
+        if ripe == 0:
+            fresh = m.load_u32(pool, FRESH)
+            waiting = m.load_u32(pool, LIMBO) + m.load_u32(pool, YOUNG)
+            if waiting & 31 == 31 or fresh >= end:
+                ripe = advance(head, pool)
+            if ripe == 0:
+                if fresh < end:
+                    m.store_u32(pool, FRESH, fresh + (stride >> 3))
+                    return fresh
+                ripe = early(pool)
+        link = m.load_u32(pool, OLDEST)
+        m.store_u32(pool, OLDEST, m.load_u32(m.inside(elements, link << 3), QUEUE))
+        m.store_u32(pool, RIPE, ripe - 1)
+        return link
+
+    return pool_take
+
+
+# an unused element, under the lock; there is always one, for there are spare ones
+TAKE = Template("pool_take", _take, "i64(ptr, ptr, ptr, i64, i64)", uses=(ADVANCE, TAKE_EARLY))
+
+
+def _give(m: Any) -> Factory:
+    def pool_give(pool, elements, link):  # type: ignore
+        m.store_u8(m.inside(elements, link << 3), LIVE, 0)
+        young = m.load_u32(pool, YOUNG)
+        if (young | m.load_u32(pool, LIMBO) | m.load_u32(pool, RIPE)) == 0:
+            m.store_u32(pool, OLDEST, link)
+        else:
+            m.store_u32(m.inside(elements, m.load_u32(pool, NEWEST) << 3), QUEUE, link)
+        m.store_u32(pool, NEWEST, link)
+        m.store_u32(pool, YOUNG, young + 1)
+        return 0
+
+    return pool_give
+
+
+# an unlinked element back into the queue of a map's only pool, under the lock
+GIVE = Template("pool_give", _give, "i64(ptr, ptr, i64)")
+
+
+def _give_one(m: Any) -> Factory:
+    advance, give = m.extern(ADVANCE), m.extern(GIVE)
+
+    def pool_give_one(head, pool, elements, link):  # type: ignore
+        if m.load_u64(pool, AT) != m.load_u64(head, EPOCH):  # another pool let it advance
+            advance(head, pool)
+        give(pool, elements, link)
+        return 0
+
+    return pool_give_one
+
+
+# the same, in a map with several pools
+GIVE_ONE = Template("pool_give_one", _give_one, "i64(ptr, ptr, ptr, i64)", uses=(ADVANCE, GIVE))
+
+
+def _enter(m: Any) -> Factory:
+    def batch_enter(memory):  # type: ignore
+        m.release_u64(memory, st.W_EPOCH, m.load_u64(memory, st.W_EPOCH) + 1)
+        if m.acquire_u64(memory, st.W_LINES) != 0:
+            lines = m.load_ptr(memory, st.W_LINES)
+            for i in range(m.load_u64(lines, 0)):
+                entry = m.gep(lines, LIST_HEAD_BYTES + i * LIST_ENTRY_BYTES)
+                m.release_u64(m.load_ptr(entry, 0), 0, m.acquire_u64(m.load_ptr(entry, 8), 0))
+            m.fence()
+        return 0
+
+    return batch_enter
+
+
+def _leave(m: Any) -> Factory:
+    def batch_leave(memory):  # type: ignore
+        if m.acquire_u64(memory, st.W_LINES) != 0:
+            lines = m.load_ptr(memory, st.W_LINES)
+            for i in range(m.load_u64(lines, 0)):
+                entry = m.gep(lines, LIST_HEAD_BYTES + i * LIST_ENTRY_BYTES)
+                m.release_u64(m.load_ptr(entry, 0), 0, 0)
+        m.release_u64(memory, st.W_EPOCH, m.load_u64(memory, st.W_EPOCH) + 1)
+        return 0
+
+    return batch_leave
+
+
+# around each batch: the worker's memory
+ENTER = Template("batch_enter", _enter, "i64(ptr)")
+LEAVE = Template("batch_leave", _leave, "i64(ptr)")
