@@ -8,11 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from xdp_runtime.helpers import clock, core, csum, loop, net, ringbuf, task, text, trace, xdp
+from xdp_runtime.helpers import (
+    clock,
+    core,
+    csum,
+    loop,
+    net,
+    ringbuf,
+    syncookie,
+    task,
+    text,
+    trace,
+    xdp,
+)
 from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.proto import Helper
 
-_ALL = tuple(helper for family in (core, clock, xdp, csum, net, loop, ringbuf, text, task, trace)
+_ALL = tuple(helper for family in (
+    core, clock, xdp, csum, net, syncookie, loop, ringbuf, text, task, trace)
              for helper in family.HELPERS)
 
 HELPERS: Mapping[int, Helper] = MappingProxyType({helper.id: helper for helper in _ALL})

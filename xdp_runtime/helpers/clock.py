@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Factory = Callable[..., Any]
 CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME, CLOCK_TAI = 6, 7, 11
-_JIFFY_NS = 4_000_000  # CONFIG_HZ=250
-_INITIAL_JIFFIES = (1 << 32) - 300 * 250  # the low 32 bits wrap five minutes after boot
+JIFFY_NS = 4_000_000  # CONFIG_HZ=250
+INITIAL_JIFFIES = (1 << 32) - 300 * 250  # the low 32 bits wrap five minutes after boot
 
 
 def _clock(name: str, number: int) -> Template:
@@ -50,13 +50,16 @@ def _jiffies64(m: Any) -> Factory:
     coarse = m.extern(COARSE)
 
     def jiffies64():  # type: ignore
-        return _INITIAL_JIFFIES + m.udiv(coarse(), _JIFFY_NS)
+        return INITIAL_JIFFIES + m.udiv(coarse(), JIFFY_NS)
 
     return jiffies64
 
 
+JIFFIES = Template("jiffies64", _jiffies64, "i64()", (COARSE,))
+
+
 def _interpret_jiffies64(machine: Machine) -> int:
-    return _INITIAL_JIFFIES + time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) // _JIFFY_NS
+    return INITIAL_JIFFIES + time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) // JIFFY_NS
 
 
 def _get_numa_node_id(m: Any) -> Factory:
@@ -78,7 +81,7 @@ HELPERS = (
     Helper(42, "get_numa_node_id", (), Ret.SCALAR, _interpret_get_numa_node_id,
            Template("get_numa_node_id", _get_numa_node_id, "i64()")),
     Helper(118, "jiffies64", (), Ret.SCALAR, _interpret_jiffies64,
-           Template("jiffies64", _jiffies64, "i64()", (COARSE,))),
+           JIFFIES),
     Helper(125, "ktime_get_boot_ns", (), Ret.SCALAR, _interpreter(CLOCK_BOOTTIME),
            _clock("ktime_get_boot_ns", CLOCK_BOOTTIME)),
     Helper(160, "ktime_get_coarse_ns", (), Ret.SCALAR, _interpreter(CLOCK_MONOTONIC_COARSE),

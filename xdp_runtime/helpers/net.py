@@ -6,7 +6,6 @@ from xdp_runtime.helpers.proto import Arg, Helper, Ret
 
 _TUPLE = (Arg.CTX, Arg.MEM, Arg.SIZE, Arg.ANYTHING, Arg.ANYTHING)
 _HEADERS = (Arg.SOCKET, Arg.MEM, Arg.SIZE, Arg.MEM, Arg.SIZE)
-_IPV4, _IPV6, _TCP = 20, 40, 20  # bytes of a header without options
 
 HELPERS = (
     # struct bpf_fib_lookup is read and written
@@ -30,12 +29,4 @@ HELPERS = (
            sizes=((3, 4),), gpl_only=True),
     Helper(178, "skc_to_unix_sock", (Arg.SOCKET,), Ret.OBJECT),
     Helper(196, "skc_to_mptcp_sock", (Arg.SOCKET,), Ret.OBJECT),
-    Helper(204, "tcp_raw_gen_syncookie_ipv4", (Arg.FIXED, Arg.MEM, Arg.SIZE_OR_ZERO), Ret.SCALAR,
-           sizes=((1, _IPV4),), packet=True, gpl_only=True),
-    Helper(205, "tcp_raw_gen_syncookie_ipv6", (Arg.FIXED, Arg.MEM, Arg.SIZE_OR_ZERO), Ret.SCALAR,
-           sizes=((1, _IPV6),), packet=True, gpl_only=True),
-    Helper(206, "tcp_raw_check_syncookie_ipv4", (Arg.FIXED, Arg.FIXED), Ret.SCALAR,
-           sizes=((1, _IPV4), (2, _TCP)), packet=True, gpl_only=True),
-    Helper(207, "tcp_raw_check_syncookie_ipv6", (Arg.FIXED, Arg.FIXED), Ret.SCALAR,
-           sizes=((1, _IPV6), (2, _TCP)), packet=True, gpl_only=True),
 )
