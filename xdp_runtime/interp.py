@@ -495,10 +495,10 @@ class Machine:
                     arguments.append(bytes(place.region.data[place.offset : place.region.high]))
                 case Arg.CONST_SIZE:
                     arguments.append(number_of(value))
-                case Arg.RECORD | Arg.STACK_OR_NULL | Arg.CALLBACK:
+                case (Arg.RECORD | Arg.STACK_OR_NULL | Arg.CALLBACK | Arg.DYNPTR
+                      | Arg.DYNPTR_UNINIT | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK):
                     arguments.append(value)
-                case (Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.DYNPTR | Arg.DYNPTR_UNINIT
-                      | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK | Arg.TIMER | Arg.OBJECT):
+                case Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.TIMER | Arg.OBJECT:
                     raise _bad_argument(helper, n, "of a kind that does not exist here yet")
                 case _:
                     assert_never(kind)

@@ -761,11 +761,11 @@ class Lowering:
                     arguments.append(f"i64 {self.number_of(position)}")
                 case (Arg.MAP_KEY | Arg.MAP_VALUE | Arg.MEM | Arg.MEM_OR_NULL
                       | Arg.MEM_UNINIT | Arg.TEXT | Arg.MAP_VALUE_UNINIT | Arg.FIXED
-                      | Arg.FIXED_UNINIT | Arg.MEM_UNINIT_OR_NULL | Arg.CONST_TEXT | Arg.RECORD):
+                      | Arg.FIXED_UNINIT | Arg.MEM_UNINIT_OR_NULL | Arg.CONST_TEXT | Arg.RECORD
+                      | Arg.DYNPTR | Arg.DYNPTR_UNINIT | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK):
                     null = isinstance(self.state.regs[position], Scalar)
                     arguments.append(f"ptr {'null' if null else self.address(position, 0)}")
-                case (Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.DYNPTR | Arg.DYNPTR_UNINIT
-                      | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK | Arg.TIMER | Arg.CALLBACK
+                case (Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.TIMER | Arg.CALLBACK
                       | Arg.STACK_OR_NULL | Arg.OBJECT):
                     raise self.provenance.unsupported(self.slot, f"bpf_{helper.name}")
                 case _:
@@ -782,11 +782,11 @@ class Lowering:
         match helper.ret:
             case Ret.SCALAR:
                 self.set_number(0, result)
-            case Ret.MAP_VALUE_OR_NULL | Ret.RECORD_OR_NULL:
+            case Ret.MAP_VALUE_OR_NULL | Ret.RECORD_OR_NULL | Ret.DATA_OR_NULL:
                 self.put("r0", "p", result)
             case Ret.VOID:
                 pass
-            case Ret.DATA_OR_NULL | Ret.SOCKET_OR_NULL | Ret.OBJECT:
+            case Ret.SOCKET_OR_NULL | Ret.OBJECT:
                 raise self.provenance.unsupported(self.slot, f"bpf_{helper.name}")
             case _:
                 assert_never(helper.ret)

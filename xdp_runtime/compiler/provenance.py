@@ -266,7 +266,7 @@ class Provenance:
 
     def _result(self, helper: Helper, maps: list[int | MapSpec], slot: int) -> Kind:
         """What r0 is after a call on these maps."""
-        if helper.ret not in (Ret.MAP_VALUE_OR_NULL, Ret.RECORD_OR_NULL):
+        if helper.ret not in (Ret.MAP_VALUE_OR_NULL, Ret.RECORD_OR_NULL, Ret.DATA_OR_NULL):
             return NUMBER
         definitions = set()
         for one in maps:
@@ -286,6 +286,8 @@ class Provenance:
             self.touch(state.regs[position], 0)
             if arg in WRITTEN:
                 self.written(state, state.regs[position], 0, None)
+            elif arg is Arg.DYNPTR_UNINIT:
+                self.written(state, state.regs[position], 0, 16)
         state.regs[1:6] = [NOTHING] * 5
         state.regs[0] = result
         if helper.changes_packet:  # what pointed into the packet is a mere number now

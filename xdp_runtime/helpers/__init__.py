@@ -12,6 +12,7 @@ from xdp_runtime.helpers import (
     clock,
     core,
     csum,
+    dynptr,
     loop,
     net,
     ringbuf,
@@ -25,7 +26,7 @@ from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.proto import Helper
 
 _ALL = tuple(helper for family in (
-    core, clock, xdp, csum, net, syncookie, loop, ringbuf, text, task, trace)
+    core, clock, xdp, csum, net, syncookie, loop, ringbuf, dynptr, text, task, trace)
              for helper in family.HELPERS)
 
 HELPERS: Mapping[int, Helper] = MappingProxyType({helper.id: helper for helper in _ALL})

@@ -1,7 +1,7 @@
-"""Ring buffers, and dynptrs: memory whose size is known only at run time.
+"""Ring buffers.
 
 A record is acquired by reserve and released by submit or discard, exactly once on every path; so
-is a dynptr of a ring buffer, even where reserving failed.
+is a dynptr of a ring buffer (dynptr.py), even where reserving failed.
 """
 
 from __future__ import annotations
@@ -74,17 +74,6 @@ HELPERS = (
            _commit("ringbuf_discard", DISCARD)),
     Helper(134, "ringbuf_query", (Arg.MAP, Arg.ANYTHING), Ret.SCALAR, _interpret_query,
            map_op="query", maps=_RING),
-    Helper(197, "dynptr_from_mem",
-           (Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.ANYTHING, Arg.DYNPTR_UNINIT), Ret.SCALAR),
-    Helper(198, "ringbuf_reserve_dynptr",
-           (Arg.MAP, Arg.ANYTHING, Arg.ANYTHING, Arg.DYNPTR_UNINIT), Ret.SCALAR, maps=_RING),
-    Helper(199, "ringbuf_submit_dynptr", (Arg.DYNPTR_RELEASE, Arg.ANYTHING), Ret.VOID),
-    Helper(200, "ringbuf_discard_dynptr", (Arg.DYNPTR_RELEASE, Arg.ANYTHING), Ret.VOID),
-    Helper(201, "dynptr_read",
-           (Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.DYNPTR, Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR),
-    Helper(202, "dynptr_write",
-           (Arg.DYNPTR, Arg.ANYTHING, Arg.MEM, Arg.SIZE_OR_ZERO, Arg.ANYTHING), Ret.SCALAR),
-    Helper(203, "dynptr_data", (Arg.DYNPTR, Arg.ANYTHING, Arg.CONST_SIZE), Ret.DATA_OR_NULL),
     Helper(209, "user_ringbuf_drain",
            (Arg.MAP, Arg.CALLBACK, Arg.STACK_OR_NULL, Arg.ANYTHING), Ret.SCALAR,
            maps=frozenset({MapType.USER_RINGBUF})),

@@ -37,6 +37,9 @@ CONSUMER, PRODUCER, PENDING, DATA = PAGE, 2 * PAGE, 2 * PAGE + 8, 3 * PAGE
 BUSY, DISCARD = 1 << 31, 1 << 30
 RECORD_HEAD_BYTES = 8
 NO_WAKEUP, FORCE_WAKEUP = 1, 2
+# struct bpf_dynptr_kern: pointer, size with the type and a flag above its 24 bits, offset
+DYNPTR_DATA, DYNPTR_SIZE, DYNPTR_OFFSET = 0, 8, 12
+DYNPTR_SIZE_MAX, DYNPTR_READ_ONLY = (1 << 24) - 1, 1 << 31
 _LOW = 0xFFFFFFFF
 _PERF_BYTES = 256 << 10  # a worker's ring of a PERF_EVENT_ARRAY
 _RECORD_MAX_BYTES = _LOW // 4
@@ -200,8 +203,31 @@ def _perf_output(m: Any) -> Factory:
     return perf_output
 
 
+def _ringbuf_reserve_dynptr(m: Any) -> Factory:
+    reserve = m.extern(RESERVE)
+
+    def ringbuf_reserve_dynptr(ring, data_bytes, worker, size, flags, place):  # type: ignore
+        size = size & _LOW
+        m.store_ptr(place, DYNPTR_DATA, m.null())
+        m.store_u64(place, DYNPTR_SIZE, 0)
+        if flags != 0:
+            return -EINVAL
+        if size > DYNPTR_SIZE_MAX:
+            return -E2BIG
+        record = reserve(ring, data_bytes, 1, size)
+        if m.is_null(record):
+            return -EINVAL
+        m.store_ptr(place, DYNPTR_DATA, record)
+        m.store_u32(place, DYNPTR_SIZE, size)
+        return 0
+
+    return ringbuf_reserve_dynptr
+
+
 RINGBUF_RESERVE = Template("ringbuf_reserve", _ringbuf_reserve, f"ptr({LEADING}, i64, i64)",
                            (RESERVE,))
+RINGBUF_RESERVE_DYNPTR = Template("ringbuf_reserve_dynptr", _ringbuf_reserve_dynptr,
+                                  f"i64({LEADING}, i64, i64, ptr)", (RESERVE,))
 RINGBUF_OUTPUT = Template("ringbuf_output", _ringbuf_output, f"i64({LEADING}, ptr, i64, i64)",
                           (RESERVE, COMMIT))
 RINGBUF_QUERY = Template("ringbuf_query", _ringbuf_query, f"i64({LEADING}, i64)")
@@ -217,7 +243,8 @@ class RingbufFamily:
 
     def __init__(self) -> None:
         self.operations: Mapping[str, Template] = {
-            "reserve": RINGBUF_RESERVE, "output": RINGBUF_OUTPUT, "query": RINGBUF_QUERY}
+            "reserve": RINGBUF_RESERVE, "output": RINGBUF_OUTPUT, "query": RINGBUF_QUERY,
+            "reserve_dynptr": RINGBUF_RESERVE_DYNPTR}
 
     def check(self, spec: MapSpec) -> str | None:
         if spec.key_size or spec.value_size:
