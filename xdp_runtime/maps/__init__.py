@@ -10,6 +10,7 @@ from xdp_runtime.maps.bloom import BloomFamily
 from xdp_runtime.maps.dev import DevMapFamily, DevMapHashFamily
 from xdp_runtime.maps.family import Family
 from xdp_runtime.maps.hash import HashFamily
+from xdp_runtime.maps.locked import LockedArrayFamily, LockedHashFamily, LockedLruHashFamily
 from xdp_runtime.maps.lpm import LpmTrieFamily
 from xdp_runtime.maps.lru import LruHashFamily
 from xdp_runtime.maps.of_maps import ArrayOfMapsFamily, HashOfMapsFamily
@@ -40,6 +41,12 @@ FAMILIES: Mapping[int, Family] = {
     MapType.BLOOM_FILTER: BloomFamily(),
 }
 
+LOCKED: Mapping[int, Family] = {  # with a spin lock in their values
+    MapType.HASH: LockedHashFamily(),
+    MapType.ARRAY: LockedArrayFamily(),
+    MapType.LRU_HASH: LockedLruHashFamily(),
+}
+
 
 def type_name(number: int) -> str:
     """BPF_MAP_TYPE_* without the prefix, or "unknown"."""
@@ -48,7 +55,10 @@ def type_name(number: int) -> str:
 
 def family_of(spec: MapSpec) -> Family:
     """The family of this map's type.  Raises LoadError for a type not supported."""
-    family = FAMILIES.get(spec.type)
+    family = (FAMILIES if spec.lock_at < 0 else LOCKED).get(spec.type)
+    if family is None and spec.type in FAMILIES:
+        raise LoadError(f"map {spec.name}", f"values of map type {type_name(spec.type)} cannot "
+                        "have a spin lock", "the kernel refuses such a map, too")
     if family is None:
         have = ", ".join(type_name(number) for number in FAMILIES)
         raise LoadError(f"map {spec.name}",

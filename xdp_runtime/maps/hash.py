@@ -27,7 +27,7 @@ from xdp_runtime.maps.hash_table import (
     stride,
 )
 from xdp_runtime.maps.lock import UNLOCK
-from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE, TAKE, head_bytes, spare
+from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE, PREPARE, TAKE, head_bytes, spare
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
@@ -103,7 +103,7 @@ def make_update(name: str, room: Template) -> Template:
     def factory(m: Any) -> Factory:
         hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
         lock, unlock, take, give = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE, GIVE))
-        unlink, make_room = m.extern(UNLINK), m.extern(room)
+        unlink, make_room, prepare = m.extern(UNLINK), m.extern(room), m.extern(PREPARE)
 
         def hash_update(  # type: ignore
             head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
@@ -113,6 +113,7 @@ def make_update(name: str, room: Template) -> Template:
                 return -EINVAL
             hashed = hash_of(head, key, key_size)
             bucket = m.inside(buckets, (hashed & mask) << 3)
+            prepare(head, stride, max_entries, end, worker)
             lock(head, buckets, elements, stride, mask, key_size)
             old = m.relaxed_u64(bucket, 0) & _LOW
             while old != 0 and match(m.inside(elements, old << 3), key, key_size, hashed) == 0:
@@ -167,7 +168,8 @@ def make_update(name: str, room: Template) -> Template:
         return hash_update
 
     return Template(name, factory, f"i64({LEADING}, ptr, ptr, i64)",
-                    uses=(HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, GIVE, UNLINK, room))
+                    uses=(HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, GIVE, UNLINK, PREPARE,
+                          room))
 
 
 def _refuse(m: Any) -> Factory:

@@ -30,11 +30,22 @@ from typing import Any
 
 from xdp_runtime.maps.family import EEXIST, EINVAL, ENOENT, ENOSPC, Region, round_up
 from xdp_runtime.maps.hash_table import TAIL, Factory
-from xdp_runtime.maps.lock import LOCKED, UNLOCK
+from xdp_runtime.maps.lock import UNLOCK
+from xdp_runtime.maps.lpm_repair import (
+    BITMAP,
+    CHILD,
+    DEPTH,
+    EXACT,
+    LOCK_TRIE,
+    NODE_BYTES,
+    NODE_POOL,
+    SEQUENCE,
+)
 from xdp_runtime.maps.pool import (
     COUNT,
     FRESH,
     GIVE_ONE,
+    PREPARE,
     TAKE,
     head_bytes,
     spare,
@@ -42,9 +53,6 @@ from xdp_runtime.maps.pool import (
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
-SEQUENCE = 0
-NODE_POOL = 64  # nodes' pool lies so many bytes behind the elements'
-DEPTH, BITMAP, CHILD, EXACT, NODE_BYTES = 0, 4, 8, 64, 192  # EXACT: where number 0 would be
 LENGTH, DATA = 0, 16
 
 _LOW = 0xFFFFFFFF
@@ -355,10 +363,10 @@ COUNT_UNLINKED = Template("lpm_count", _count, "i64(ptr)")
 
 
 def _update(m: Any) -> Factory:
-    lock, unlock, take, give = (m.extern(t) for t in (LOCKED, UNLOCK, TAKE, GIVE_ONE))
+    lock, unlock, take, give = (m.extern(t) for t in (LOCK_TRIE, UNLOCK, TAKE, GIVE_ONE))
     descend, cover, attach = m.extern(DESCEND), m.extern(COVER), m.extern(ATTACH)
     nibble, top_of, tail = m.extern(NIBBLE), m.extern(TOP), m.extern(TAIL)
-    count_unlinked = m.extern(COUNT_UNLINKED)
+    count_unlinked, prepare = m.extern(COUNT_UNLINKED), m.extern(PREPARE)
 
     def lpm_update(  # type: ignore
         head, root, nodes, elements, data_size, value_size, root_bits, stride, max_entries,
@@ -369,7 +377,8 @@ def _update(m: Any) -> Factory:
             return -EINVAL
         data = m.gep(key, 4)
         out = m.gep(m.alloca(48), 0)
-        lock(head)
+        prepare(head, stride, max_entries, element_end, worker)
+        lock(head, root, nodes, elements, root_bits, stride)
         depth = (length - 1) & ~3
         at_root = length <= root_bits
         link = 0
@@ -427,7 +436,7 @@ def _update(m: Any) -> Factory:
 
 
 def _delete(m: Any) -> Factory:
-    lock, unlock, give = (m.extern(t) for t in (LOCKED, UNLOCK, GIVE_ONE))
+    lock, unlock, give = (m.extern(t) for t in (LOCK_TRIE, UNLOCK, GIVE_ONE))
     descend, cover = m.extern(DESCEND), m.extern(COVER)
     nibble, top_of, prune = m.extern(NIBBLE), m.extern(TOP), m.extern(PRUNE)
     count_unlinked = m.extern(COUNT_UNLINKED)
@@ -441,7 +450,7 @@ def _delete(m: Any) -> Factory:
             return -EINVAL
         data = m.gep(key, 4)
         out = m.gep(m.alloca(48), 0)
-        lock(head)
+        lock(head, root, nodes, elements, root_bits, stride)
         old = 0
         if length <= root_bits:
             number = (1 << length) | (top_of(data, root_bits) >> (root_bits - length))
@@ -574,7 +583,7 @@ _VISIT, _ADVANCE, _ENTER = 0, 1, 2
 
 
 def _next_key(m: Any) -> Factory:
-    lock, unlock, seek = m.extern(LOCKED), m.extern(UNLOCK), m.extern(SEEK)
+    lock, unlock, seek = m.extern(LOCK_TRIE), m.extern(UNLOCK), m.extern(SEEK)
 
     def lpm_next_key(  # type: ignore
         head, root, nodes, elements, data_size, value_size, root_bits, stride, max_entries,
@@ -582,7 +591,7 @@ def _next_key(m: Any) -> Factory:
     ):
         # longer prefixes before those they lie in: a walk in postorder over the heap numbers
         trail = m.gep(m.alloca(4160), 0)
-        lock(head)
+        lock(head, root, nodes, elements, root_bits, stride)
         step = _ADVANCE
         level = seek(root, nodes, elements, data_size, root_bits, key, trail)
         if level < 0:
@@ -644,13 +653,13 @@ def _next_key(m: Any) -> Factory:
 LOOKUP = Template("lpm_lookup", _lookup, f"ptr({LEADING}, ptr)", (FIND,))
 READ = Template("lpm_read", _read, f"i64({LEADING}, ptr, ptr)", (FIND,), inline=False)
 UPDATE = Template("lpm_update", _update, f"i64({LEADING}, ptr, ptr, i64)",
-                  (LOCKED, UNLOCK, TAKE, GIVE_ONE, DESCEND, COVER, ATTACH, NIBBLE, TOP, TAIL,
-                   COUNT_UNLINKED), inline=False)
+                  (LOCK_TRIE, UNLOCK, TAKE, GIVE_ONE, DESCEND, COVER, ATTACH, NIBBLE, TOP, TAIL,
+                   COUNT_UNLINKED, PREPARE), inline=False)
 DELETE = Template("lpm_delete", _delete, f"i64({LEADING}, ptr)",
-                  (LOCKED, UNLOCK, GIVE_ONE, DESCEND, COVER, NIBBLE, TOP, PRUNE, COUNT_UNLINKED),
+                  (LOCK_TRIE, UNLOCK, GIVE_ONE, DESCEND, COVER, NIBBLE, TOP, PRUNE, COUNT_UNLINKED),
                   inline=False)
 NEXT_KEY = Template("lpm_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
-                    (LOCKED, UNLOCK, SEEK), inline=False)
+                    (LOCK_TRIE, UNLOCK, SEEK), inline=False)
 
 
 class LpmTrieFamily:

@@ -213,10 +213,15 @@ class Map:
     def _cpus(self) -> range:
         return range(self.workers if self.family.per_cpu else 1)
 
-    def lookup(self, key: bytes) -> Value | None:
-        """The value of a key, None if there is none."""
+    def lookup(self, key: bytes, flags: int = 0) -> Value | None:
+        """The value of a key, None if there is none.  With BPF_F_LOCK, read under its lock."""
         self._check_key(key)
         size = self.spec.value_size
+        if flags:
+            if flags != BPF_F_LOCK or self.spec.lock_at < 0:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self.spec.name)
+            locked = ctypes.create_string_buffer(size)
+            return None if self._operation("read_locked")(0, key, locked) else locked.raw
         if "read" in self.family.operations:
             padded = round_up(size, 8) if self.family.per_cpu else size
             out = ctypes.create_string_buffer(padded * len(self._cpus))
@@ -246,13 +251,17 @@ class Map:
         self.check_writable()
         if self.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
             raise OSError(errno.EINVAL, "its values are maps, see set_inner", self.spec.name)
-        if flags & BPF_F_LOCK:  # the system call asks first whether values hold a spin lock
+        # the system call asks first whether values hold a spin lock
+        if flags & BPF_F_LOCK and self.spec.lock_at < 0:
             raise OSError(errno.EINVAL, f"map {self.spec.name}: its values hold no spin lock")
         if "update_all" in self.family.operations:
             padded = b"".join(one.ljust(round_up(len(one), 8), b"\0") for one in values)
-            self._raise(self._operation("update_all")(0, key, padded, flags))
+            self._raise(self._operation("update_all")(self.workers, key, padded, flags))
             return
         operation = self._operation("update")
+        if self.has_pools:
+            self._raise(operation(self.workers, key, values[0], flags))
+            return
         for worker, one in enumerate(values):
             self._raise(operation(worker, key, one, flags))
 

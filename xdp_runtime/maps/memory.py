@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mremap.restype = ctypes.c_size_t
 _libc.mremap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int,
                          ctypes.c_void_p]
-_HUGE_FROM_BYTES = 8 * _MIB  # ask for huge pages from this size on
+_HUGE_FROM_BYTES = 16 * _MIB  # ask for huge pages from this size on
 
 
 def available_bytes() -> int:

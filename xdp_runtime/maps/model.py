@@ -50,6 +50,12 @@ class ModelMap(Protocol):
     def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]: ...
 
 
+def _unlocked(spec: MapSpec, value: bytes) -> bytes:
+    """The value with its lock free."""
+    at = spec.lock_at
+    return value if at < 0 else value[:at] + bytes(4) + value[at + 4:]
+
+
 class ModelArray:
     """ARRAY and PERCPU_ARRAY.  An element always exists; a CPU's copy is made when first used."""
 
@@ -79,9 +85,9 @@ class ModelArray:
             return -E2BIG
         if flags & BPF_NOEXIST:
             return -EEXIST
-        if flags & BPF_F_LOCK:  # no struct bpf_spin_lock in the value
+        if flags & BPF_F_LOCK and self.spec.lock_at < 0:
             return -EINVAL
-        self._cell(index, cpu)[:] = value
+        self._cell(index, cpu)[:] = _unlocked(self.spec, value)
         return 0
 
     def delete(self, key: bytes) -> int:
@@ -107,6 +113,12 @@ class ModelHash:
 
     def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
         key = bytes(key)
+        if self.spec.lock_at >= 0 and flags & BPF_F_LOCK:
+            flags &= ~BPF_F_LOCK
+            if key in self._cells and flags in (0, BPF_EXIST):
+                self._cells[key][:] = _unlocked(self.spec, value)
+                return 0
+        value = _unlocked(self.spec, value)
         if error := self._check(key, flags):
             return error
         if key not in self._cells and len(self._cells) >= self.spec.max_entries:

@@ -31,7 +31,7 @@ from xdp_runtime.maps.hash_table import (
 )
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lru import EVICT
-from xdp_runtime.maps.pool import COUNT, LIVE, TAKE, spare
+from xdp_runtime.maps.pool import COUNT, LIVE, PREPARE, TAKE, spare
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
@@ -139,7 +139,7 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
     def put(m: Any) -> Factory:
         hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
         lock, unlock, take = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE))
-        make_room, place = m.extern(room), m.extern(PLACE)
+        make_room, place, prepare = m.extern(room), m.extern(PLACE), m.extern(PREPARE)
 
         def percpu_put(  # type: ignore
             head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
@@ -149,6 +149,7 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
                 return -EINVAL
             hashed = hash_of(head, key, key_size)
             bucket = m.inside(buckets, (hashed & mask) << 3)
+            prepare(head, stride, max_entries, end, worker)
             lock(head, buckets, elements, stride, mask, key_size)
             link = m.relaxed_u64(bucket, 0) & _LOW
             while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
@@ -201,7 +202,7 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
         return percpu_put
 
     body = Template(f"{name}_put", put, f"i64({LEADING}, ptr, ptr, i64, i64)",
-                    (HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, room, PLACE))
+                    (HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, room, PLACE, PREPARE))
 
     def front(every: int) -> Any:
         def factory(m: Any) -> Factory:
@@ -292,7 +293,7 @@ class PerCpuHashFamily(HashFamily):
 
     def _end(self, spec: MapSpec) -> int:
         size = self._stride(spec)
-        return size * (1 + spec.max_entries + spare(size))
+        return size * (1 + spec.max_entries + spare(size + 4 * round_up(spec.value_size, 8)))
 
     def _worker_stride(self, spec: MapSpec) -> int:
         count = self._end(spec) // self._stride(spec)

@@ -8,14 +8,17 @@ K. Fraser calls epoch-based reclamation; writers do it when they need an element
 
 Unused elements wait in one queue, in the order in which they were freed: ripe ones, those of the
 last epoch (limbo), those of this epoch (young).  Who takes an element takes a ripe one, else one
-that was never used.  A map has `spare` elements more than entries.  If one batch frees more than
-these, the oldest is reused, ripe or not, as the kernel always does it, and counted (`EARLY`).
+that was never used.  A map has `spare` elements more than entries.  When only a quarter of these is
+left, writers whose own batch does not hold the epoch back wait for those whose batch does, up to
+50 ms.  When none is left, the oldest is reused, ripe or not, as the kernel always does it, and
+counted (`EARLY`).
 
 Who reads from outside a worker - another process, the Python view - holds no pointers: it copies,
 and then looks whether what it copied was still in its place (`read`).
 
     pool      u32 count of what is in use   u32 fresh   u32 oldest   u32 newest   u32 ripe
               u32 early   u32 limbo   u32 young   u64 the epoch to which these counts belong
+              u64 the epoch in which waiting for it to advance was of no use
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ WORKERS = 16  # u32, how many lines there are
 EPOCH = 72  # u64, from 1
 LINES = 256
 LINE_BYTES = 64
+_TURNS, _SLEEPS = 32, 50  # of others, and ms, before an element is reused early
 # in a pool; a head's first pool has these offsets from the head
-COUNT, FRESH, OLDEST, NEWEST, RIPE, EARLY, LIMBO, YOUNG, AT = (
-    128, 132, 136, 140, 144, 148, 152, 156, 160)
+COUNT, FRESH, OLDEST, NEWEST, RIPE, EARLY, LIMBO, YOUNG, AT, IMPATIENT = (
+    128, 132, 136, 140, 144, 148, 152, 156, 160, 168)
 # in an element
 LIVE, QUEUE = 9, 12
 
@@ -44,18 +48,21 @@ LIST_HEAD_BYTES, LIST_ENTRY_BYTES = 8, 16
 
 
 def spare(stride_bytes: int) -> int:
-    """Elements beyond the entries: 4096, or up to 4 MiB of them."""
-    return max(2, min(4096, (4 << 20) // stride_bytes))
+    """Elements beyond the entries: 4 MiB of them (which are memory only when they are used), so
+    that a worker may be off its CPU for some milliseconds in the midst of a batch."""
+    return max(64, min(1 << 16, (4 << 20) // stride_bytes))
 
 
 def head_bytes(workers: int) -> int:
-    return LINES + LINE_BYTES * workers
+    """With a line behind the workers', which is 0, for those who are none."""
+    return LINES + LINE_BYTES * (workers + 1)
 
 
 def prepare(head: memoryview, workers: int) -> None:
     """A fresh head."""
     head[WORKERS:WORKERS + 4] = workers.to_bytes(4, "little")
     head[EPOCH:EPOCH + 8] = (1).to_bytes(8, "little")
+    head[AT:AT + 8] = (1).to_bytes(8, "little")
 
 
 def _advance(m: Any) -> Factory:
@@ -135,6 +142,52 @@ def _take(m: Any) -> Factory:
 
 # an unused element, under the lock; there is always one, for there are spare ones
 TAKE = Template("pool_take", _take, "i64(ptr, ptr, ptr, i64, i64)", uses=(ADVANCE, TAKE_EARLY))
+
+
+def _patience(m: Any) -> Factory:
+    def pool_patience(head, worker):  # type: ignore
+        """Let others end their batches, who may be waiting for this very CPU; once an epoch."""
+        for turn in range(_TURNS + _SLEEPS):
+            blocked = 0
+            epoch = m.acquire_u64(head, EPOCH)
+            own = m.acquire_u64(head, LINES + worker * LINE_BYTES)
+            if m.relaxed_u64(head, IMPATIENT) == epoch or (own != 0 and own != epoch):
+                return 0
+            for other in range(m.load_u32(head, WORKERS)):
+                line = m.acquire_u64(head, LINES + other * LINE_BYTES)
+                if line != 0 and line != epoch:
+                    blocked = 1
+            if blocked == 0:
+                return 0
+            if turn < _TURNS:
+                m.c_sched_yield()
+            else:
+                m.c_poll(m.null(), 0, 1)
+        m.release_u64(head, IMPATIENT, epoch)
+        return 0
+
+    return pool_patience
+
+
+PATIENCE = Template("pool_patience", _patience, "i64(ptr, i64)", inline=False)
+
+
+def _prepare(m: Any) -> Factory:
+    patience = m.extern(PATIENCE)
+
+    def pool_prepare(head, stride, max_entries, end, worker):  # type: ignore
+        step = stride >> 3
+        reserve = (end - (max_entries + 1) * step) >> 2
+        if m.relaxed_u32(head, FRESH) >= end - reserve and m.relaxed_u32(head, RIPE) == 0:
+            patience(head, worker)
+        return 0
+
+    return pool_prepare
+
+
+# before the lock is taken in order to take an element; `worker` is the number of workers for others
+PREPARE = Template("pool_prepare", _prepare, "i64(ptr, i64, i64, i64, i64)",
+                   uses=(PATIENCE,))
 
 
 def _give(m: Any) -> Factory:
