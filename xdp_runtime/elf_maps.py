@@ -12,6 +12,7 @@ from typing import Any
 
 from xdp_runtime import btf as bt
 from xdp_runtime.btf import Btf
+from xdp_runtime.btf_fields import lock_offset, object_pointer
 from xdp_runtime.elf_file import MAX_SECTION_BYTES, ElfFile, Reloc, Section, SymbolKind
 from xdp_runtime.errors import LoadError
 from xdp_runtime.kconfig import kconfig_map, read_externs
@@ -197,7 +198,12 @@ def _parse_definition(btf: Btf, type_id: int, name: str, where: str,
     if kind in OF_MAPS:
         _set(numbers, "value_size", 4, where)
     fields: dict[str, Any] = {"key_size": 0, "value_size": 0, "max_entries": 0} | numbers
-    return MapSpec(name, inner=inner, **fields), values_offset
+    spec = MapSpec(name, inner=inner, **fields)
+    if spec.value_type_id and (member_name := object_pointer(btf, spec.value_type_id)):
+        raise LoadError(where, "its values hold a pointer to an object of the kernel "
+                        f"({member_name}), and there are none in user space",
+                        "keep a number or a copy instead")
+    return replace(spec, lock_at=lock_offset(btf, spec)), values_offset
 
 
 def _set(numbers: dict[str, int], name: str, value: int, where: str) -> None:

@@ -105,6 +105,7 @@ class MapSpec:
     key_type_id: int = 0
     value_type_id: int = 0
     numa_node: int = 0
+    lock_at: int = -1  # offset of the struct bpf_spin_lock in its values, -1: none
     map_extra: int = 0  # meaning depends on the type (bloom filter: number of hash functions)
 
 

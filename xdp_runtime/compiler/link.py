@@ -147,7 +147,8 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
         parts += [program.name, program.kind, repr(program.insns)]
     # initial contents are written to memory, and only those of frozen maps compiled as well
     parts += [f"{m.name}|{m.type}|{m.key_size}|{m.value_size}|{m.max_entries}|{m.flags}|"
-              f"{m.map_extra}|{m.inner}|{m.initial.hex() if m.global_kind in _FROZEN else ''}"
+              f"{m.map_extra}|{m.lock_at}|{m.inner}|"
+              f"{m.initial.hex() if m.global_kind in _FROZEN else ''}"
               for m in obj.maps]
     for unit in units:
         parts += [unit.name, unit.text, *unit.exports, *unit.externals,

@@ -105,7 +105,8 @@ def compile_operations(one: Map) -> Mapping[str, Callable[..., Any]]:
     """Compile and bind the operations of one map, without any program."""
     spec, workers = one.spec, one.workers
     name = cache.key("map-operations", target.host_fingerprint(), spec.type, spec.key_size,
-                     spec.value_size, spec.max_entries, spec.flags, spec.map_extra, workers)[:32]
+                     spec.value_size, spec.max_entries, spec.flags, spec.map_extra,
+                     spec.lock_at, workers)[:32]
     name += ".map.o"
     image = cache.get(name)
     if image is None:
@@ -128,7 +129,8 @@ def compile_batches(one: Map) -> Mapping[str, Callable[..., Any]]:
         "update_all" in family.operations))
     names = [loop.name for loop in loops]
     key = cache.key("map-batches", target.host_fingerprint(), spec.type, spec.key_size,
-                    spec.value_size, spec.max_entries, spec.flags, spec.map_extra, workers)[:32]
+                    spec.value_size, spec.max_entries, spec.flags, spec.map_extra,
+                     spec.lock_at, workers)[:32]
     image = cache.get(f"{key}.batch.o")
     if image is None:
         wrappers = "".join(

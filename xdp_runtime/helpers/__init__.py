@@ -16,6 +16,7 @@ from xdp_runtime.helpers import (
     loop,
     net,
     ringbuf,
+    spin,
     syncookie,
     task,
     text,
@@ -26,7 +27,7 @@ from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.proto import Helper
 
 _ALL = tuple(helper for family in (
-    core, clock, xdp, csum, net, syncookie, loop, ringbuf, dynptr, text, task, trace)
+    core, clock, xdp, csum, net, syncookie, loop, spin, ringbuf, dynptr, text, task, trace)
              for helper in family.HELPERS)
 
 HELPERS: Mapping[int, Helper] = MappingProxyType({helper.id: helper for helper in _ALL})

@@ -1,4 +1,4 @@
-"""Helpers that call back, timers, and the lock of a map value."""
+"""Helpers that call back, and timers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,6 @@ _ITERATED = frozenset({
 _TIMED = frozenset({MapType.HASH, MapType.LRU_HASH, MapType.ARRAY})
 
 HELPERS = (
-    Helper(93, "spin_lock", (Arg.SPIN_LOCK,), Ret.VOID),
-    Helper(94, "spin_unlock", (Arg.SPIN_LOCK,), Ret.VOID),
     Helper(164, "for_each_map_elem",
            (Arg.MAP, Arg.CALLBACK, Arg.STACK_OR_NULL, Arg.ANYTHING), Ret.SCALAR, maps=_ITERATED),
     Helper(169, "timer_init", (Arg.TIMER, Arg.MAP, Arg.ANYTHING), Ret.SCALAR, maps=_TIMED,

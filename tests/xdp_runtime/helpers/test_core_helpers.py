@@ -11,7 +11,7 @@ from tests.xdp_runtime.compiled import RunState, compiled
 from xdp_runtime import state
 from xdp_runtime.helpers import HELPERS, by_name, kernel_name
 from xdp_runtime.helpers.core import next_random
-from xdp_runtime.helpers.proto import Arg, Helper
+from xdp_runtime.helpers.proto import Arg, Helper, Ret
 
 
 def a_run() -> RunState:
@@ -59,11 +59,12 @@ def test_prototype_and_template_agree(helper: Helper) -> None:
         return
     pointers = (Arg.CTX, Arg.MEM, Arg.MEM_OR_NULL, Arg.MEM_UNINIT, Arg.MAP_KEY, Arg.MAP_VALUE,
                 Arg.MAP_VALUE_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED, Arg.FIXED_UNINIT,
-                Arg.CONST_TEXT, Arg.RECORD)
+                Arg.CONST_TEXT, Arg.RECORD, Arg.DYNPTR, Arg.DYNPTR_UNINIT, Arg.DYNPTR_RELEASE,
+                Arg.SPIN_LOCK)
     expected = ["ptr" if kind in pointers else "i64" for kind in helper.args
                 if kind is not Arg.MAP]
     assert list(helper.template.parameters) == ["ptr"] * helper.needs_state + expected
-    assert helper.template.result == "i64"
+    assert helper.template.result == ("ptr" if helper.ret is Ret.DATA_OR_NULL else "i64")
 
 
 def test_names() -> None:
