@@ -26,6 +26,7 @@ from xdp_runtime.object import MapSpec
 from xdp_runtime.template import Template
 
 _PAGE = 4096
+_PERCPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
 Factory = Callable[..., Any]
 
 
@@ -119,6 +120,8 @@ class ArrayFamily:
             return f"key size is {spec.key_size}, must be 4"
         if not 0 < spec.value_size < 1 << 31:
             return f"value size is {spec.value_size}"
+        if self.per_cpu and round_up(spec.value_size, 8) > _PERCPU_MAX_BYTES:
+            return f"value size is {spec.value_size}, per-CPU values have {_PERCPU_MAX_BYTES}"
         if spec.max_entries == 0:
             return "max_entries is 0"
         return None

@@ -96,6 +96,8 @@ class BloomFamily:
             return f"flags {spec.flags:#x} are not known for a bloom filter"
         if spec.flags & MapFlag.RDONLY_PROG and spec.flags & MapFlag.WRONLY_PROG:
             return "it can be neither read nor written by programs"
+        if spec.value_size > 1 << 22:
+            return f"value size is {spec.value_size}, too large"
         if spec.map_extra & ~0xF:
             return f"map_extra is {spec.map_extra:#x}, must be up to 15 hash functions"
         return None

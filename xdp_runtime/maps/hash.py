@@ -37,7 +37,7 @@ LEADING = "ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64"
 _LOW = 0xFFFFFFFF
 _ONE = 1 << 32
 _KEY_MAX_BYTES = 512  # a program's stack
-_ELEMENT_MAX_BYTES = (1 << 22) - 56  # KMALLOC_MAX_SIZE - sizeof(struct htab_elem)
+_ELEMENT_MAX_BYTES = (1 << 22) - 48  # KMALLOC_MAX_SIZE - sizeof(struct htab_elem)
 _ELEMENTS_MAX_BYTES = 1 << 35  # what a link of 32 bits in units of 8 bytes reaches
 _FLAGS = (MapFlag.NO_PREALLOC | MapFlag.NO_COMMON_LRU | MapFlag.NUMA_NODE | MapFlag.ZERO_SEED
           | MapFlag.RDONLY | MapFlag.WRONLY | MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG)

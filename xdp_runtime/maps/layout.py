@@ -20,7 +20,7 @@ import struct
 from dataclasses import dataclass
 
 from xdp_runtime.errors import LoadError
-from xdp_runtime.maps import family_of
+from xdp_runtime.maps import family_of, limits
 from xdp_runtime.maps.family import round_up
 from xdp_runtime.object import GlobalKind, MapSpec
 
@@ -95,7 +95,7 @@ def decode(page: bytes, file_bytes: int, source: str) -> Header:
             raise ValueError("a lock outside the value")
     except ValueError as error:
         raise LoadError(source, "its header is damaged") from error
-    if workers == 0 or family_of(spec).check(spec) is not None:
+    if workers == 0 or limits.refusal(spec) is not None:
         raise LoadError(source, "its header is damaged")
     regions, total = plan(spec, workers)
     table = [_REGION.pack(r.name.encode(), r.offset, r.size_bytes) for r in regions]

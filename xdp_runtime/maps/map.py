@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from xdp_runtime.errors import LoadError
-from xdp_runtime.maps import family_of, layout, of_maps, pool, ringbuf, type_name
+from xdp_runtime.maps import family_of, layout, limits, of_maps, pool, ringbuf, type_name
 from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
@@ -68,8 +68,8 @@ class Map:
         what = f"map {spec.name}"
         if workers < 1:
             raise ValueError(f"{what}: {workers} workers")
-        if why := family_of(spec).check(spec):
-            raise LoadError(what, why, "the kernel refuses such a map, too")
+        if refused := limits.refusal(spec):
+            raise LoadError(what, refused[1], "the kernel refuses such a map, too")
         if directory is not None and ("/" in spec.name or spec.name in ("", ".", "..")):
             raise LoadError(what, "its name cannot be that of a file")
         if seed is None:

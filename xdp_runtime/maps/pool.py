@@ -8,10 +8,10 @@ K. Fraser calls epoch-based reclamation; writers do it when they need an element
 
 Unused elements wait in one queue, in the order in which they were freed: ripe ones, those of the
 last epoch (limbo), those of this epoch (young).  Who takes an element takes a ripe one, else one
-that was never used.  A map has `spare` elements more than entries.  When only a quarter of these is
-left, writers whose own batch does not hold the epoch back wait for those whose batch does, up to
-50 ms.  When none is left, the oldest is reused, ripe or not, as the kernel always does it, and
-counted (`EARLY`).
+that was never used.  A map has `spare` elements more than entries.  When only a quarter of these
+is left, writers whose own batch does not hold the epoch back wait for those whose batch does, up
+to half a second.  When none is left, the oldest is reused, ripe or not, as the kernel always does
+it, and counted (`EARLY`).
 
 Who reads from outside a worker - another process, the Python view - holds no pointers: it copies,
 and then looks whether what it copied was still in its place (`read`).
@@ -36,7 +36,7 @@ WORKERS = 16  # u32, how many lines there are
 EPOCH = 72  # u64, from 1
 LINES = 256
 LINE_BYTES = 64
-_TURNS, _SLEEPS = 32, 50  # of others, and ms, before an element is reused early
+_TURNS, _SLEEPS = 32, 500  # of others, and ms, before an element is reused early
 # in a pool; a head's first pool has these offsets from the head
 COUNT, FRESH, OLDEST, NEWEST, RIPE, EARLY, LIMBO, YOUNG, AT, IMPATIENT = (
     128, 132, 136, 140, 144, 148, 152, 156, 160, 168)

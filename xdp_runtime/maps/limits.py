@@ -1,0 +1,99 @@
+"""Which maps the kernel makes, and the error number with which it refuses others (map_create()).
+
+`FLAGS` is what Linux 6.18 takes of BPF_F_*, type by type; the sizes are each family's own.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+
+from xdp_runtime.maps import family_of, type_name
+from xdp_runtime.maps.family import round_up
+from xdp_runtime.object import MapFlag, MapSpec, MapType
+
+ENOTSUPP = 524  # not among the numbers of user space
+_KMALLOC_MAX_BYTES = 1 << 22
+_HASH_ELEMENT_BYTES = 48  # sizeof(struct htab_elem)
+_PER_CPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
+
+_USER = MapFlag.RDONLY | MapFlag.WRONLY
+_PROGRAM = MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG
+_NUMA = MapFlag.NUMA_NODE
+FLAGS: Mapping[int, MapFlag] = {
+    MapType.HASH: _USER | _PROGRAM | _NUMA | MapFlag.NO_PREALLOC | MapFlag.ZERO_SEED,
+    MapType.ARRAY: _USER | _PROGRAM | _NUMA | MapFlag.MMAPABLE | MapFlag.INNER_MAP,
+    MapType.PROG_ARRAY: _USER | _NUMA,
+    MapType.PERCPU_ARRAY: _USER | _PROGRAM,
+    MapType.LRU_HASH: _USER | _PROGRAM | _NUMA | MapFlag.NO_COMMON_LRU | MapFlag.ZERO_SEED,
+    MapType.LPM_TRIE: _USER | _PROGRAM | _NUMA | MapFlag.NO_PREALLOC,
+    MapType.PERCPU_HASH: _USER | _PROGRAM | MapFlag.NO_PREALLOC | MapFlag.ZERO_SEED,
+    MapType.LRU_PERCPU_HASH: _USER | _PROGRAM | MapFlag.NO_COMMON_LRU | MapFlag.ZERO_SEED,
+    MapType.QUEUE: _USER | _PROGRAM | _NUMA,
+    MapType.STACK: _USER | _PROGRAM | _NUMA,
+    MapType.DEVMAP: _USER | _NUMA,
+    MapType.DEVMAP_HASH: _USER | _NUMA,
+    MapType.CPUMAP: _NUMA,
+    MapType.XSKMAP: _USER | _NUMA,
+    MapType.ARRAY_OF_MAPS: _USER | _NUMA,
+    MapType.HASH_OF_MAPS: _USER | _PROGRAM | _NUMA | MapFlag.NO_PREALLOC | MapFlag.ZERO_SEED,
+    MapType.RINGBUF: _NUMA,
+    MapType.PERF_EVENT_ARRAY: _USER | _NUMA | MapFlag.PRESERVE_ELEMS,
+    MapType.BLOOM_FILTER: _USER | _PROGRAM | _NUMA | MapFlag.ZERO_SEED,
+    MapType.STACK_TRACE: _USER | _NUMA,
+    MapType.USER_RINGBUF: _NUMA,
+}
+_LRU = (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
+_PER_CPU = (MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY)
+
+
+def names_of(flags: int) -> list[str]:
+    """BPF_F_* without the prefix; what has no name as a number."""
+    known = [flag for flag in MapFlag if flags & flag]
+    rest = flags & ~int(reduce(or_, known, MapFlag(0)))
+    return [flag.name or hex(flag) for flag in known] + ([hex(rest)] if rest else [])
+
+
+def refusal(spec: MapSpec) -> tuple[int, str] | None:
+    """(errno, why) if the kernel refuses this definition.  Raises LoadError for an unknown type."""
+    family = family_of(spec)
+    if spec.type in _LRU and spec.flags & MapFlag.NO_PREALLOC:
+        return ENOTSUPP, "BPF_F_NO_PREALLOC is not for LRU maps"
+    if unknown := spec.flags & ~int(FLAGS[spec.type]):
+        return errno.EINVAL, (f"{type_name(spec.type)} has no flag {', '.join(names_of(unknown))} "
+                              f"({spec.flags:#x})")
+    if spec.flags & _USER == _USER:
+        return errno.EINVAL, "it can be neither read nor written by user space"
+    if spec.flags & _PROGRAM == _PROGRAM:
+        return errno.EINVAL, "it can be neither read nor written by programs"
+    if spec.map_extra and spec.type != MapType.BLOOM_FILTER:
+        return errno.EINVAL, f"map_extra is {spec.map_extra:#x}, must be 0"
+    why = family.check(spec)
+    if why is None:
+        return None
+    return (errno.E2BIG if _too_large(spec) else errno.EINVAL), why
+
+
+def _too_large(spec: MapSpec) -> bool:
+    """Only a size is wrong, and it is one that the kernel calls too large."""
+    if not spec.max_entries or not spec.value_size:
+        return False
+    value = spec.value_size
+    match spec.type:
+        case MapType.HASH | MapType.LRU_HASH | MapType.PERCPU_HASH | MapType.LRU_PERCPU_HASH:
+            if not spec.key_size:
+                return False
+            return (spec.key_size + value >= _KMALLOC_MAX_BYTES - _HASH_ELEMENT_BYTES
+                    or (spec.type in _PER_CPU and round_up(value, 8) > _PER_CPU_MAX_BYTES))
+        case MapType.ARRAY:
+            return spec.key_size == 4 and value > (1 << 31) - 1
+        case MapType.PERCPU_ARRAY:
+            return spec.key_size == 4 and round_up(value, 8) > _PER_CPU_MAX_BYTES
+        case MapType.BLOOM_FILTER:
+            return value > _KMALLOC_MAX_BYTES
+        case MapType.QUEUE | MapType.STACK:
+            return spec.key_size == 0 and value > _KMALLOC_MAX_BYTES
+        case _:
+            return False
