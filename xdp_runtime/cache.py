@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 import tempfile
 from functools import lru_cache
@@ -52,13 +53,25 @@ def key(*parts: str | bytes | int) -> str:
 
 
 def get(name: str) -> bytes | None:
-    """The entry, or None.  Entries carry a checksum: one damaged on disk counts as absent."""
+    """The entry, or None.  Entries carry a checksum: one damaged on disk counts as absent.
+
+    Entries are machine code that will run, so one that somebody else could have written counts as
+    absent, too: it must be a plain file of this user or root, writable by nobody else."""
     try:
-        raw = (directory() / name).read_bytes()
+        handle = os.open(directory() / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(handle, "rb") as file:
+            if not _is_ours(os.fstat(handle)):
+                return None
+            raw = file.read()
     except OSError:
         return None
     body, checksum = raw[:-32], raw[-32:]
     return body if hashlib.sha256(body).digest() == checksum else None
+
+
+def _is_ours(info: os.stat_result) -> bool:
+    return (stat.S_ISREG(info.st_mode) and info.st_uid in (0, os.geteuid())
+            and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def put(name: str, body: bytes) -> None:
