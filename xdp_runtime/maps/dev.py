@@ -194,6 +194,7 @@ class DevMapHashFamily(HashFamily):
         super().__init__()
         self.operations = {**self.operations, "redirect": HASH_REDIRECT,
                            "update": DEV_HASH_UPDATE}
+        del self.operations["take"]
 
     def check(self, spec: MapSpec) -> str | None:
         if spec.key_size != 4 or spec.value_size not in (4, 8):

@@ -205,6 +205,34 @@ def _delete(m: Any) -> Factory:
     return hash_delete
 
 
+def _take_out(m: Any) -> Factory:
+    hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
+    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE)
+    unlink = m.extern(UNLINK)
+
+    def hash_take(  # type: ignore
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+        worker, key, out
+    ):
+        hashed = hash_of(head, key, key_size)
+        bucket = m.inside(buckets, (hashed & mask) << 3)
+        lock(head, buckets, elements, stride, mask, key_size)
+        link = m.relaxed_u64(bucket, 0) & _LOW
+        while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
+            link = m.load_u32(m.inside(elements, link << 3), NEXT)
+        result = -ENOENT
+        if link != 0:
+            m.copy(out, m.inside(elements, (link << 3) + KEY + ((key_size + 7) & ~7)), value_size)
+            unlink(bucket, elements, link)
+            give(head, elements, link)
+            m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
+            result = 0
+        unlock(head)
+        return result
+
+    return hash_take
+
+
 def _order(m: Any) -> Factory:
     def hash_order(a, b, words_bytes):  # type: ignore
         at = 0
@@ -312,6 +340,8 @@ FULL = Template("hash_full", _refuse, "i64(ptr, ptr, ptr, i64, i64)")
 UPDATE = make_update("hash_update", FULL)
 DELETE = Template("hash_delete", _delete, f"i64({LEADING}, ptr)",
                   uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE, UNLINK))
+TAKE_OUT = Template("hash_take", _take_out, f"i64({LEADING}, ptr, ptr)",
+                    uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE, UNLINK), inline=False)
 ORDER = Template("hash_order", _order, "i64(ptr, ptr, i64)")
 LEAST = Template("hash_least", _least, "i64(ptr, ptr, i64, i64, ptr)", uses=(ORDER,),
                  inline=False)
@@ -329,7 +359,7 @@ class HashFamily:
     def __init__(self) -> None:
         self.operations: Mapping[str, Template] = {
             "lookup": LOOKUP, "peek": LOOKUP, "read": READ, "update": UPDATE, "delete": DELETE,
-            "next_key": NEXT_KEY,
+            "next_key": NEXT_KEY, "take": TAKE_OUT,
         }
 
     def check(self, spec: MapSpec) -> str | None:

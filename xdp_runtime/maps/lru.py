@@ -13,7 +13,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from xdp_runtime.maps.hash import DELETE, LEADING, LOOKUP, NEXT_KEY, READ, HashFamily, make_update
+from xdp_runtime.maps.hash import (
+    DELETE,
+    LEADING,
+    LOOKUP,
+    NEXT_KEY,
+    READ,
+    TAKE_OUT,
+    HashFamily,
+    make_update,
+)
 from xdp_runtime.maps.hash_table import FIND, HAND, HASH, REFERENCED, UNLINK, Factory
 from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE
 from xdp_runtime.object import MapFlag, MapSpec
@@ -76,7 +85,7 @@ class LruHashFamily(HashFamily):
     def __init__(self) -> None:
         self.operations = {
             "lookup": LRU_LOOKUP, "peek": LOOKUP, "read": READ, "update": LRU_UPDATE,
-            "delete": DELETE, "next_key": NEXT_KEY,
+            "delete": DELETE, "next_key": NEXT_KEY, "take": TAKE_OUT,
         }
 
     def _takes_no_common_lru(self) -> bool:

@@ -271,6 +271,23 @@ class Map:
         self.check_writable()
         self._raise(self._operation("delete")(0, key))
 
+    def lookup_and_delete(self, key: bytes) -> Value | None:
+        """The value of a key, taking it out in one step; None if there is none.
+
+        Raises OSError (ENOTSUPP, as the kernel) for a map that is not a hash."""
+        self._check_key(key)
+        self.check_writable()
+        if "take" not in self.family.operations:
+            raise OSError(limits.ENOTSUPP, "looking up and deleting is for hashes", self.spec.name)
+        size = self.spec.value_size
+        padded = round_up(size, 8) if self.family.per_cpu else size
+        out = ctypes.create_string_buffer(padded * len(self._cpus))
+        if self._operation("take")(0, key, out):
+            return None
+        if not self.family.per_cpu:
+            return out.raw
+        return [out.raw[at:at + size] for at in range(0, len(out.raw), padded)]
+
     def next_key(self, key: bytes | None = None) -> bytes | None:
         """None starts, None ends; a key that is not there starts again."""
         if key is not None:

@@ -155,6 +155,7 @@ class HashOfMapsFamily(hash.HashFamily):
             **self.operations,
             "lookup": Template("hash_maps_lookup", _hash_lookup, f"ptr({hash.LEADING}, ptr)",
                                (hash.LOOKUP,))}
+        del self.operations["take"]
 
     def check(self, spec: MapSpec) -> str | None:
         if spec.value_size != 4:

@@ -26,12 +26,13 @@ from xdp_runtime.maps.hash_table import (
     NEXT,
     REFERENCED,
     TAIL,
+    UNLINK,
     Factory,
     stride,
 )
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lru import EVICT
-from xdp_runtime.maps.pool import COUNT, LIVE, PREPARE, TAKE, spare
+from xdp_runtime.maps.pool import COUNT, GIVE, LIVE, PREPARE, TAKE, spare
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
@@ -238,6 +239,37 @@ def _delete(m: Any) -> Factory:
     return percpu_delete
 
 
+def _take_out(m: Any) -> Factory:
+    hash_of, match, place = m.extern(HASH_OF), m.extern(MATCH), m.extern(PLACE)
+    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE)
+    unlink = m.extern(UNLINK)
+
+    def percpu_take(  # type: ignore
+        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
+        worker_stride, workers, worker, key, out
+    ):
+        hashed = hash_of(head, key, key_size)
+        bucket = m.inside(buckets, (hashed & mask) << 3)
+        padded = (value_size + 7) & ~7
+        lock(head, buckets, elements, stride, mask, key_size)
+        link = m.relaxed_u64(bucket, 0) & _LOW
+        while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
+            link = m.load_u32(m.inside(elements, link << 3), NEXT)
+        result = -ENOENT
+        if link != 0:
+            for each in range(workers):
+                m.copy(m.gep(out, each * padded),
+                       place(values, value_size, stride, worker_stride, each, link << 3), padded)
+            unlink(bucket, elements, link)
+            give(head, elements, link)
+            m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
+            result = 0
+        unlock(head)
+        return result
+
+    return percpu_take
+
+
 def _next_key(m: Any) -> Factory:
     table_next = m.extern(NEXT_KEY)
 
@@ -260,6 +292,8 @@ LRU_UPDATE, LRU_UPDATE_ALL = _make_update("percpu_lru_update", EVICT, 1)
 PERCPU_DELETE = Template("percpu_hash_delete", _delete, f"i64({LEADING}, ptr)", (DELETE,))
 PERCPU_NEXT_KEY = Template("percpu_hash_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
                            (NEXT_KEY,), inline=False)
+PERCPU_TAKE = Template("percpu_hash_take", _take_out, f"i64({LEADING}, ptr, ptr)",
+                       (HASH_OF, MATCH, PLACE, LOCK_TABLE, UNLOCK, GIVE, UNLINK), inline=False)
 _PERCPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
 
 
@@ -276,6 +310,7 @@ class PerCpuHashFamily(HashFamily):
             "update": LRU_UPDATE if lru else UPDATE,
             "update_all": LRU_UPDATE_ALL if lru else UPDATE_ALL,
             "delete": PERCPU_DELETE, "next_key": PERCPU_NEXT_KEY,
+            "take": PERCPU_TAKE,
         }
 
     def _takes_no_common_lru(self) -> bool:
