@@ -101,6 +101,7 @@ def _program_flow(m: Any) -> Factory:
             m.store_u32(run, st.REDIRECT_IFINDEX, 0)
             m.store_u32(run, st.TAIL_CALLS, 0)
             m.store_ptr(run, st.WORKER, memory)
+            m.store_u32(run, st.RX_KNOWN, 0)
             verdict = program(run)
             m.store_u32(slot, port.VERDICT, verdict)
             m.store_u32(slot, port.TARGET, m.load_u32(run, st.REDIRECT_IFINDEX))

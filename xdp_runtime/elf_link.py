@@ -17,6 +17,7 @@ from xdp_runtime.btf_ext import CoreRelo, LineInfo
 from xdp_runtime.elf_file import ElfFile, Reloc, Section, Symbol, SymbolKind
 from xdp_runtime.elf_maps import MapTable
 from xdp_runtime.errors import LoadError
+from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.isa import (
     MAX_INSNS,
     CallLocal,
@@ -102,8 +103,13 @@ def _read_function(elf: ElfFile, section: Section, symbol: Symbol, count: int, m
                 raise LoadError(where, "refers to a map or symbol, but has no relocation")
             slot += 1
         elif opcode == _CALL and regs >> 4 == _PSEUDO_CALL:
-            targets[slot] = (_callee(elf, found.symbol, imm, where) if found is not None
-                             else (section.index, start + slot + imm + 1))
+            number = KERNEL_FUNCTIONS.get(found.symbol.name) if found is not None and (
+                not found.symbol.section) else None
+            if number is not None:  # one that there is here: called as a helper
+                _SLOT.pack_into(raw, slot * 8, opcode, 0, 0, number)
+            else:
+                targets[slot] = (_callee(elf, found.symbol, imm, where) if found is not None
+                                 else (section.index, start + slot + imm + 1))
         elif found is not None:
             if opcode == _CALL and not found.symbol.section:
                 raise LoadError(where, _extern(found.symbol, "calls"))

@@ -50,3 +50,14 @@ HELPER_NAMES: tuple[str, ...] = tuple(f"bpf_{name}" for name in _NAMES.split())
 
 HELPER_NUMBERS: dict[str, int] = {
     name: number for number, name in enumerate(HELPER_NAMES) if number}
+
+# Kernel functions (kfuncs) that there are here.  Objects call them by name; reading one turns that
+# into the call of a helper with these numbers, which no helper of the kernel has.
+KERNEL_FUNCTIONS = {
+    name: 0x10000 + number
+    for number, name in enumerate((
+        "bpf_xdp_metadata_rx_timestamp",
+        "bpf_xdp_metadata_rx_hash",
+        "bpf_xdp_metadata_rx_vlan_tag",
+    ))
+}

@@ -135,6 +135,7 @@ class Machine:
         self.entry = entry
         self.maps = tuple(make_model(spec) for spec in obj.maps) if maps is None else tuple(maps)
         self.clock_ns = clock_ns
+        self.metadata = state.RxMetadata()
         self._prng = 0
         self.random_u32 = random_u32 or self._next_random
         self._map_regions = [
@@ -214,6 +215,7 @@ class Machine:
         headroom: int = state.HEADROOM_BYTES,
         tailroom: int | None = None,
         meta: bytes = b"",
+        metadata: state.RxMetadata | None = None,
     ) -> Result:
         """Run to the end.  Raises Trap.
 
@@ -226,6 +228,7 @@ class Machine:
             state.EGRESS_IFINDEX: egress_ifindex,
         }
         self._begin(packet, meta, numbers, headroom, tailroom)
+        self.metadata = metadata or state.RxMetadata()
         slot = 0
         while self._frames:
             frame = self._frames[-1]

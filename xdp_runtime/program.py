@@ -31,6 +31,7 @@ from xdp_runtime.object import MapType, Object, ProgramSpec
 
 _TAILROOM = 320  # SKB_DATA_ALIGN(sizeof(struct skb_shared_info)), what the kernel keeps behind
 _FRAME = 4096
+_NOTHING_KNOWN = st.RxMetadata()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +135,15 @@ class Program:
                 m.memory("values")[4 * index : 4 * index + 4] = (number + 1).to_bytes(4, "little")
 
     def run(self, packet: bytes, *, ingress_ifindex: int = 0, rx_queue: int = 0, worker: int = 0,
-            headroom: int = st.HEADROOM_BYTES) -> RunResult:
+            headroom: int = st.HEADROOM_BYTES,
+            metadata: st.RxMetadata = _NOTHING_KNOWN) -> RunResult:
         """Run once on a copy of `packet`, with the room around it that the kernel gives."""
         return self.repeat(packet, 1, ingress_ifindex=ingress_ifindex, rx_queue=rx_queue,
-                           worker=worker, headroom=headroom)
+                           worker=worker, headroom=headroom, metadata=metadata)
 
     def repeat(self, packet: bytes, count: int, *, ingress_ifindex: int = 0, rx_queue: int = 0,
-               worker: int = 0, headroom: int = st.HEADROOM_BYTES) -> RunResult:
+               worker: int = 0, headroom: int = st.HEADROOM_BYTES,
+               metadata: st.RxMetadata = _NOTHING_KNOWN) -> RunResult:
         """Run `count` times, each on a fresh copy; the last outcome, and ns for one run.
 
         `changes` of the result counts runs whose verdict differed from the run before.
@@ -156,6 +159,8 @@ class Program:
         run = (ctypes.c_char * st.STATE_SIZE_BYTES)()
         base = (ctypes.addressof(frame) + 63) & ~63
         self._prepare(run, base, headroom, len(packet), size, ingress_ifindex, rx_queue, worker)
+        ctypes.memmove(ctypes.addressof(run) + st.RX_KNOWN, metadata.encode(),
+                       st.STATE_SIZE_BYTES - st.RX_KNOWN)
         started = time.perf_counter_ns()
         outcome = call(ctypes.addressof(run), packet, len(packet), count, size)
         elapsed = time.perf_counter_ns() - started

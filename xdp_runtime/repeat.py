@@ -28,6 +28,7 @@ def _repeat(m: Any) -> Callable[..., Any]:
     enter, leave = m.extern(ENTER), m.extern(LEAVE)
     program = m.symbol(ENTRY, "i32(ptr)")
     state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
+    rx_bytes = st.STATE_SIZE_BYTES - st.RX_KNOWN
 
     def repeat_program(first, pristine, length, count, stride):  # type: ignore
         """(iterations whose verdict differed from the last one's) << 32 | last verdict"""
@@ -61,6 +62,7 @@ def _repeat(m: Any) -> Callable[..., Any]:
             m.store_u32(run, st.REDIRECT_IFINDEX, 0)
             m.store_u32(run, st.TAIL_CALLS, 0)
             m.store_ptr(run, st.WORKER, worker)
+            m.copy(m.gep(run, st.RX_KNOWN), m.gep(first, st.RX_KNOWN), rx_bytes)
             verdict = program(run)
             if verdict != previous:
                 changes += 1

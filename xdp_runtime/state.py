@@ -8,6 +8,8 @@ inlined there, LLVM keeps its fields in registers: the context is values, not me
 
 from __future__ import annotations
 
+import struct
+from dataclasses import dataclass
 from enum import IntEnum
 
 # --- run state: one per invocation -------------------------------------------------------------
@@ -23,7 +25,14 @@ WORKER_ID = 52  # u32: what bpf_get_smp_processor_id returns; the index into per
 REDIRECT_IFINDEX = 56  # u32, set by bpf_redirect
 TAIL_CALLS = 60  # u32, tail calls made so far
 WORKER = 64  # pointer to the worker's memory
-STATE_SIZE_BYTES = 72
+RX_KNOWN = 72  # u32, which of the following the port knows: bits below
+RX_HASH = 76  # u32
+RX_TIMESTAMP = 80  # u64, ns
+RX_HASH_TYPE = 88  # u32, enum xdp_rss_hash_type
+RX_VLAN_PROTO = 92  # u16, as in the packet
+RX_VLAN_TCI = 94  # u16
+STATE_SIZE_BYTES = 96
+KNOWS_TIMESTAMP, KNOWS_HASH, KNOWS_VLAN = 1, 2, 4
 
 # --- a worker's memory: private to it, cache-line aligned ---------------------------------------
 W_PRNG = 0  # u64, state of bpf_get_prandom_u32
@@ -40,6 +49,27 @@ WORKER_SIZE_BYTES = W_TRACE_RING + TRACE_RECORD_BYTES * TRACE_RECORDS
 HEADROOM_BYTES = 256  # XDP_PACKET_HEADROOM
 XDP_FRAME_BYTES = 40  # sizeof(struct xdp_frame): adjust_head cannot take these from the headroom
 META_MAX_BYTES = 252  # the largest metadata: a multiple of 4 that fits the u8 length field
+
+
+@dataclass(frozen=True, slots=True)
+class RxMetadata:
+    """What a port knows of a packet besides its bytes; None: it does not know.
+
+    `timestamp_ns` is the time of reception; `hash` is (number, enum xdp_rss_hash_type); `vlan`,
+    that was stripped, is (protocol, tag control information)."""
+
+    timestamp_ns: int | None = None
+    hash: tuple[int, int] | None = None
+    vlan: tuple[int, int] | None = None
+
+    def encode(self) -> bytes:
+        """The run state from RX_KNOWN to its end."""
+        known = (KNOWS_TIMESTAMP * (self.timestamp_ns is not None)
+                 | KNOWS_HASH * (self.hash is not None) | KNOWS_VLAN * (self.vlan is not None))
+        number, kind = self.hash or (0, 0)
+        protocol, tci = self.vlan or (0, 0)
+        return (struct.pack("<IIQI", known, number, self.timestamp_ns or 0, kind)
+                + struct.pack(">H", protocol) + struct.pack("<H", tci))
 
 
 class Verdict(IntEnum):

@@ -14,6 +14,7 @@ from xdp_runtime.helpers import (
     csum,
     dynptr,
     loop,
+    metadata,
     net,
     ringbuf,
     spin,
@@ -27,7 +28,8 @@ from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.proto import Helper
 
 _ALL = tuple(helper for family in (
-    core, clock, xdp, csum, net, syncookie, loop, spin, ringbuf, dynptr, text, task, trace)
+    core, clock, xdp, csum, net, syncookie, loop, spin, ringbuf, dynptr, text, task, trace,
+    metadata)
              for helper in family.HELPERS)
 
 HELPERS: Mapping[int, Helper] = MappingProxyType({helper.id: helper for helper in _ALL})

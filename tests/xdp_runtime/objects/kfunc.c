@@ -2,7 +2,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-extern int bpf_xdp_metadata_rx_hash(const struct xdp_md *ctx, __u32 *hash, int *type) __ksym;
+extern int bpf_xdp_get_xfrm_state(const struct xdp_md *ctx, __u32 *options, int *size) __ksym;
 
 SEC("xdp")
 int xdp_kfunc(struct xdp_md *ctx)
@@ -10,7 +10,7 @@ int xdp_kfunc(struct xdp_md *ctx)
 	__u32 hash = 0;
 	int type = 0;
 
-	return bpf_xdp_metadata_rx_hash(ctx, &hash, &type) ? XDP_DROP : XDP_PASS;
+	return bpf_xdp_get_xfrm_state(ctx, &hash, &type) ? XDP_DROP : XDP_PASS;
 }
 
 char LICENSE[] SEC("license") = "GPL";

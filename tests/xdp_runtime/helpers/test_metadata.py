@@ -1,0 +1,47 @@
+"""bpf_xdp_metadata_rx_*: interpreted and compiled; the kernel asks for a bound device first."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from xdp_runtime.elf import read_object
+from xdp_runtime.interp import Machine
+from xdp_runtime.program import load
+from xdp_runtime.state import RxMetadata
+
+OBJECT = Path(__file__).with_name("metadata.o")
+RESULT = struct.Struct("<3i2I2sHQ")
+EOPNOTSUPP = -95
+CASES = [
+    (RxMetadata(), (EOPNOTSUPP, EOPNOTSUPP, EOPNOTSUPP, 0x2222, 0x3333, b"\x44\x44", 0x5555,
+                    0x1111)),
+    (RxMetadata(timestamp_ns=0), (0, EOPNOTSUPP, EOPNOTSUPP, 0x2222, 0x3333, b"\x44\x44", 0x5555,
+                                  0)),
+    (RxMetadata(timestamp_ns=(1 << 64) - 1, hash=(0xDEADBEEF, 9)),
+     (0, 0, EOPNOTSUPP, 0xDEADBEEF, 9, b"\x44\x44", 0x5555, (1 << 64) - 1)),
+    (RxMetadata(vlan=(0x88A8, 0x6123)),
+     (EOPNOTSUPP, EOPNOTSUPP, 0, 0x2222, 0x3333, b"\x88\xa8", 0x6123, 0x1111)),
+]
+
+
+@pytest.mark.parametrize(("metadata", "expected"), CASES)
+def test_interpreted(metadata: RxMetadata, expected: tuple[object, ...]) -> None:
+    obj = read_object(OBJECT)
+    machine = Machine(obj, obj.program("metadata"))
+    run = machine.run(bytes(64), metadata=metadata)
+    assert run.verdict == 2 and RESULT.unpack_from(run.data_out) == expected
+    nothing = machine.run(bytes(64))
+    assert RESULT.unpack_from(nothing.data_out) == CASES[0][1]
+
+
+@pytest.mark.parametrize("opt", [0, 3])
+def test_compiled(opt: int) -> None:
+    with load(read_object(OBJECT), "metadata", opt=opt) as program:
+        for metadata, expected in CASES:
+            for count in (1, 20):
+                run = program.repeat(bytes(64), count, metadata=metadata)
+                assert run.retval == 2 and RESULT.unpack_from(run.data_out) == expected
+        assert RESULT.unpack_from(program.run(bytes(64)).data_out) == CASES[0][1]
