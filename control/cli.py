@@ -27,6 +27,8 @@ _JSON = Option("-j --json", "JSON on standard output", type=bool)
 _VERBOSE = Option("-v --verbose", "say more; of an error, all", type=bool, counted=True)
 _SET_MAP = Option("--set-map", "a map entry before the first packet, numbers or hex:AABB..; may be "
                   "repeated", "NAME=KEY:VALUE", many=True)
+_MAP_MEMORY = Option("--max-map-memory", "refuse a program whose maps may come to more than this "
+                     "together, such as 500M or 2G; 0: no limit (0)", "SIZE", options.size, 0)
 _OPT = Option("--opt", "optimisation level of the compiler", type=options.number(0, 3), default=3,
               metavar="LEVEL", hidden=True)
 
@@ -44,7 +46,7 @@ VERBS = (
         Option("--pcap", "run on the packets of this pcap or pcapng file instead", "IN"),
         Option("--out", "with --pcap: write each packet and its verdict to this pcapng file, "
                "- for standard output", "OUT"),
-        _PROGRAM, _SET_MAP,
+        _PROGRAM, _SET_MAP, _MAP_MEMORY,
         Option("--port", "how to reach the interface: afxdp, afpacket, or tap (a new one)",
                choices=("afxdp", "afpacket", "tap"), default="afxdp"),
         Option("--queue", "receive queues of each interface: all, 0-3, or 0,2", "LIST",
@@ -69,7 +71,7 @@ VERBS = (
         _JSON, _VERBOSE, _OPT,
     ), "Ctrl-C ends the run and puts everything back; Ctrl-\\ shows more, or less."),
     Verb("prog run", "Run a program on one packet.", "control.prog:run", (
-        _OBJECT, _PROGRAM, _SET_MAP,
+        _OBJECT, _PROGRAM, _SET_MAP, _MAP_MEMORY,
         Option("--data-in", "the packet: a file of bytes, - for standard input, or hex:AABB..",
                "FILE", required=True),
         Option("--data-out", "where the packet goes afterwards; - prints it", "FILE"),

@@ -112,7 +112,8 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     live.cpus = choose_cpus(args.cpu, workers, used_cpus())
     engine = Engine(obj, live.ports, program=spec.name, stack=dict(live.taps),
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
-                    opt=args.opt, directory=run_dir.path)
+                    opt=args.opt, directory=run_dir.path,
+                    max_map_bytes=args.max_map_memory)
     undo.callback(engine.close)
     setmap.apply(engine.program, args.settings)
     rundir.write_atomic(run_dir.path / "run.json", json.dumps({

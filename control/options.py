@@ -128,6 +128,19 @@ def duration(text: str) -> float:
     return value
 
 
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def size(text: str) -> int:
+    """Bytes: a number, with K, M, G or T behind it for powers of 1024."""
+    digits = text.strip().upper().removesuffix("IB").removesuffix("B")
+    unit = digits[-1:] if digits[-1:] in _SIZES else ""
+    digits = digits[:len(digits) - len(unit)]
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 500M or 2G")
+    return int(digits) * _SIZES[unit]
+
+
 def number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:

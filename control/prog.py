@@ -50,8 +50,10 @@ def run(args: Namespace) -> int:
 
 def run_compiled(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settings,
                  args: Namespace) -> Outcome:
+    from xdp_runtime.maps import budget
     from xdp_runtime.program import load
 
+    budget.check(obj.name, obj.maps, 1, limit_bytes=args.max_map_memory)
     with load(obj, spec.name, opt=args.opt) as program:
         setmap.apply(program, settings)
         result = program.repeat(packet, args.repeat, ingress_ifindex=args.ifindex)

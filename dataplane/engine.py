@@ -27,6 +27,7 @@ from dataplane import loop
 from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortKind, PortQueue
 from dataplane.stats import FlowName, Stats
 from xdp_runtime.errors import ConfigError, XdpuError
+from xdp_runtime.maps import budget
 from xdp_runtime.object import Object
 from xdp_runtime.program import Program, load
 
@@ -143,7 +144,8 @@ class Engine:
     def __init__(self, obj: Object, ports: Sequence[Port], *, program: str | None = None,
                  stack: Mapping[int, Port] | None = None, batch_size: int = 64,
                  busy_poll: bool = False, cpus: Sequence[int] | None = None, opt: int = 3,
-                 exit_when_idle: bool = False, directory: Path | None = None) -> None:
+                 exit_when_idle: bool = False, directory: Path | None = None,
+                 max_map_bytes: int = 0) -> None:
         if not 1 <= batch_size <= BATCH_MAX:
             raise ConfigError(f"batch size {batch_size}", f"must be 1 to {BATCH_MAX}")
         self.ports, self.stack = list(ports), dict(stack or {})
@@ -153,6 +155,7 @@ class Engine:
         maps = directory / "maps" if directory else None
         if maps is not None:
             maps.mkdir(exist_ok=True)
+        budget.check(obj.name, obj.maps, count, maps, max_map_bytes)
         self.program = load(obj, program, workers=count, opt=opt, directory=maps,
                             units=[loop.unit(front, back)])
         self.workers: list[Worker] = []
