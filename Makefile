@@ -10,6 +10,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3 python3.12 python3.13,$(she
 
 # Debian packages, by what wants them.  `make APT=` does without.
 APT += gcc libc6-dev python3-dev pkg-config libxdp-dev libbpf-dev# afxdp/_native
+APT += libdpdk-dev dpdk# dpdk/_native and the drivers it loads; dpdk-testpmd
 APT += python3-venv# .venv
 APT += iproute2 ethtool# namespaces and veth pairs, of demo and tests
 APT += iputils-ping curl# clients of the demo
@@ -17,9 +18,10 @@ APT += iputils-ping curl# clients of the demo
 APT_TEST += clang llvm
 
 ROOMS := xdp_runtime dataplane afxdp dpdk lb control bench examples tests
-NATIVE = $(wildcard afxdp/_native*.so)
-# The extension went (make clean) and could be built: install again.
-REBUILD := $(if $(NATIVE),,$(shell pkg-config --exists libxdp libbpf 2>/dev/null && echo FORCE))
+# An extension went (make clean) and could be built: install again.
+REBUILD := $(if $(wildcard afxdp/_native*.so),,$(shell \
+	pkg-config --exists libxdp libbpf 2>/dev/null && echo FORCE)) $(if \
+	$(wildcard dpdk/_native*.so),,$(shell pkg-config --exists libdpdk 2>/dev/null && echo FORCE))
 
 .PHONY: help demo test bench examples lint venv apt apt-test wheel size clean distclean FORCE
 
@@ -30,7 +32,7 @@ help:
 	@echo 'make bench     measurements'
 	@echo 'make examples  the examples from source, with clang'
 	@echo 'make venv      .venv and the packages it needs; the other targets do it by themselves'
-	@echo 'make wheel     dist/*.whl, the native extension in it'
+	@echo 'make wheel     dist/*.whl, the native extensions in it'
 	@echo 'make size      lines by room'
 	@echo 'make clean     what was built;  make distclean  .venv, too'
 
@@ -64,6 +66,8 @@ wheel: venv
 		{ cat build/wheel.log >&2; exit 1; }
 	@$(PY) -m zipfile -l dist/*.whl | grep -q 'afxdp/_native.*\.so' || \
 		{ echo 'wheel: afxdp/_native is not in it: the AF_XDP port would not work' >&2; exit 1; }
+	@$(PY) -m zipfile -l dist/*.whl | grep -q 'dpdk/_native.*\.so' || \
+		{ echo 'wheel: dpdk/_native is not in it: the DPDK port would not work' >&2; exit 1; }
 	@! $(PY) -m zipfile -l dist/*.whl | grep '^tests/' || \
 		{ echo 'wheel: tests are in it' >&2; exit 1; }
 	@ls dist/*.whl
@@ -90,6 +94,8 @@ venv: apt .venv/installed
 	@# pip keeps to itself what setup.py says: ask why the extension was not built.
 	@ls afxdp/_native*.so >/dev/null 2>&1 || $(PY) -c \
 		'import runpy; runpy.run_path("afxdp/_build.py")["is_installed"]()'
+	@ls dpdk/_native*.so >/dev/null 2>&1 || $(PY) -c \
+		'import runpy; runpy.run_path("dpdk/_build.py")["is_installed"]()'
 	@touch $@
 
 # $(call install,PACKAGES): those that are missing, by apt; who is not root is told the command.

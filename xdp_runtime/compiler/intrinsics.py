@@ -439,6 +439,26 @@ def errno(typingctx: Any) -> Any:
     return i64(), codegen
 
 
+class _Burst(ir.GEPInstr):
+    """A pointer that knows the type of its function."""
+
+    function_type = ir.FunctionType(I16, [PTR, PTR, I16])
+
+
+@intrinsic
+def call_burst(typingctx: Any, function: Any, a: Any, b: Any, count: Any) -> Any:
+    """Call `uint16_t function(void *a, void **b, uint16_t count)` by its address."""
+
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        where = builder.gep(args[0], [ir.Constant(I64, 0)], source_etype=I8)
+        where.__class__ = _Burst  # llvmlite asks the pointer what it points to, which it cannot say
+        done = builder.call(where, [args[1], args[2], builder.trunc(args[3], I16)],
+                            arg_attrs={2: ("zeroext",)})
+        return builder.zext(done, I64)
+
+    return i64(ptr, ptr, ptr, i64), codegen
+
+
 # libc, resolved in the running process
 i32 = types.int32
 c_write = _call_external("write", i64, (i32, ptr, i64))

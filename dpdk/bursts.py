@@ -1,0 +1,262 @@
+"""The DPDK port's templates: bursts of mbufs, called and filled by compiled code.
+
+    | rte_mbuf | private: room | headroom 128 | packet            | tailroom |
+    mbuf       +128             buf_addr       +data_off           +buf_len
+                     HARD_START = buf_addr - 88  DATA                FRAME_END
+
+DPDK leaves 128 bytes before a packet, the kernel 256, of which struct xdp_frame keeps 40.  So each
+mbuf of ours has a private area before its buffer that makes up the difference.  A packet that
+begins there is moved up before it is sent, as data_off cannot be negative: only one that grew by
+more than 128 bytes.
+
+An mbuf is used as it is if it is one segment and nobody else's (refcnt 1, neither indirect nor
+external); any other is copied into one of ours, or dropped and counted if it fits none.  What is
+freed and sent is collected, and goes in one call at the end of the batch.  A driver that takes less
+than it was given is asked again as long as it takes some; the rest is freed, and counted in
+`tx_full`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from dataplane.port import (
+    BATCH_MAX,
+    COOKIE,
+    DATA,
+    DATA_END,
+    FLUSH_SIGNATURE,
+    FRAME_END,
+    HARD_START,
+    RECEIVE_SIGNATURE,
+    RELEASE_SIGNATURE,
+    SEND_SIGNATURE,
+    SLOT_SIZE_BYTES,
+    TRANSMIT_SIGNATURE,
+    PortKind,
+)
+from dpdk import native
+from xdp_runtime.template import Template
+
+PRIVATE_BYTES = 128  # of an mbuf, before its buffer
+_ROOM_BYTES = 88  # of these, for the program: 256 - 40 - 128
+_MIN_LENGTH_BYTES = 14
+
+# --- a queue's memory: byte offsets, 8 bytes each ------------------------------------------------
+FP_OPS, QUEUE_OFFSET, MBUF_POOL = 0, 8, 16  # rte_eth_fp_ops[port]; queue * 8; struct rte_mempool
+ATTACH, GIVE_BACK, TAKE, SETTLE = 24, 32, 40, 48  # functions of _build.py
+TX_COUNT, FREE_COUNT, SPARE_COUNT = 64, 72, 80
+TX_FULL, NO_MBUF, RX_UNFIT, RX_COPIED, TX_MOVED, MALFORMED = range(128, 176, 8)  # counters
+RX_ARRAY = 256  # struct rte_mbuf *[]
+TX_ARRAY = RX_ARRAY + 8 * BATCH_MAX
+FREE_ARRAY = TX_ARRAY + 8 * BATCH_MAX
+SPARE_ARRAY = FREE_ARRAY + 8 * BATCH_MAX
+_SPARES = 32
+BLOCK_SIZE_BYTES = SPARE_ARRAY + 8 * _SPARES
+
+_WHOLE = 0x00010001  # nb_segs 1, refcnt 1
+_ATTACHED = 3  # EXTERNAL and INDIRECT, from bit 61 of ol_flags on
+Factory = Callable[..., Any]
+
+
+@lru_cache(maxsize=1)
+def kind() -> PortKind:
+    """The port kind for the headers that _native was built with.  Raises PortError without it."""
+    from dpdk._build import OFFSETS
+
+    lib = native.load()[1]
+    offsets = {name: int(getattr(lib, f"XDPU_{name}")) for name in OFFSETS}
+    return _make(offsets)
+
+
+def _make(at: dict[str, int]) -> PortKind:
+    mark = hashlib.sha256(repr(sorted(at.items())).encode()).hexdigest()[:8]
+    buf_addr, rearm, flags_at, pkt_len = at["BUF_ADDR"], at["REARM"], at["OL_FLAGS"], at["PKT_LEN"]
+    data_len, buf_len, pool_at, headroom = (at["DATA_LEN"], at["BUF_LEN"], at["POOL"],
+                                            at["HEADROOM"])
+    rx_burst, rx_data, tx_burst, tx_data = (at["RX_BURST"], at["RX_DATA"], at["TX_BURST"],
+                                            at["TX_DATA"])
+
+    def make_push(m: Any) -> Factory:
+        def dpdk_push(q):  # type: ignore
+            """Send what was collected; what the driver has no room for is freed and counted."""
+            count = m.load_u64(q, TX_COUNT)
+            if count == 0:
+                return 0
+            ops = m.load_ptr(q, FP_OPS)
+            queue = m.load_ptr(m.load_ptr(ops, tx_data), m.load_u64(q, QUEUE_OFFSET))
+            burst = m.load_ptr(ops, tx_burst)
+            done = 0
+            while done < count:
+                n = m.call_burst(burst, queue, m.inside(q, TX_ARRAY + done * 8), count - done)
+                if n == 0:
+                    break
+                done += n
+            if done < count:
+                m.call_burst(m.load_ptr(q, GIVE_BACK), m.load_ptr(q, MBUF_POOL),
+                             m.inside(q, TX_ARRAY + done * 8), count - done)
+                m.store_u64(q, TX_FULL, m.load_u64(q, TX_FULL) + count - done)
+            m.store_u64(q, TX_COUNT, 0)
+            return done
+
+        return dpdk_push
+
+    push_template = Template(f"dpdk_push_{mark}", make_push, "i64(ptr)", inline=False)
+
+    def make_free(m: Any) -> Factory:
+        def dpdk_free(q):  # type: ignore
+            count = m.load_u64(q, FREE_COUNT)
+            if count != 0:
+                m.call_burst(m.load_ptr(q, GIVE_BACK), m.load_ptr(q, MBUF_POOL),
+                             m.inside(q, FREE_ARRAY), count)
+                m.store_u64(q, FREE_COUNT, 0)
+            return 0
+
+        return dpdk_free
+
+    free_template = Template(f"dpdk_free_{mark}", make_free, "i64(ptr)", inline=False)
+
+    def make_receive(m: Any) -> Factory:
+        def dpdk_receive(q, batch, budget):  # type: ignore
+            if m.call_burst(m.load_ptr(q, ATTACH), q, q, 0) == 0:
+                return 0
+            ops = m.load_ptr(q, FP_OPS)
+            queue = m.load_ptr(m.load_ptr(ops, rx_data), m.load_u64(q, QUEUE_OFFSET))
+            mbufs = m.inside(q, RX_ARRAY)
+            got = m.call_burst(m.load_ptr(ops, rx_burst), queue, mbufs, budget)
+            if got == 0:
+                return 0
+            for i in range(got):
+                m.prefetch(m.load_ptr(mbufs, i * 8), 0)
+            pool = m.load_ptr(q, MBUF_POOL)
+            n = 0
+            for i in range(got):
+                mbuf = m.load_ptr(mbufs, i * 8)
+                word = m.load_u64(mbuf, rearm)
+                if (word >> 16) & 0xFFFFFFFF != _WHOLE or \
+                        (m.load_u64(mbuf, flags_at) >> 61) & _ATTACHED != 0:
+                    if m.call_burst(m.load_ptr(q, SETTLE), pool, m.inside(mbufs, i * 8), 1) == 0:
+                        m.store_u64(q, RX_UNFIT, m.load_u64(q, RX_UNFIT) + 1)
+                        continue
+                    m.store_u64(q, RX_COPIED, m.load_u64(q, RX_COPIED) + 1)
+                    mbuf = m.load_ptr(mbufs, i * 8)
+                    word = m.load_u64(mbuf, rearm)
+                buffer = m.load_ptr(mbuf, buf_addr)
+                data = m.inside(buffer, word & 0xFFFF)
+                room = _ROOM_BYTES if m.diff(m.load_ptr(mbuf, pool_at), pool) == 0 else 0
+                slot = m.inside(batch, n * SLOT_SIZE_BYTES)
+                m.store_ptr(slot, DATA, data)
+                m.store_ptr(slot, DATA_END, m.inside(data, m.load_u16(mbuf, data_len)))
+                m.store_ptr(slot, HARD_START, m.gep(buffer, -room))
+                m.store_ptr(slot, FRAME_END, m.inside(buffer, m.load_u16(mbuf, buf_len)))
+                m.store_ptr(slot, COOKIE, mbuf)
+                n += 1
+            return n
+
+        return dpdk_receive
+
+    def make_release(m: Any) -> Factory:
+        free = m.extern(free_template)
+
+        def dpdk_release(q, slot):  # type: ignore
+            if m.load_u64(q, FREE_COUNT) == BATCH_MAX:
+                free(q)
+            count = m.load_u64(q, FREE_COUNT)
+            m.store_ptr(q, FREE_ARRAY + count * 8, m.load_ptr(slot, COOKIE))
+            m.store_u64(q, FREE_COUNT, count + 1)
+            return 0
+
+        return dpdk_release
+
+    release_template = Template(f"dpdk_release_{mark}", make_release, RELEASE_SIGNATURE,
+                                (free_template,))
+
+    def make_transmit(m: Any) -> Factory:
+        push, release = m.extern(push_template), m.extern(release_template)
+
+        def dpdk_transmit(q, slot):  # type: ignore
+            mbuf, data = m.load_ptr(slot, COOKIE), m.load_ptr(slot, DATA)
+            length = m.diff(m.load_ptr(slot, DATA_END), data)
+            buffer = m.load_ptr(mbuf, buf_addr)
+            offset = m.diff(data, buffer)
+            if offset < 0:
+                if length > m.load_u16(mbuf, buf_len):
+                    length = 0
+                else:
+                    m.move(buffer, data, length)
+                    offset = 0
+                    m.store_u64(q, TX_MOVED, m.load_u64(q, TX_MOVED) + 1)
+            if length < _MIN_LENGTH_BYTES:
+                m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
+                release(q, slot)
+                return 0
+            m.store_u16(mbuf, rearm, offset)
+            m.store_u64(mbuf, flags_at, 0)  # what receiving said of it is no wish for sending
+            m.store_u32(mbuf, pkt_len, length)
+            m.store_u16(mbuf, data_len, length)
+            if m.load_u64(q, TX_COUNT) == BATCH_MAX:
+                push(q)
+            count = m.load_u64(q, TX_COUNT)
+            m.store_ptr(q, TX_ARRAY + count * 8, mbuf)
+            m.store_u64(q, TX_COUNT, count + 1)
+            return 1
+
+        return dpdk_transmit
+
+    def make_send(m: Any) -> Factory:
+        push = m.extern(push_template)
+
+        def dpdk_send(q, data, length):  # type: ignore
+            spare = m.load_u64(q, SPARE_COUNT)
+            if spare == 0:
+                spare = 0
+                if m.call_burst(m.load_ptr(q, ATTACH), q, q, 0) != 0:
+                    spare = m.call_burst(m.load_ptr(q, TAKE), m.load_ptr(q, MBUF_POOL),
+                                         m.inside(q, SPARE_ARRAY), _SPARES)
+                m.store_u64(q, SPARE_COUNT, spare)
+            if spare == 0:
+                m.store_u64(q, NO_MBUF, m.load_u64(q, NO_MBUF) + 1)
+                return 0
+            mbuf = m.load_ptr(q, SPARE_ARRAY + (spare - 1) * 8)
+            if length < _MIN_LENGTH_BYTES or length > m.load_u16(mbuf, buf_len) - headroom:
+                m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
+                return 0
+            m.store_u64(q, SPARE_COUNT, spare - 1)
+            m.copy(m.inside(m.load_ptr(mbuf, buf_addr), headroom), data, length)
+            m.store_u32(mbuf, pkt_len, length)
+            m.store_u16(mbuf, data_len, length)
+            if m.load_u64(q, TX_COUNT) == BATCH_MAX:
+                push(q)
+            count = m.load_u64(q, TX_COUNT)
+            m.store_ptr(q, TX_ARRAY + count * 8, mbuf)
+            m.store_u64(q, TX_COUNT, count + 1)
+            return 1
+
+        return dpdk_send
+
+    def make_flush(m: Any) -> Factory:
+        push, free = m.extern(push_template), m.extern(free_template)
+
+        def dpdk_flush(q):  # type: ignore
+            if m.load_u64(q, FREE_COUNT) != 0:
+                free(q)
+            if m.load_u64(q, TX_COUNT) != 0:
+                push(q)
+            return 0
+
+        return dpdk_flush
+
+    return PortKind(
+        "dpdk",
+        receive=Template(f"dpdk_receive_{mark}", make_receive, RECEIVE_SIGNATURE),
+        release=release_template,
+        transmit=Template(f"dpdk_transmit_{mark}", make_transmit, TRANSMIT_SIGNATURE,
+                          (push_template, release_template)),
+        send=Template(f"dpdk_send_{mark}", make_send, SEND_SIGNATURE, (push_template,),
+                      inline=False),
+        flush=Template(f"dpdk_flush_{mark}", make_flush, FLUSH_SIGNATURE,
+                       (push_template, free_template)),
+    )

@@ -1,0 +1,123 @@
+"""The EAL: DPDK's own life in this process, begun with the first device and ended at exit.
+
+It can begin once only, so its options are those of the first port.  Whatever it logs goes into a
+memfd, and from there into our errors.  Nothing is shared with other processes (--in-memory): no
+files in hugetlbfs or /var/run/dpdk, no telemetry socket.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpdk import native
+from xdp_runtime.errors import ConfigError, OutOfMemory, PortError
+
+MEMORY_MB = 512
+_HUGE = Path("/sys/kernel/mm/hugepages")
+_RUN = Path("/var/run/dpdk")
+_running: list[Eal] = []
+
+
+class Eal:
+    """`mode` says what memory it has.  Made by `start`; lives as long as the process."""
+
+    def __init__(self, extra: str, pci: Sequence[str]) -> None:
+        self.ffi, self.lib = native.load()
+        self.extra, self.pci = extra, tuple(pci)
+        try:
+            words = shlex.split(extra)
+        except ValueError as error:
+            raise ConfigError("--dpdk-args", str(error)) from error
+        self._log = os.memfd_create("xdpu-dpdk-log", os.MFD_CLOEXEC)
+        arguments, self.mode = _arguments(words, pci)
+        kept = [self.ffi.new("char[]", text.encode()) for text in ["xdpu", *arguments]]
+        argv = self.ffi.new("char *[]", kept)
+        done = self.lib.xdpu_init(len(kept), argv, os.dup(self._log))
+        self._kept: Any = (kept, argv)
+        _remove_folder()
+        if done < 0:
+            what, why = f"DPDK's EAL ({' '.join(arguments)})", self.complaint(-done)
+            mend = "see --dpdk-args"
+            raise (OutOfMemory if -done == errno.ENOMEM else PortError)(what, why, mend, self.log())
+        atexit.register(self._end)
+
+    def log(self) -> str:
+        """What DPDK said so far."""
+        return os.pread(self._log, 1 << 20, 0).decode(errors="replace")
+
+    def complaint(self, code: int, since: int = 0) -> str:
+        """Its last words behind byte `since` of the log, else the errno's."""
+        lines = [line for line in self.log()[since:].splitlines() if line.strip()]
+        name = os.strerror(code) if code else "it failed"
+        return f"{name}; DPDK says: {lines[-1].strip()}" if lines else name
+
+    def _end(self) -> None:
+        self.lib.xdpu_cleanup()
+        _remove_folder()
+
+
+def start(extra: str = "", pci: Sequence[str] = ()) -> Eal:
+    """The process's EAL.  Raises PortError or OutOfMemory with DPDK's reason, ConfigError when it
+    runs already with other options."""
+    if not _running:
+        _running.append(Eal(extra, pci))
+    eal = _running[0]
+    if extra and extra != eal.extra:
+        raise ConfigError("--dpdk-args", "the EAL runs already, and takes options once a process")
+    missing = [address for address in pci if address not in eal.pci]
+    if missing:
+        raise ConfigError(f"PCI device {missing[0]}", "the EAL runs already without it",
+                          "name PCI devices with the first port")
+    return eal
+
+
+def _remove_folder() -> None:
+    """The EAL makes it in any case; with nothing shared it stays empty."""
+    folder = _RUN / _prefix()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _prefix() -> str:
+    return f"xdpu-{os.getpid()}"
+
+
+def _arguments(extra: Sequence[str], pci: Sequence[str]) -> tuple[list[str], str]:
+    """What the EAL is told, and what memory that is in words."""
+    given = {word.split("=")[0] for word in extra}
+    cpu = min(os.sched_getaffinity(0))
+    out = [] if given & {"-l", "-c", "--lcores"} else ["-l", str(cpu)]
+    if "--file-prefix" not in given:
+        out += ["--file-prefix", _prefix()]
+    if "--no-telemetry" not in given:
+        out.append("--no-telemetry")
+    for address in pci:
+        out += ["-a", address]
+    if not pci and "--no-pci" not in given:
+        out.append("--no-pci")
+    mode = "memory as --dpdk-args says"
+    if not given & {"--no-huge", "-m", "--socket-mem", "--huge-dir"}:
+        free = _free_huge_bytes() >> 20
+        if free >= 64:
+            mode = f"huge pages ({free} MB free)"
+            out += ["--in-memory", "--single-file-segments"]
+        else:
+            mode = f"{MEMORY_MB} MB without huge pages (none free: slower)"
+            out += ["--no-huge", "--no-shconf", "-m", str(MEMORY_MB)]  # not with --in-memory
+    if not pci and "--iova-mode" not in given:
+        out += ["--iova-mode", "va"]
+    return [*out, *extra], mode
+
+
+def _free_huge_bytes() -> int:
+    total = 0
+    for folder in _HUGE.glob("hugepages-*kB"):
+        size = int(folder.name.removeprefix("hugepages-").removesuffix("kB")) << 10
+        total += size * int((folder / "free_hugepages").read_text())
+    return total
