@@ -59,5 +59,10 @@ KERNEL_FUNCTIONS = {
         "bpf_xdp_metadata_rx_timestamp",
         "bpf_xdp_metadata_rx_hash",
         "bpf_xdp_metadata_rx_vlan_tag",
+        "bpf_dynptr_from_xdp",
+        "bpf_dynptr_size",
+        "bpf_dynptr_is_null",
+        "bpf_dynptr_is_rdonly",
+        "bpf_dynptr_adjust",
     ))
 }

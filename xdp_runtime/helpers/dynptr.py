@@ -4,15 +4,21 @@ What they hold is the kernel's struct bpf_dynptr_kern: a pointer (null: not a dy
 24 bits with its type and whether it is read-only above, and an offset.  Programs never look into
 them.  Errors are those of kernel/bpf/helpers.c and ringbuf.c of Linux 6.18, whose offsets and
 lengths are u32.
+
+A dynptr of the packet (bpf_dynptr_from_xdp, a kernel function) points to the context instead: what
+is read and written through it is found anew each time, so it outlives changes of the packet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from xdp_runtime import state
+from xdp_runtime.helper_names import KERNEL_FUNCTIONS
+from xdp_runtime.helpers import xdp
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.maps.ringbuf import (
     COMMIT,
@@ -32,18 +38,25 @@ if TYPE_CHECKING:
     from xdp_runtime.maps.model import ModelRing
 
 Factory = Callable[..., Any]
-E2BIG, EINVAL = 7, 22
+E2BIG, EINVAL, ERANGE = 7, 22, 34
+_XDP = 4 << 28  # BPF_DYNPTR_TYPE_XDP, above the size
+_load_bytes, _store_bytes = (
+    next(helper for helper in xdp.HELPERS if helper.name == name)
+    for name in ("xdp_load_bytes", "xdp_store_bytes"))
+assert _load_bytes.template is not None and _store_bytes.template is not None
+_LOAD, _STORE = _load_bytes.template, _store_bytes.template
 _U32 = 0xFFFFFFFF
 
 
 # --- interpreted ----------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Dynptr:
-    """`data` is where it begins, its offset included."""
+    """`data` is where it begins, its offset included; None: the packet, from its byte `first`."""
 
-    data: Pointer
+    data: Pointer | None
     size: int
     read_only: bool = False
+    first: int = 0
 
 
 # by where on a stack they are; a frame's go with it
@@ -62,11 +75,9 @@ def get(place: Pointer) -> Dynptr | None:
     return _made.get(place.region, {}).get(place.offset)
 
 
-def part(dynptr: Dynptr, offset: int, size: int) -> Pointer | None:
-    """Where these bytes of it are, None if it has not so many."""
-    if size > dynptr.size or offset > dynptr.size - size:
-        return None
-    return dynptr.data.moved(offset)
+def has(dynptr: Dynptr, offset: int, size: int) -> bool:
+    """Does it have so many bytes?"""
+    return size <= dynptr.size and offset <= dynptr.size - size
 
 
 def _interpret_from_mem(machine: Machine, data: Pointer, size: int, flags: int, place: Pointer
@@ -98,7 +109,7 @@ def _interpret_reserve(machine: Machine, map: ModelRing, size: int, flags: int, 
 def _releaser(keep: bool) -> Callable[[Machine, Pointer, int], int]:
     def interpret(machine: Machine, place: Pointer, flags: int) -> int:
         dynptr = get(place)
-        if dynptr is not None:
+        if dynptr is not None and dynptr.data is not None:
             for model in machine.maps:
                 if model.spec.type == MapType.RINGBUF:
                     model.commit(dynptr.data.region.data, keep)  # type: ignore[attr-defined]
@@ -113,10 +124,14 @@ def _interpret_read(machine: Machine, to: Pointer, size: int, place: Pointer, of
     dynptr = get(place)
     if dynptr is None or flags:
         return -EINVAL
-    where = part(dynptr, offset & _U32, size)
-    if where is None:
+    offset &= _U32
+    if not has(dynptr, offset, size):
         return -E2BIG
-    to.write(where.read(size))
+    if dynptr.data is None:
+        assert _load_bytes.interpret is not None
+        error: int = _load_bytes.interpret(machine, None, dynptr.first + offset, to, size)
+        return error
+    to.write(dynptr.data.moved(offset).read(size))
     return 0
 
 
@@ -125,20 +140,61 @@ def _interpret_write(machine: Machine, place: Pointer, offset: int, source: byte
     dynptr = get(place)
     if dynptr is None or dynptr.read_only:
         return -EINVAL
-    where = part(dynptr, offset & _U32, size)
-    if where is None:
+    offset &= _U32
+    if not has(dynptr, offset, size):
         return -E2BIG
     if flags:
         return -EINVAL
-    where.write(source)
+    if dynptr.data is None:
+        assert _store_bytes.interpret is not None
+        error: int = _store_bytes.interpret(machine, None, dynptr.first + offset, source, size)
+        return error
+    dynptr.data.moved(offset).write(source)
     return 0
 
 
 def _interpret_data(machine: Machine, place: Pointer, offset: int, size: int) -> Pointer | int:
     dynptr = get(place)
-    if dynptr is None or dynptr.read_only:
+    if dynptr is None or dynptr.read_only or dynptr.data is None:
         return 0
-    return part(dynptr, offset & _U32, size) or 0
+    offset &= _U32
+    return dynptr.data.moved(offset) if has(dynptr, offset, size) else 0
+
+
+def _interpret_from_xdp(machine: Machine, ctx: Pointer, flags: int, place: Pointer) -> int:
+    put(place, None)
+    if flags:
+        return -EINVAL
+    put(place, Dynptr(None, machine.packet.data_end - machine.packet.data))
+    return 0
+
+
+def _interpret_size(machine: Machine, place: Pointer) -> int:
+    dynptr = get(place)
+    return -EINVAL & _U32 if dynptr is None else dynptr.size
+
+
+def _interpret_is_null(machine: Machine, place: Pointer) -> int:
+    return int(get(place) is None)
+
+
+def _interpret_is_rdonly(machine: Machine, place: Pointer) -> int:
+    dynptr = get(place)
+    return int(dynptr is not None and dynptr.read_only)
+
+
+def _interpret_adjust(machine: Machine, place: Pointer, start: int, end: int) -> int:
+    dynptr = get(place)
+    start, end = start & _U32, end & _U32
+    if dynptr is None or start > end:
+        return -EINVAL
+    if end > dynptr.size:
+        return -ERANGE
+    if dynptr.data is None:
+        put(place, replace(dynptr, first=dynptr.first + start, size=end - start))
+    else:
+        put(place, replace(dynptr, data=dynptr.data.moved(start), size=end - start))
+    return 0
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -154,12 +210,11 @@ def _init(m: Any) -> Factory:
 
 def _part(m: Any) -> Factory:
     def dynptr_part(place, offset, size):  # type: ignore
-        """Null if it has not so many bytes."""
+        """Null if it has not so many bytes; means nothing for the packet."""
         has = m.load_u32(place, DYNPTR_SIZE) & DYNPTR_SIZE_MAX
         if size > has or offset > has - size:
             return m.null()
-        return m.inside(m.load_ptr(place, DYNPTR_DATA),
-                        m.load_u32(place, DYNPTR_OFFSET) + offset)
+        return m.gep(m.load_ptr(place, DYNPTR_DATA), m.load_u32(place, DYNPTR_OFFSET) + offset)
 
     return dynptr_part
 
@@ -202,7 +257,7 @@ def _release(name: str, discard: int) -> Template:
 
 
 def _read(m: Any) -> Factory:
-    part = m.extern(PART)
+    part, load_bytes = m.extern(PART), m.extern(_LOAD)
 
     def dynptr_read(to, size, place, offset, flags):  # type: ignore
         size = size & _U32
@@ -211,6 +266,9 @@ def _read(m: Any) -> Factory:
         where = part(place, offset & _U32, size)
         if m.is_null(where):
             return -E2BIG
+        if m.load_u32(place, DYNPTR_SIZE) & _XDP != 0:
+            at = m.load_u32(place, DYNPTR_OFFSET) + (offset & _U32)
+            return load_bytes(m.load_ptr(place, DYNPTR_DATA), at, to, size)
         m.move(to, where, size)
         return 0
 
@@ -218,7 +276,7 @@ def _read(m: Any) -> Factory:
 
 
 def _write(m: Any) -> Factory:
-    part = m.extern(PART)
+    part, store_bytes = m.extern(PART), m.extern(_STORE)
 
     def dynptr_write(place, offset, source, size, flags):  # type: ignore
         size = size & _U32
@@ -230,6 +288,9 @@ def _write(m: Any) -> Factory:
             return -E2BIG
         if flags != 0:
             return -EINVAL
+        if m.load_u32(place, DYNPTR_SIZE) & _XDP != 0:
+            at = m.load_u32(place, DYNPTR_OFFSET) + (offset & _U32)
+            return store_bytes(m.load_ptr(place, DYNPTR_DATA), at, source, size)
         m.move(where, source, size)
         return 0
 
@@ -241,11 +302,70 @@ def _data(m: Any) -> Factory:
 
     def dynptr_data(place, offset, size):  # type: ignore
         if m.is_null(m.load_ptr(place, DYNPTR_DATA)) or (
-                m.load_u32(place, DYNPTR_SIZE) & DYNPTR_READ_ONLY != 0):
+                m.load_u32(place, DYNPTR_SIZE) & (DYNPTR_READ_ONLY | _XDP) != 0):
             return m.null()
         return part(place, offset & _U32, size & _U32)
 
     return dynptr_data
+
+
+def _from_xdp(m: Any) -> Factory:
+    init = m.extern(INIT)
+
+    def dynptr_from_xdp(run, flags, place):  # type: ignore
+        if flags != 0:
+            init(place, m.null(), 0)
+            return -EINVAL
+        length = m.diff(m.load_ptr(run, state.DATA_END), m.load_ptr(run, state.DATA))
+        init(place, run, length | _XDP)
+        return 0
+
+    return dynptr_from_xdp
+
+
+def _size(m: Any) -> Factory:
+    def dynptr_size(place):  # type: ignore
+        if m.is_null(m.load_ptr(place, DYNPTR_DATA)):
+            return -EINVAL & _U32
+        return m.load_u32(place, DYNPTR_SIZE) & DYNPTR_SIZE_MAX
+
+    return dynptr_size
+
+
+def _is_null(m: Any) -> Factory:
+    def dynptr_is_null(place):  # type: ignore
+        return 1 if m.is_null(m.load_ptr(place, DYNPTR_DATA)) else 0
+
+    return dynptr_is_null
+
+
+def _is_rdonly(m: Any) -> Factory:
+    def dynptr_is_rdonly(place):  # type: ignore
+        return m.load_u32(place, DYNPTR_SIZE) >> 31
+
+    return dynptr_is_rdonly
+
+
+def _adjust(m: Any) -> Factory:
+    def dynptr_adjust(place, start, end):  # type: ignore
+        start, end = start & _U32, end & _U32
+        if m.is_null(m.load_ptr(place, DYNPTR_DATA)) or start > end:
+            return -EINVAL
+        info = m.load_u32(place, DYNPTR_SIZE)
+        if end > info & DYNPTR_SIZE_MAX:
+            return -ERANGE
+        m.store_u32(place, DYNPTR_OFFSET, m.load_u32(place, DYNPTR_OFFSET) + start)
+        m.store_u32(place, DYNPTR_SIZE, (info & ~DYNPTR_SIZE_MAX) | (end - start))
+        return 0
+
+    return dynptr_adjust
+
+
+def _function(name: str, args: tuple[Arg, ...], interpret: Callable[..., Any],
+              factory: Callable[[Any], Factory], signature: str, *uses: Template) -> Helper:
+    """A kernel function."""
+    return Helper(KERNEL_FUNCTIONS[f"bpf_{name}"], name, args, Ret.SCALAR, interpret,
+                  Template(name, factory, signature, uses))
 
 
 _RING = frozenset({MapType.RINGBUF})
@@ -265,11 +385,18 @@ HELPERS = (
     Helper(201, "dynptr_read",
            (Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.DYNPTR, Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR,
            _interpret_read,
-           Template("dynptr_read", _read, "i64(ptr, i64, ptr, i64, i64)", (PART,))),
+           Template("dynptr_read", _read, "i64(ptr, i64, ptr, i64, i64)", (PART, _LOAD))),
     Helper(202, "dynptr_write",
            (Arg.DYNPTR, Arg.ANYTHING, Arg.MEM, Arg.SIZE_OR_ZERO, Arg.ANYTHING), Ret.SCALAR,
            _interpret_write,
-           Template("dynptr_write", _write, "i64(ptr, i64, ptr, i64, i64)", (PART,))),
+           Template("dynptr_write", _write, "i64(ptr, i64, ptr, i64, i64)", (PART, _STORE))),
     Helper(203, "dynptr_data", (Arg.DYNPTR, Arg.ANYTHING, Arg.CONST_SIZE), Ret.DATA_OR_NULL,
            _interpret_data, Template("dynptr_data", _data, "ptr(ptr, i64, i64)", (PART,))),
+    _function("dynptr_from_xdp", (Arg.CTX, Arg.ANYTHING, Arg.DYNPTR_UNINIT), _interpret_from_xdp,
+              _from_xdp, "i64(ptr, i64, ptr)", INIT),
+    _function("dynptr_size", (Arg.DYNPTR,), _interpret_size, _size, "i64(ptr)"),
+    _function("dynptr_is_null", (Arg.DYNPTR,), _interpret_is_null, _is_null, "i64(ptr)"),
+    _function("dynptr_is_rdonly", (Arg.DYNPTR,), _interpret_is_rdonly, _is_rdonly, "i64(ptr)"),
+    _function("dynptr_adjust", (Arg.DYNPTR, Arg.ANYTHING, Arg.ANYTHING), _interpret_adjust,
+              _adjust, "i64(ptr, i64, i64)"),
 )

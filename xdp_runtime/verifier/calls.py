@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.proto import TAIL_CALL, Arg, Helper, Ret
 from xdp_runtime.isa import POISON
@@ -29,6 +30,7 @@ __all__ = ["LEAVE", "TAIL_CALL", "call", "forget_packet", "helper_of"]
 
 LEAVE = -2
 _SPIN_LOCK, _SPIN_UNLOCK, _TIMER_INIT, _DYNPTR_FROM_MEM = 93, 94, 169, 197
+_DYNPTR_FROM_XDP = KERNEL_FUNCTIONS["bpf_dynptr_from_xdp"]
 _WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED_UNINIT, Arg.MAP_VALUE_UNINIT)
 _ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 _GPL = frozenset({"GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL",
@@ -119,6 +121,9 @@ def _effects(env: Env, state: State, helper: Helper) -> None:
 
 
 def _make_dynptr(env: Env, state: State, helper: Helper, value: Num | Ptr) -> None:
+    if helper.id == _DYNPTR_FROM_XDP:
+        references.make_dynptr(env, state, value, references.PACKET, False)
+        return
     if helper.id != _DYNPTR_FROM_MEM:
         references.make_dynptr(env, state, value, references.RING, False)
         return

@@ -12,7 +12,7 @@ from xdp_runtime.verifier import access, scalar
 from xdp_runtime.verifier.domain import Frame, Kind, Num, Ptr, Slot, State, mark_read, name_of
 from xdp_runtime.verifier.env import Env, Refused
 
-LOCAL, RING = 1, 2  # what a dynptr describes: a map value, a record
+LOCAL, RING, PACKET = 1, 2, 3  # what a dynptr describes: a map value, a record, the packet
 ACTIVE, DRAINED = 1, 2  # an iterator that may have another number, and one that has not
 DYNPTR_BYTES = 16
 _OBJECTS = (Kind.DYNPTR, Kind.ITER)
