@@ -44,6 +44,7 @@ class Image:
     object_code: bytes
     exports: tuple[str, ...]
     symbols: tuple[str, ...]  # external data symbols to be bound
+    pipeline: str = ""  # the passes it got (target.pipeline)
     from_cache: bool = field(default=False, compare=False)
 
 
@@ -68,7 +69,8 @@ def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
 
     module, exports, symbols = build_module(obj, entry, workers, units)
     slots = sum(len(program.insns) for program in programs)
-    image = Image(target.compile_module(module, opt, slots), exports, symbols)
+    image = Image(target.compile_module(module, opt, slots), exports, symbols,
+                  target.pipeline(opt, slots))
     cache.put(key, _pack(image))
     return image
 
@@ -157,11 +159,13 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
 
 
 def _pack(image: Image) -> bytes:
-    head = json.dumps({"exports": image.exports, "symbols": image.symbols}).encode()
+    head = json.dumps({"exports": image.exports, "symbols": image.symbols,
+                       "pipeline": image.pipeline}).encode()
     return len(head).to_bytes(4, "little") + head + image.object_code
 
 
 def _unpack(raw: bytes) -> Image:
     size = int.from_bytes(raw[:4], "little")
     head = json.loads(raw[4 : 4 + size])
-    return Image(raw[4 + size :], tuple(head["exports"]), tuple(head["symbols"]), True)
+    return Image(raw[4 + size :], tuple(head["exports"]), tuple(head["symbols"]),
+                 head["pipeline"], True)

@@ -118,6 +118,13 @@ def link(text: str, bitcodes: Iterable[bytes], exports: Iterable[str]) -> Any:
     return module
 
 
+def pipeline(opt: int, slots: int) -> str:
+    """The passes that a module made from programs of so many instructions gets, for people."""
+    if opt and slots > PLAIN_SLOTS:
+        return f"linear passes only (more than {PLAIN_SLOTS:,} instructions)"
+    return f"O{opt}"
+
+
 def compile_module(module: Any, opt: int, slots: int) -> bytes:
     """Optimise and emit a module made from programs of so many instructions.
 
