@@ -28,8 +28,8 @@ from xdp_runtime.isa import (
 )
 
 MAX_UNFOLDED_SLOTS = 1_000_000
-LOOP = 181  # bpf_loop
-HEADER = 1 << 32  # added to the slot of a bpf_loop: the node where it asks whether to go on
+CALLING_BACK = (164, 181)  # bpf_for_each_map_elem, bpf_loop
+HEADER = 1 << 32  # added to the slot of such a call: the node where it asks whether to go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Frame:
     call_slot: int
     leaders: tuple[int, ...]  # first slots of basic blocks, in order
     returns: bool
-    callback: bool = False  # entered again and again by the bpf_loop at `call_slot`
+    callback: bool = False  # entered again and again by the helper at `call_slot`
 
 
 Node = tuple[int, int]  # (frame id, slot)
@@ -94,7 +94,7 @@ def _function(insns: Insns, entry: int) -> tuple[tuple[int, ...], tuple[tuple[in
                 raise VerifyError(f"instruction {slot}", "call of no function", insn=slot)
             calls.append((slot, target))
             leaders.add(slot + 1)
-        if isinstance(insn, Call) and insn.helper == LOOP:
+        if isinstance(insn, Call) and insn.helper in CALLING_BACK:
             calls.append((slot, _callback(insns, slot)))
             leaders.update((slot, slot + 1))
         returns |= isinstance(insn, Exit)
@@ -106,7 +106,7 @@ def _function(insns: Insns, entry: int) -> tuple[tuple[int, ...], tuple[tuple[in
 
 
 def _callback(insns: Insns, slot: int) -> int:
-    """The function whose address r2 holds at a bpf_loop.  It must be loaded in the same block."""
+    """The function whose address r2 holds at such a call.  It must be loaded in the same block."""
     targets = {target for at, insn in enumerate(insns)
                if isinstance(insn, Jump | JumpIf | MayGoto) for target in successors(insns, at)}
     for before in range(slot - 1, -1, -1):

@@ -47,7 +47,7 @@ from xdp_runtime.compiler.kinds import (
     Uninit,
     constant,
 )
-from xdp_runtime.compiler.provenance import Analysis, Provenance, number_is_tail_call
+from xdp_runtime.compiler.provenance import MAPS, Analysis, Provenance, number_is_tail_call
 from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.isa import (
@@ -89,6 +89,7 @@ from xdp_runtime.object import MapSpec, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
+FOR_EACH = 164  # bpf_for_each_map_elem
 MAX_LOOPS = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 _PREDICATES = {
@@ -464,12 +465,17 @@ class Lowering:
         return f"loop{frame.id}_{slot}"
 
     def lower_loop(self, slot: int) -> None:
-        """bpf_loop: check, keep what the callback is handed, and go to the header."""
+        """bpf_loop, bpf_for_each_map_elem: check, keep what the callback is handed and the map, and
+        go to the header.  `count` is where the walk over a map is."""
         where = self.loop_location(self.frame, slot)
-        count = self.widen(self.narrow(self.number_of(1), 32), 32)
         flagged = self.value(f"icmp ne i64 {self.number_of(4)}, 0")
-        many = self.value(f"icmp ugt i64 {count}, {MAX_LOOPS}")
-        error = self.value(f"select i1 {many}, i64 -{E2BIG}, i64 0")
+        if isinstance(self.state.regs[1], MAPS):
+            count, error = "0", "0"
+            self.copy(self.state.regs[1], self.reg(1), f"{where}_map")
+        else:
+            count = self.widen(self.narrow(self.number_of(1), 32), 32)
+            many = self.value(f"icmp ugt i64 {count}, {MAX_LOOPS}")
+            error = self.value(f"select i1 {many}, i64 -{E2BIG}, i64 0")
         error = self.value(f"select i1 {flagged}, i64 -{EINVAL}, i64 {error}")
         self.put(f"{where}_count", "i", count)
         self.put(f"{where}_round", "i", "0")
@@ -486,15 +492,32 @@ class Lowering:
         where = self.loop_location(self.frame, slot)
         callee = self.analysis.entered[(self.frame.id, slot)]
         done = self.get(f"{where}_round", "i")
-        more = self.value(f"icmp ult i64 {done}, {self.get(f'{where}_count', 'i')}")
+        count = self.get(f"{where}_count", "i")
+        if isinstance(self.state.regs[1], MAPS):
+            more = self.lower_walk(slot, where, count)
+        else:
+            more = self.value(f"icmp ult i64 {done}, {count}")
+            self.set_number(1, done)
+            self.copy(self.state.regs[3], self.reg(3), self.reg(2))
         self.set_number(0, done)
-        self.set_number(1, done)
-        self.copy(self.state.regs[3], self.reg(3), self.reg(2))
         self.clear_stack(callee.depth)
         inner = self.provenance.call_back(self.state, callee)
         over = self.provenance.loop_over(self.state)
         self.emit(f"br i1 {more}, label %{self.jump_to((callee.id, callee.entry), inner)}, "
                   f"label %{self.jump_to((self.frame.id, slot + 1), over)}")
+
+    def lower_walk(self, slot: int, where: str, cursor: str) -> str:
+        """The next element's key and value into r2 and r3, what is handed into r4; is there one?"""
+        self.slot, helper = slot, self.entry.helpers[FOR_EACH]
+        found = f"%{where}_found"
+        self.variables[found] = "[3 x i64]"
+        following = self.map_operation(helper, [f"ptr {found}", f"i64 {cursor}"])
+        self.put(f"{where}_count", "i", following)
+        self.copy(self.state.regs[3], self.reg(3), self.reg(4))
+        for number, offset in ((2, 0), (3, 8)):
+            field = self.value(f"getelementptr inbounds i8, ptr {found}, i64 {offset}")
+            self.put(self.reg(number), "p", self.value(f"load ptr, ptr {field}, align 8"))
+        return self.value(f"icmp ne i64 {following}, -1")
 
     def lower_loop_return(self, frame: Frame, slot: int, left: State) -> None:
         """The callback returned: 0 for another round."""
@@ -504,6 +527,8 @@ class Lowering:
         self.put(f"{where}_round", "i", done)
         called = self.analysis.at[(frame.id, slot)]
         self.copy(called.regs[3], where, self.location(3, frame.depth))
+        if isinstance(called.regs[1], MAPS):
+            self.copy(called.regs[1], f"{where}_map", self.location(1, frame.depth))
         self.set_number(0, done)
         again = self.provenance.loop_again(left, called)
         over = self.provenance.loop_over(left)

@@ -20,6 +20,7 @@ from xdp_runtime.compiler.kinds import (
     Either,
     InnerMap,
     Kind,
+    MapOneOf,
     MapPtr,
     MapValue,
     Mem,
@@ -70,6 +71,7 @@ from xdp_runtime.verifier.facts import POINTER as SEEN_POINTER
 from xdp_runtime.verifier.facts import Facts
 
 TAIL_CALL = 12
+MAPS = (MapPtr, MapOneOf, InnerMap)
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.MAP_VALUE_UNINIT, Arg.FIXED_UNINIT)
 
@@ -389,12 +391,13 @@ class Provenance:
         inner.forget_spills(callee.depth)
         return inner
 
-    # bpf_loop: the node of the call checks its arguments, the header asks whether to go on; what is
-    # handed to the callback stays in r3 there
+    # bpf_loop and bpf_for_each_map_elem: the node of the call checks its arguments, the header asks
+    # whether to go on; what is handed to the callback stays in r3 there, the map in r1
 
     def loop_again(self, state: State, called: State) -> State:
         again = state.copy()
-        again.regs[:6] = [NOTHING] * 3 + [called.regs[3]] + [NOTHING] * 2
+        kept = called.regs[1] if isinstance(called.regs[1], MAPS) else NOTHING
+        again.regs[:6] = [NOTHING, kept, NOTHING, called.regs[3], NOTHING, NOTHING]
         return again
 
     def loop_over(self, state: State) -> State:
@@ -403,8 +406,13 @@ class Provenance:
         return over
 
     def call_back(self, state: State, callee: Frame) -> State:
-        inner = self.enter(state, callee)
-        inner.regs[1:6] = [NUMBER, state.regs[3], NOTHING, NOTHING, NOTHING]
+        inner, iterated, handed = self.enter(state, callee), state.regs[1], state.regs[3]
+        if isinstance(iterated, MAPS):  # map, key, value, what is handed
+            maps = [] if isinstance(iterated, InnerMap) else [*maps_of(iterated)]
+            value = MapValue(maps[0] if len(maps) == 1 else -1)
+            inner.regs[1:6] = [iterated, Mem(), value, handed, NOTHING]
+        else:
+            inner.regs[1:6] = [NUMBER, handed, NOTHING, NOTHING, NOTHING]
         return inner
 
     def leave(self, state: State, frame: Frame) -> State:

@@ -22,6 +22,7 @@ from xdp_runtime.maps.family import (
     Region,
     round_up,
 )
+from xdp_runtime.maps.walk import ARRAY_WALK
 from xdp_runtime.object import MapSpec
 from xdp_runtime.template import Template
 
@@ -95,27 +96,11 @@ def _next_key(m: Any) -> Factory:
     return array_next_key
 
 
-def _walk(m: Any) -> Factory:
-    def array_walk(  # type: ignore
-        values, worker_stride, stride, size, max_entries, workers, worker, found, cursor
-    ):
-        if cursor >= max_entries:
-            return -1
-        m.store_ptr(found, 0, m.gep(found, 16))
-        m.store_ptr(found, 8, m.inside(values, worker * worker_stride + cursor * stride))
-        m.store_u64(found, 16, cursor)
-        return cursor + 1
-
-    return array_walk
-
-
 _LEADING = "ptr, i64, i64, i64, i64, i64, i64"
 LOOKUP = Template("array_lookup", _lookup, f"ptr({_LEADING}, ptr)")
 LOOKUP_OF = Template("array_lookup_of", _lookup_of, f"ptr({_LEADING}, ptr, i64)")
 UPDATE = Template("array_update", _update, f"i64({_LEADING}, ptr, ptr, i64)")
 DELETE = Template("array_delete", _delete, f"i64({_LEADING}, ptr)")
-# the element at the cursor (0 at first): pointers to key and value into `found`; the next cursor, or -1
-WALK = Template("array_walk", _walk, f"i64({_LEADING}, ptr, i64)")
 NEXT_KEY = Template("array_next_key", _next_key, f"i64({_LEADING}, ptr, ptr)", inline=False)
 
 
@@ -126,7 +111,7 @@ class ArrayFamily:
         self.per_cpu = per_cpu
         self.operations: Mapping[str, Template] = {
             "lookup": LOOKUP, "update": UPDATE, "delete": DELETE, "next_key": NEXT_KEY,
-            "peek": LOOKUP, "walk": WALK,
+            "peek": LOOKUP, "walk": ARRAY_WALK,
         }
         if per_cpu:
             self.operations = {**self.operations, "lookup_percpu": LOOKUP_OF}

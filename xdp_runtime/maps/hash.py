@@ -28,6 +28,7 @@ from xdp_runtime.maps.hash_table import (
 )
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE, PREPARE, TAKE, head_bytes, spare
+from xdp_runtime.maps.walk import HASH_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
@@ -360,6 +361,7 @@ class HashFamily:
         self.operations: Mapping[str, Template] = {
             "lookup": LOOKUP, "peek": LOOKUP, "read": READ, "update": UPDATE, "delete": DELETE,
             "next_key": NEXT_KEY, "take": TAKE_OUT,
+            "walk": HASH_WALK,
         }
 
     def check(self, spec: MapSpec) -> str | None:

@@ -25,6 +25,7 @@ from xdp_runtime.maps.hash import (
 )
 from xdp_runtime.maps.hash_table import FIND, HAND, HASH, REFERENCED, UNLINK, Factory
 from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE
+from xdp_runtime.maps.walk import HASH_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
@@ -86,6 +87,7 @@ class LruHashFamily(HashFamily):
         self.operations = {
             "lookup": LRU_LOOKUP, "peek": LOOKUP, "read": READ, "update": LRU_UPDATE,
             "delete": DELETE, "next_key": NEXT_KEY, "take": TAKE_OUT,
+            "walk": HASH_WALK,
         }
 
     def _takes_no_common_lru(self) -> bool:

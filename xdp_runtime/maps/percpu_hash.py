@@ -33,6 +33,7 @@ from xdp_runtime.maps.hash_table import (
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lru import EVICT
 from xdp_runtime.maps.pool import COUNT, GIVE, LIVE, PREPARE, TAKE, spare
+from xdp_runtime.maps.walk import PERCPU_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
@@ -311,6 +312,7 @@ class PerCpuHashFamily(HashFamily):
             "update_all": LRU_UPDATE_ALL if lru else UPDATE_ALL,
             "delete": PERCPU_DELETE, "next_key": PERCPU_NEXT_KEY,
             "take": PERCPU_TAKE,
+            "walk": PERCPU_WALK,
         }
 
     def _takes_no_common_lru(self) -> bool:
