@@ -17,6 +17,8 @@ from xdp_runtime.maps.of_maps import ArrayOfMapsFamily, HashOfMapsFamily
 from xdp_runtime.maps.percpu_hash import PerCpuHashFamily
 from xdp_runtime.maps.queue import QueueFamily
 from xdp_runtime.maps.ringbuf import PerfEventArrayFamily, RingbufFamily
+from xdp_runtime.maps.stack_trace import StackTraceFamily
+from xdp_runtime.maps.user_ringbuf import UserRingbufFamily
 from xdp_runtime.object import MapSpec, MapType
 
 FAMILIES: Mapping[int, Family] = {
@@ -39,6 +41,8 @@ FAMILIES: Mapping[int, Family] = {
     MapType.RINGBUF: RingbufFamily(),
     MapType.PERF_EVENT_ARRAY: PerfEventArrayFamily(),
     MapType.BLOOM_FILTER: BloomFamily(),
+    MapType.STACK_TRACE: StackTraceFamily(),
+    MapType.USER_RINGBUF: UserRingbufFamily(),
 }
 
 LOCKED: Mapping[int, Family] = {  # with a spin lock in their values

@@ -42,7 +42,7 @@ FLAGS: Mapping[int, MapFlag] = {
     MapType.RINGBUF: _NUMA,
     MapType.PERF_EVENT_ARRAY: _USER | _NUMA | MapFlag.PRESERVE_ELEMS,
     MapType.BLOOM_FILTER: _USER | _PROGRAM | _NUMA | MapFlag.ZERO_SEED,
-    MapType.STACK_TRACE: _USER | _NUMA,
+    MapType.STACK_TRACE: _USER | _NUMA | MapFlag.STACK_BUILD_ID,
     MapType.USER_RINGBUF: _NUMA,
 }
 _LRU = (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)

@@ -22,7 +22,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from xdp_runtime.errors import LoadError
-from xdp_runtime.maps import family_of, layout, limits, of_maps, pool, ringbuf, type_name
+from xdp_runtime.maps import (
+    family_of,
+    layout,
+    limits,
+    of_maps,
+    pool,
+    ringbuf,
+    type_name,
+    user_ringbuf,
+)
 from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
@@ -400,6 +409,13 @@ class Map:
                 os.eventfd_read(self._event_fd)
         return [record for start, size in self._rings()
                 for record in ringbuf.consume(memory, start, size)]
+
+    def produce(self, record: bytes) -> None:
+        """Put a record into a USER_RINGBUF, for programs to drain.  Raises OSError: E2BIG if it
+        can never fit, ENOSPC if others must be drained first."""
+        if self.spec.type != MapType.USER_RINGBUF:
+            raise TypeError(f"map {self.spec.name}: {type_name(self.spec.type)} has no such ring")
+        user_ringbuf.produce(self.memory("ring"), self.spec.max_entries, record)
 
     @property
     def lost(self) -> int:

@@ -403,6 +403,14 @@ class ModelEvents(ModelRing):
         self.records: list[bytes] = []
 
 
+class ModelStacks(ModelRing):
+    """STACK_TRACE: always empty."""
+
+    def delete(self, key: bytes) -> int:
+        buckets = 1 << (self.spec.max_entries - 1).bit_length()
+        return -ENOENT if int.from_bytes(key, "little") < buckets else -E2BIG
+
+
 class ModelDevMap(ModelHash):
     """DEVMAP, DEVMAP_HASH, CPUMAP, XSKMAP: targets of bpf_redirect_map by number."""
 
@@ -518,6 +526,10 @@ def make_model(spec: MapSpec) -> ModelMap:
             return ModelLruPerCpuHash(spec)
         case MapType.PROG_ARRAY:
             return ModelProgArray(spec)
+        case MapType.STACK_TRACE:
+            return ModelStacks(spec)
+        case MapType.USER_RINGBUF:
+            return ModelRing(spec)
         case _:
             known = {int(kind): kind.name for kind in MapType}
             kind = known.get(spec.type, f"number {spec.type}")
