@@ -110,6 +110,8 @@ def _read_function(elf: ElfFile, section: Section, symbol: Symbol, count: int, m
             else:
                 targets[slot] = (_callee(elf, found.symbol, imm, where) if found is not None
                                  else (section.index, start + slot + imm + 1))
+        elif opcode == _CALL and imm in KERNEL_FUNCTIONS.values():
+            raise LoadError(where, f"calls helper {imm}, which the kernel does not know")
         elif found is not None:
             if opcode == _CALL and not found.symbol.section:
                 raise LoadError(where, _extern(found.symbol, "calls"))

@@ -70,6 +70,10 @@ HELPERS = (
     Helper(117, "send_signal_thread", (Arg.ANYTHING,), Ret.SCALAR),
     Helper(120, "get_ns_current_pid_tgid",
            (Arg.ANYTHING, Arg.ANYTHING, Arg.MEM_UNINIT, Arg.SIZE), Ret.SCALAR),
+    # as perf_event_output, for programs that trace XDP ones; the packet is an object of the kernel
+    Helper(121, "xdp_output",
+           (Arg.OBJECT, Arg.MAP, Arg.ANYTHING, Arg.MEM, Arg.SIZE_OR_ZERO), Ret.SCALAR,
+           maps=_EVENTS, gpl_only=True, xdp=False),
     Helper(123, "get_current_ancestor_cgroup_id", (Arg.ANYTHING,), Ret.SCALAR),
     Helper(141, "get_task_stack",
            (Arg.OBJECT, Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.ANYTHING), Ret.SCALAR,
