@@ -6,7 +6,7 @@ out of a value leaves the word alone; user space sees it as zero.  BPF_F_LOCK co
 an update of what exists then changes the value where it is (kernel/bpf/hashtab.c, arraymap.c).
 
 A copy under the lock of a hash map's value holds the table's lock as well, so that the element is
-not freed meanwhile.  Who has a value's lock never waits for a table's: a program calls nothing then.
+not freed meanwhile.  Who has a value's lock never waits for a table's: a program calls nothing.
 
 The families' parameters are those of the plain ones; the place of the lock is in the upper half of
 the value's size.
