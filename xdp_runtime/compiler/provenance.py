@@ -35,6 +35,7 @@ from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.errors import LoadError
 from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
+from xdp_runtime.helpers.refused import REFUSED
 from xdp_runtime.isa import (
     STACK_SIZE_BYTES,
     Alu,
@@ -239,10 +240,11 @@ class Provenance:
     def helper(self, number: int, slot: int) -> Helper:
         helper = self.entry.helpers.get(number)
         if helper is None or not helper.runs:
+            why = "is not supported" if helper is None else "is verified but cannot run yet"
+            if number in REFUSED:
+                why = f"cannot run in user space: {REFUSED[number]}"
             raise LoadError(f"{self.program.name}: instruction {slot}",
-                            f"helper {kernel_name(number)} (number {number}) is "
-                            + ("not supported" if helper is None else
-                               "verified but cannot run yet"),
+                            f"helper {kernel_name(number)} (number {number}) {why}",
                             "see the helper table in the documentation")
         return helper
 

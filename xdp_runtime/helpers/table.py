@@ -1,0 +1,64 @@
+"""docs/helpers.md, from the records: python -m xdp_runtime.helpers.table > docs/helpers.md"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from xdp_runtime.helpers import HELPERS
+from xdp_runtime.helpers.proto import Helper
+from xdp_runtime.helpers.refused import REFUSED
+
+_KFUNCS = 0x10000  # from here on numbers are our own, of kernel functions
+
+_HEAD = """# Helpers
+
+What Linux 6.18 lets an XDP program call. All are verified as the kernel does; what their state
+says:
+
+- **runs**: in the interpreter and compiled.
+- **verified only**: there is no code for it yet; a program that calls it is refused when it is
+  loaded.
+- **refused**: it cannot exist outside the kernel; a program that calls it is refused when it is
+  loaded, with the reason.
+
+"GPL" marks those for programs under that licence alone. This page is written from the records:
+`python -m xdp_runtime.helpers.table > docs/helpers.md`. A test compares, and another asks the
+kernel's verifier which helpers it allows.
+"""
+
+
+class State(Enum):
+    RUNS = "runs"
+    VERIFIED = "verified only"
+    REFUSED = "refused"
+
+
+def state_of(helper: Helper) -> State:
+    if helper.runs:
+        return State.RUNS
+    return State.REFUSED if helper.id in REFUSED else State.VERIFIED
+
+
+def in_xdp() -> list[Helper]:
+    """The kernel's helpers for XDP by number; kernel functions have no number of their own."""
+    return [HELPERS[number] for number in sorted(HELPERS)
+            if HELPERS[number].xdp and number < _KFUNCS]
+
+
+def write() -> Iterator[str]:
+    """The page, line by line."""
+    yield from _HEAD.splitlines()
+    states = [state_of(helper) for helper in in_xdp()]
+    counts = ", ".join(f"{state.value}: {states.count(state)}" for state in State)
+    yield f"\n{len(states)} in all; {counts}.\n"
+    yield "| number | helper | GPL | state | why |"
+    yield "|---|---|---|---|---|"
+    for helper, state in zip(in_xdp(), states, strict=True):
+        why = REFUSED[helper.id] if state is State.REFUSED else ""
+        gpl = "GPL" if helper.gpl_only else ""
+        yield f"| {helper.id} | `bpf_{helper.name}` | {gpl} | {state.value} | {why} |"
+
+
+if __name__ == "__main__":
+    print("\n".join(write()))
