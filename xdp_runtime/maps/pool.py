@@ -122,10 +122,10 @@ def _take(m: Any) -> Factory:
 
     def pool_take(head, pool, elements, stride, end):  # type: ignore
         ripe = m.load_u32(pool, RIPE)
-        if ripe == 0:
+        if ripe & 31 == 0:  # now and then
             fresh = m.load_u32(pool, FRESH)
             waiting = m.load_u32(pool, LIMBO) + m.load_u32(pool, YOUNG)
-            if waiting & 31 == 31 or fresh >= end:
+            if fresh >= end or (ripe == 0 and waiting & 31 == 31):
                 ripe = advance(head, pool)
             if ripe == 0:
                 if fresh < end:
@@ -178,7 +178,8 @@ def _prepare(m: Any) -> Factory:
     def pool_prepare(head, stride, max_entries, end, worker):  # type: ignore
         step = stride >> 3
         reserve = (end - (max_entries + 1) * step) >> 2
-        if m.relaxed_u32(head, FRESH) >= end - reserve and m.relaxed_u32(head, RIPE) == 0:
+        unused = end - m.relaxed_u32(head, FRESH)
+        if unused < reserve and unused + m.relaxed_u32(head, RIPE) * step < reserve:
             patience(head, worker)
         return 0
 
