@@ -47,8 +47,11 @@ VERBS = (
         Option("--out", "with --pcap: write each packet and its verdict to this pcapng file, "
                "- for standard output", "OUT"),
         _PROGRAM, _SET_MAP, _MAP_MEMORY,
-        Option("--port", "how to reach the interface: afxdp, afpacket, or tap (a new one)",
-               choices=("afxdp", "afpacket", "tap"), default="afxdp"),
+        Option("--port", "how to reach the interface: afxdp, afpacket, or tap (a new one); or "
+               "instead of it a device of DPDK with its arguments, several with ; between",
+               "KIND|dpdk:DEV", options.port, "afxdp"),
+        Option("--dpdk-args", "options for DPDK's EAL, such as '-l 2 --no-huge -m 1024'", "ARGS",
+               default=""),
         Option("--queue", "receive queues of each interface: all, 0-3, or 0,2", "LIST",
                options.queues, "all"),
         Option("-m --mode", "XDP mode: native in the driver, skb in the stack, slower",

@@ -1,0 +1,27 @@
+"""xdpu aot: a program as a shared library, an executable, or an object file for another CPU."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from control.policy import bind
+from xdp_runtime.core_relo import read_settled
+
+
+def run(args: Namespace) -> int:
+    from xdp_runtime.aot import build
+    from xdp_runtime.compiler.aot import Where, parse_target
+
+    obj = read_settled(args.obj)
+    spec = obj.program(args.prog_name)
+    bind(args, obj, spec)
+    where = Where(parse_target(args.target) if args.target else "", args.cpu or "")
+    out = Path(args.out)
+    build(obj, spec, out, workers=args.workers, where=where, standalone=args.standalone)
+    if args.json:
+        print(json.dumps({"program": spec.name, "file": str(out), "bytes": out.stat().st_size}))
+    elif out.suffix != ".o" and not where.is_here:
+        print(f"{out} is an object file: it is for {where.triple}, and linked there")
+    return 0

@@ -1,0 +1,110 @@
+"""xdpu aot --standalone: the executable's output is byte for byte that of `xdpu run`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from control import cli
+from dataplane.pcapfile import CapturedPacket, packet_block, pcap_header, pcap_record, pcapng_header
+from tests.control.run_xdpu import EXAMPLES, until
+from tests.nets import VethPair, in_ns, popen_in_ns
+from tests.packets import packets_for
+
+EXIT_USAGE, EXIT_PORT = 2, 3
+
+
+def standalone(name: str, folder: Path) -> Path:
+    out = folder / f"{name}.exe"
+    assert cli.main(["aot", f"{EXAMPLES}/{name}.o", "--standalone", "-o", str(out)]) == 0
+    return out
+
+
+def captured(name: str, count: int = 300) -> list[CapturedPacket]:
+    return [CapturedPacket(1_700_000_000_123_456_789 + 1000 * n, frame, len(frame) + n % 3, "")
+            for n, frame in enumerate(packets_for(name, count))]
+
+
+def write(path: Path, packets: list[CapturedPacket], kind: str) -> Path:
+    if kind == "pcapng":
+        path.write_bytes(pcapng_header("eth7") + b"".join(map(packet_block, packets)))
+    else:
+        nano = kind == "pcap-ns"
+        path.write_bytes(pcap_header(nano) + b"".join(pcap_record(p, nano) for p in packets))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pcap", "pcap-ns", "pcapng"])
+@pytest.mark.parametrize("name", ["demo", "icmp_echo", "meta"])
+def test_output_is_that_of_a_run(name: str, kind: str, tmp_path: Path) -> None:
+    program = standalone(name, tmp_path)
+    capture = write(tmp_path / "in.cap", captured(name), kind)
+    mine, theirs = tmp_path / "mine.pcapng", tmp_path / "theirs.pcapng"
+    assert cli.main(["run", f"{EXAMPLES}/{name}.o", "--pcap", str(capture), "--out",
+                     str(mine)]) == 0
+    done = subprocess.run([program, "--pcap", capture, "--out", theirs], capture_output=True,
+                          text=True, check=True)
+    assert theirs.read_bytes() == mine.read_bytes()
+    said = json.loads(done.stdout)
+    assert said["rx"] == 300
+    assert sum(said[v] for v in ("aborted", "drop", "pass", "tx", "redirect")) == 300
+
+
+def test_maps_are_set_and_mistakes_told(tmp_path: Path) -> None:
+    program = standalone("firewall", tmp_path)
+    capture = write(tmp_path / "in.pcap", captured("firewall"), "pcap")
+
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, *argv], capture_output=True, text=True, check=False)
+
+    plain = json.loads(run("--pcap", str(capture)).stdout)
+    port = struct.pack("=H", 2323).hex()
+    blocked = json.loads(run("--set-map", f"blocked_ports={port}:{bytes(8).hex()}", "--pcap",
+                             str(capture)).stdout)
+    assert blocked["drop"] > plain["drop"]
+    for argv, code, text in (
+            (["--pcap", str(capture), "--set-map", "none=00:00"], EXIT_USAGE, "no such map"),
+            (["--pcap", str(capture), "--set-map", "blocked_ports=0:00"], EXIT_USAGE, "hex digits"),
+            (["--pcap", "/nowhere"], EXIT_PORT, "No such file"),
+            (["--pcap", str(program)], EXIT_PORT, "not a capture file"),
+            ([], EXIT_USAGE, "usage"),
+            (["--iface", "nonesuch0"], EXIT_PORT, "nonesuch0")):
+        done = run(*argv)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    cut = tmp_path / "cut.pcap"
+    cut.write_bytes(capture.read_bytes()[:-3])
+    done = run("--pcap", str(cut))
+    assert done.returncode == EXIT_PORT and "cut short" in done.stderr
+
+
+@pytest.mark.netns
+def test_on_an_interface_it_answers_and_passes(tmp_path: Path) -> None:
+    program = standalone("icmp_echo", tmp_path)
+    with VethPair(subnet=77) as pair:
+        target = pair.b.ip4
+        in_ns(pair.b.ns, "ip", "addr", "flush", "dev", pair.b.ifname)
+        in_ns(pair.a.ns, "ip", "neigh", "replace", target, "lladdr", pair.b.mac, "dev",
+              pair.a.ifname)
+        process = popen_in_ns(pair.b.ns, str(program), "--iface", pair.b.ifname, "--tap", "xstack",
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            until(lambda: "xstack" in in_ns(pair.b.ns, "ip", "-o", "link").stdout, "the TAP")
+            until(lambda: in_ns(pair.a.ns, "ping", "-c1", "-W1", target, check=False
+                                ).returncode == 0, "an answer")
+            in_ns(pair.b.ns, "ip", "link", "set", "xstack", "address", pair.b.mac)
+            in_ns(pair.b.ns, "ip", "addr", "add", f"{target}/24", "dev", "xstack")
+            in_ns(pair.a.ns, "ip", "neigh", "del", target, "dev", pair.a.ifname)
+            in_ns(pair.a.ns, "ping", "-c2", "-W2", target)  # ARP by the host, through the TAP
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, errors = process.communicate(timeout=10)
+        assert process.returncode == 0, errors
+        said = json.loads(out)
+        assert said["tx"] >= 3 and said["pass"] >= 1 and said["aborted"] == 0
+        assert "prog/xdp" not in in_ns(pair.b.ns, "ip", "link", "show", pair.b.ifname).stdout
+        assert "xstack" not in in_ns(pair.b.ns, "ip", "-o", "link").stdout
