@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from control import setmap
 from control.host import Watchdog, choose_cpus, refuse_shared, say_cpus, used_cpus
-from control.ports import foresee, is_stackless, open_port, tap_name
+from control.ports import foresee, is_stackless, open_own_tap, open_port, tap_name
 from control.run import finish, stop_engine
 from control.signals import Signals
 from control.watch import Watch, note
@@ -53,7 +53,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
         with ExitStack() as undo:
             live, engine = _set_up(args, obj, spec, signals, undo)
             every = [*live.ports, *live.taps.values()]
-            dog = Watchdog(every)
+            dog = Watchdog([] if args.port == "dpdk" else every)
             watch = Watch(engine, every, signals,
                           name="+".join(args.iface), interval_s=args.interval,
                           duration_s=args.duration, as_json=args.json,
@@ -93,7 +93,8 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     live.mended = mend()
     run_dir = rundir.create(live.name)
     undo.callback(_remove, run_dir)
-    refuse_shared(args.iface)
+    if args.port != "dpdk":
+        refuse_shared(args.iface)
     keeper = Keeper(run_dir.path)
     undo.callback(keeper.close)
     signals.check()
@@ -105,7 +106,9 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     workers = min(len(port.queues) for port in live.ports)
     if not is_stackless(args):
         for position, name in enumerate(args.iface):
-            tap = TapPort.open(tap_name(name, position, args.iface), workers)
+            title = tap_name(name, position, args.iface)
+            tap = open_own_tap(live.ports[position], title, workers) if args.port == "dpdk" \
+                else TapPort.open(title, workers)
             undo.callback(tap.close)
             live.taps[position] = tap
     signals.check()
@@ -121,7 +124,7 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
         "modes": [port.mode for port in live.ports], "workers": workers,
         "namespace": takeover.network_namespace(), "cpus": list(live.cpus or ()),
         "started": round(time.time(), 3)}))
-    for position, tap in live.taps.items():
+    for position, tap in live.taps.items() if args.port != "dpdk" else ():
         signals.check()
         stand_in = takeover.Takeover(args.iface[position], tap.name, run_dir.path)
         undo.callback(stand_in.restore)
@@ -164,9 +167,12 @@ def _announce(args: Namespace, live: Live, engine: Engine) -> None:
     count = len(engine.workers)
     note(f"{count} worker{'s' * (count > 1)}, {say_cpus(live.cpus)}, pid {os.getpid()}")
     for position, tap in live.taps.items():
-        note(f"XDP_PASS of {args.iface[position]} goes to the stack by {tap.name}, which has its "
-             "addresses meanwhile")
-    if not live.taps:
+        note(f"XDP_PASS of {args.iface[position]} goes to the stack by {tap.name}, which has "
+             + ("no address yet: ip addr add ... dev " + tap.name if args.port == "dpdk"
+                else "its addresses meanwhile"))
+    if not live.taps and args.port == "dpdk" and not args.no_stack:
+        note("XDP_PASS needs no TAP: the kernel keeps its own copy of every frame of this device")
+    elif not live.taps:
         note("XDP_PASS has no stack to go to: such frames are counted and dropped")
     if live.cpus and len(live.cpus) < count:
         note(f"{count} workers share {len(live.cpus)} CPUs")
@@ -180,12 +186,15 @@ def _announce(args: Namespace, live: Live, engine: Engine) -> None:
 
 
 def _say_unpassed(args: Namespace, total: dict[str, int]) -> None:
-    if is_stackless(args) and total["pass"]:
+    if is_stackless(args) and total["pass"] and (args.port != "dpdk" or args.no_stack):
         note(f"{total['pass']:,} frames with XDP_PASS were dropped: there was no stack to go to")
 
 
 def _why_silent(args: Namespace, live: Live, dog: Watchdog) -> str:
     """Likely causes, the likeliest first."""
+    if args.port == "dpdk":
+        down = [f"{port.name} has no link" for port in live.ports if not port.link()[0]]  # type: ignore[attr-defined]
+        return "; ".join([*down, "or nobody sends"])
     why = [f"{port.name} has no carrier" for port in live.ports if not dog.has_carrier(port)]
     if args.queue != "all" and args.port == "afxdp":
         why.append("only some of the receive queues are taken, the others go to the host "

@@ -178,6 +178,14 @@ def cpus(text: str) -> str | tuple[int, ...]:
     return text if text in ("auto", "none") else number_list(text)
 
 
+def port(text: str) -> str:
+    """afxdp, afpacket, tap, or dpdk:DEVICE[,ARGUMENTS][;DEVICE...]; commas are the device's."""
+    kinds = ("afxdp", "afpacket", "tap")
+    if text not in kinds and (not text.startswith("dpdk:") or not all(text[5:].split(";"))):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(kinds)}, dpdk:DEVICE")
+    return text
+
+
 def names(text: str) -> tuple[str, ...]:
     """IF,IF2"""
     parts = tuple(part.strip() for part in text.split(","))

@@ -13,16 +13,20 @@ from dataplane import netlink as nl
 from dataplane.hostnet import IFF_UP
 from dataplane.port import Port, PortKind
 from dataplane.tap import TAP, TapPort
+from dataplane.tap_device import open_tap
 from xdp_runtime.errors import ConfigError, PortError
 
 _NEEDS = {"afxdp": ("net_admin", "net_raw", "cap_bpf"), "afpacket": ("net_admin", "net_raw"),
-          "tap": ("net_admin",)}
+          "tap": ("net_admin",), "dpdk": ()}
 _REBIND_S = 2.0  # the kernel gives a dead process's queues back a moment after its death
 
 
 def foresee(args: Namespace) -> tuple[PortKind, int]:
     """The kind of ports and the number of workers there will be.  Raises what is refused."""
-    if args.port == "tap":
+    if args.port == "dpdk":
+        from dpdk import bursts
+        kind, counts = bursts.kind(), [_count(args.queue, 1) for _ in args.iface]
+    elif args.port == "tap":
         kind, counts = TAP, [_count(args.queue, 1) for _ in args.iface]
     else:
         from afxdp import interface
@@ -48,12 +52,20 @@ def _count(queues: str | tuple[int, ...], channels: int) -> int:
 
 
 def is_stackless(args: Namespace) -> bool:
+    if args.port == "dpdk" and not args.no_stack:
+        from dpdk.port import KERNEL_SEES
+        return any(text.startswith(KERNEL_SEES) for text in args.devices.values())
     return bool(args.no_stack or args.port == "tap")
 
 
 def open_port(args: Namespace, name: str, mended: bool) -> Port:
     if args.port == "tap":
         return _open_tap(args, name)
+    if args.port == "dpdk":
+        from dpdk.port import DpdkPort, pci_addresses
+        return DpdkPort.open(args.devices[name], _count(args.queue, 1), dpdk_args=args.dpdk_args,
+                             pci=pci_addresses(list(args.devices.values())),
+                             promisc=args.promisc)
     if args.port == "afpacket":
         from dataplane.af_packet import AfPacketPort
         return AfPacketPort(name, _count(args.queue, 1), promiscuous=args.promisc)
@@ -82,6 +94,18 @@ def _open_tap(args: Namespace, name: str) -> TapPort:
         port.close()
         raise
     return port
+
+
+def open_own_tap(port: Port, name: str, queues: int) -> TapPort:
+    """A TAP beside a port that is no interface: it has the port's MAC, is up, and no address."""
+    tap = TapPort(open_tap(name, queues, True, nonblocking=True, mac=getattr(port, "mac", None)))
+    try:
+        with nl.Netlink() as net:
+            hostwrite.set_link(net, tap.ifindex, flags=IFF_UP, mask=IFF_UP)
+    except BaseException:
+        tap.close()
+        raise
+    return tap
 
 
 def tap_name(iface: str, position: int, all_names: Sequence[str]) -> str:

@@ -43,6 +43,11 @@ def run(args: Namespace) -> int:
 
 def check_options(args: Namespace) -> None:
     """What the table of options cannot say.  Raises ConfigError."""
+    args.devices = {}
+    if args.port.startswith("dpdk:"):
+        _check_devices(args)
+    elif args.dpdk_args:
+        raise ConfigError("--dpdk-args", "goes with --port dpdk:DEVICE")
     if args.iface is not None and args.pcap is not None:
         raise ConfigError("--iface and --pcap", "exclude each other", "give one of them")
     if args.iface is None and args.pcap is None:
@@ -52,6 +57,22 @@ def check_options(args: Namespace) -> None:
             raise ConfigError("--out", "goes with --pcap", "tcpdump records interfaces")
         if args.port != "afxdp" and (args.mode != "native" or args.copy_mode != "auto"):
             raise ConfigError("--mode and --copy-mode", "go with --port afxdp")
+
+
+def _check_devices(args: Namespace) -> None:
+    """--port dpdk:... names what others name by --iface; `devices` are the arguments of each."""
+    from dpdk.port import device_name
+
+    if args.iface is not None:
+        raise ConfigError("--iface and --port dpdk:", "exclude each other", "an interface is an "
+                          "argument of the device, such as dpdk:net_af_packet0,iface=eth0")
+    for text in args.port.removeprefix("dpdk:").split(";"):
+        name = device_name(text)
+        if name in args.devices:
+            raise ConfigError(f"--port {args.port}", f"names {name} twice")
+        args.devices[name] = text
+    args.iface, args.port = tuple(args.devices), "dpdk"
+    args.busy_poll = True  # DPDK's devices wake nobody
 
 
 def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int:

@@ -48,7 +48,8 @@ void *xdpu_pool(const char *name, unsigned count, unsigned private_bytes, unsign
 void xdpu_pool_free(void *pool);
 unsigned xdpu_available(void *pool);
 unsigned xdpu_pool_size(void *pool);
-int xdpu_start(uint16_t port, uint16_t queues, uint16_t descriptors, void **pools);
+int xdpu_start(uint16_t port, uint16_t queues, uint16_t descriptors, void **pools,
+               int promiscuous);
 int xdpu_stop(uint16_t port);
 int xdpu_remove(uint16_t port);
 int xdpu_link(uint16_t port, struct link *link);
@@ -166,7 +167,8 @@ static void xdpu_pool_free(void *pool) { rte_mempool_free(pool); }
 static unsigned xdpu_available(void *pool) { return rte_mempool_avail_count(pool); }
 static unsigned xdpu_pool_size(void *pool) { return ((struct rte_mempool *)pool)->size; }
 
-static int xdpu_start(uint16_t port, uint16_t queues, uint16_t descriptors, void **pools)
+static int xdpu_start(uint16_t port, uint16_t queues, uint16_t descriptors, void **pools,
+                      int promiscuous)
 {
     struct rte_eth_conf conf = {0};
     struct rte_eth_dev_info info;
@@ -193,12 +195,17 @@ static int xdpu_start(uint16_t port, uint16_t queues, uint16_t descriptors, void
     if (done)
         return done;
     done = rte_eth_dev_start(port);
-    if (!done)
-        rte_eth_promiscuous_enable(port); /* refused by drivers that know nothing else */
-    return done;
+    if (!done && promiscuous)
+        done = rte_eth_promiscuous_enable(port);
+    return done == -ENOTSUP ? 0 : done; /* of drivers that know nothing else */
 }
 
-static int xdpu_stop(uint16_t port) { return rte_eth_dev_stop(port); }
+static int xdpu_stop(uint16_t port)
+{
+    if (rte_eth_promiscuous_get(port) == 1)
+        rte_eth_promiscuous_disable(port);
+    return rte_eth_dev_stop(port);
+}
 
 static int xdpu_remove(uint16_t port)
 {

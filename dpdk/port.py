@@ -50,7 +50,7 @@ class DpdkPort:
                  pools: Sequence[Any], mode: str) -> None:
         self.kind: PortKind = bursts.kind()
         self.name, self.ifindex, self.mtu, self.mode = name, ifindex, int(device.mtu), mode
-        self.mac = bytes(device.mac).hex(":")
+        self.mac = bytes(device.mac).hex(":") if any(device.mac) else None
         self.driver = runtime.ffi.string(device.driver).decode()
         self.number, self.pools = number, tuple(pools)
         self._eal, self._lib, self._ffi = runtime, runtime.lib, runtime.ffi
@@ -71,7 +71,7 @@ class DpdkPort:
 
     @classmethod
     def open(cls, devargs: str, queues: int = 1, *, dpdk_args: str = "",
-             pci: Sequence[str] = ()) -> Self:
+             pci: Sequence[str] = (), promisc: bool = False) -> Self:
         """Open a device with so many queue pairs.  Raises ConfigError, PortError, OutOfMemory."""
         name = device_name(devargs)
         runtime = eal.start(dpdk_args, pci or pci_addresses([devargs]))
@@ -99,7 +99,7 @@ class DpdkPort:
                     raise OutOfMemory(f"dpdk:{name}", "no memory for a queue's mbufs",
                                       "give more by --dpdk-args '--no-huge -m 2048'")
                 after.callback(lib.xdpu_pool_free, pools[index])
-            done = lib.xdpu_start(number, queues, DESCRIPTORS, pools)
+            done = lib.xdpu_start(number, queues, DESCRIPTORS, pools, promisc)
             if done:
                 raise PortError(f"dpdk:{name}", runtime.complaint(abs(done), before))
             lib.xdpu_query(number, device)

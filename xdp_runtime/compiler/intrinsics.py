@@ -439,7 +439,7 @@ def errno(typingctx: Any) -> Any:
     return i64(), codegen
 
 
-class _Burst(ir.GEPInstr):
+class _Burst(ir.GEPInstr):  # type: ignore[misc]  # it brings no types
     """A pointer that knows the type of its function."""
 
     function_type = ir.FunctionType(I16, [PTR, PTR, I16])
