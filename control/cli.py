@@ -123,6 +123,19 @@ VERBS = (
                default="optimised"),
         *_CLASS, _JSON, _VERBOSE, _OPT,
     )),
+    Verb("aot", "Compile a program ahead of time: a library, an executable, or an object file.",
+         "control.aot:run", (
+             _OBJECT, _PROGRAM,
+             Option("-o --out", "what to write: PROG.so with the functions of xdpu.h, PROG.o, or "
+                    "with --standalone an executable", "FILE", required=True),
+             Option("--standalone", "an executable that runs on a capture file or an interface "
+                    "and needs no Python", type=bool),
+             Option("--workers", "threads that may run it, a copy of per-CPU values each (1)", "N",
+                    options.number(1, 64), 1),
+             Option("--target", "architecture, as x86_64 or aarch64 (this machine's); another one "
+                    "makes an object file", "ARCH"),
+             Option("--cpu", "LLVM's name of the CPU (this machine's, or any of --target)", "NAME"),
+             *_CLASS, _JSON, _VERBOSE)),
     Verb("policy check", "Say what a program does that its extension class does not grant.",
          "control.policy:run_check", (_OBJECT, _PROGRAM, *_CLASS, _JSON, _VERBOSE)),
     Verb("policy explain", "Say which instructions use each grant, of a class or of the least.",

@@ -32,8 +32,8 @@ _EXPORTED = """{ global: xdpu_program; xdpu_workers; xdpu_run; xdpu_maps; xdpu_m
 def build(obj: Object, spec: ProgramSpec, out: Path, *, workers: int = 1,
           where: Where | None = None, standalone: bool = False) -> None:
     """Write `out`: a shared library, an executable, or, if its name ends in .o or `where` is
-    another architecture, only the object file.  Raises LoadError, VerifyError, ConfigError, XdpuError;
-    `out` is whole or not there."""
+    another architecture, only the object file.  Raises LoadError, VerifyError, ConfigError,
+    XdpuError; `out` is whole or not there."""
     where = where or Where()
     only_object = out.suffix == ".o" or not where.is_here
     if only_object and standalone:

@@ -76,8 +76,11 @@ def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
 
 
 def build_module(obj: Object, entry: ProgramSpec, workers: int,
-                 units: Sequence[Unit] = ()) -> tuple[object, tuple[str, ...], tuple[str, ...]]:
-    """(linked but not optimised LLVM module, exports, external data symbols)"""
+                 units: Sequence[Unit] = (), triple: str = "",
+                 ) -> tuple[object, tuple[str, ...], tuple[str, ...]]:
+    """(linked but not optimised LLVM module, exports, external data symbols)
+
+    `triple` is what it will be compiled for, this machine's if not given."""
     from xdp_runtime.compiler import target, templates
     from xdp_runtime.compiler.lower import Lowering, alias_scopes
 
@@ -107,7 +110,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{',
         '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
         *(unit.text for unit in units),
-        target.pause_definition(),
+        target.pause_definition(triple),
         alias_scopes(len(obj.maps)),
         "",
     ])

@@ -21,7 +21,8 @@ _SHALLOW_SLOTS = 4096
 PLAIN_SLOTS = 16_384  # larger programs are not optimised as others are
 _STACK_BYTES_A_SLOT = 8192
 _MAX_STACK_BYTES = 8 << 30
-_PAUSE = {"x86_64": "pause", "aarch64": "yield"}
+_PAUSE = {"x86_64": ("@llvm.x86.sse2.pause()", "()"),
+          "aarch64": ("@llvm.aarch64.hint(i32 1)", "(i32)")}  # yield
 
 
 @lru_cache(maxsize=1)
@@ -59,12 +60,13 @@ def header() -> str:
     return f'target datalayout = "{tm.target_data}"\ntarget triple = "{tm.triple}"\n'
 
 
-def pause_definition() -> str:
-    """`xdpu.pause`, a spin-wait hint of this architecture; `xdpu.own` (intrinsics.own_page)."""
-    arch = machine().triple.split("-")[0]
-    asm = _PAUSE.get(arch, "")
-    return ("define void @xdpu.pause() alwaysinline {\n"
-            f'  call void asm sideeffect "{asm}", "~{{memory}}"()\n  ret void\n}}\n'
+def pause_definition(triple: str = "") -> str:
+    """`xdpu.pause`, a spin-wait hint of an architecture; `xdpu.own` (intrinsics.own_page)."""
+    call, shape = _PAUSE.get((triple or machine().triple).split("-")[0], ("", ""))
+    return (f"declare void {call.split('(')[0]}{shape}\n" * bool(call) +
+            "define void @xdpu.pause() alwaysinline {\n" +
+            f"  call void {call}\n" * bool(call) +
+            '  fence syncscope("singlethread") seq_cst\n  ret void\n}\n'
             '@"xdpu.own" = global i64 0\n')
 
 

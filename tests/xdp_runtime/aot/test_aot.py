@@ -114,7 +114,8 @@ def test_machine_code_for_another_cpu(source: Path) -> None:
 
 
 LIBC = {"clock_gettime", "memcpy", "memset", "memmove", "memcmp", "write", "nanosleep", "close",
-        "open", "read", "getpgid", "sched_yield", "getpid", "kill", "syscall", "poll", "__errno_location", "usleep", "bcmp"}
+        "open", "read", "getpgid", "sched_yield", "getpid", "kill", "syscall", "poll",
+        "__errno_location", "usleep", "bcmp"}
 
 
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-objdump") is None
