@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import state
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
-from xdp_runtime.maps.dev import TO_STACK
+from xdp_runtime.maps.dev import EXCLUDE_INGRESS, TO_STACK
 from xdp_runtime.object import MapType
 from xdp_runtime.template import Template
 
@@ -140,11 +140,12 @@ def _interpret_redirect(machine: Machine, ifindex: int, flags: int) -> int:
 
 
 def _interpret_redirect_map(machine: Machine, map: ModelDevMap, index: int, flags: int) -> int:
-    if flags & ~3:
+    to_device = map.spec.type in (MapType.DEVMAP, MapType.DEVMAP_HASH)
+    if flags & ~(3 | EXCLUDE_INGRESS if to_device else 3):
         return _ABORTED
     target = map.target(index)
     if not target:
-        return flags
+        return flags & 3
     machine.redirect_ifindex = TO_STACK if map.spec.type == MapType.CPUMAP else target
     return _REDIRECT
 

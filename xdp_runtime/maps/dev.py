@@ -2,6 +2,7 @@
 
 Beside the usual operations they have `redirect(run, index, flags)`: the verdict, with the target in
 the run state.  The two lowest bits of the flags are the verdict where the map has no target.
+BPF_F_BROADCAST is not there: such a call answers XDP_ABORTED, as for a flag that does not exist.
 
 A DEVMAP's value is an interface index and perhaps a program (which must be 0 here); the packet
 leaves by that interface, which must be one of the run.  A CPUMAP's value is a queue length: its
@@ -31,6 +32,8 @@ TO_STACK = 0xFFFFFFFF  # instead of an interface index: the host's stack
 _ABORTED, _REDIRECT = int(st.Verdict.ABORTED), int(st.Verdict.REDIRECT)
 _FLAGS = MapFlag.NUMA_NODE | MapFlag.RDONLY | MapFlag.WRONLY
 _PAGE = 4096
+EXCLUDE_INGRESS = 1 << 4  # BPF_F_EXCLUDE_INGRESS: alone it changes nothing
+_DEV_FLAGS = 3 | EXCLUDE_INGRESS
 _LOW = 0xFFFFFFFF
 
 LEADING = "ptr, i64, i64, i64, i64, i64, i64"  # as of an array
@@ -50,19 +53,19 @@ def _lookup(m: Any) -> Factory:
     return dev_lookup
 
 
-def _make_redirect(to_stack: bool) -> Any:
+def _make_redirect(to_stack: bool, allowed: int) -> Any:
     def factory(m: Any) -> Factory:
         def dev_redirect(  # type: ignore
             values, worker_stride, stride, size, max_entries, workers, worker, run, index, flags
         ):
-            if flags & ~3 != 0:
+            if flags & ~allowed != 0:
                 return _ABORTED
             index &= _LOW
             target = 0
             if index < max_entries:
                 target = m.relaxed_u32(values, index * stride)
             if target == 0:
-                return flags
+                return flags & 3
             if to_stack:
                 target = TO_STACK
             m.store_u32(run, st.REDIRECT_IFINDEX, target)
@@ -112,14 +115,14 @@ def _hash_redirect(m: Any) -> Factory:
         head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
         worker, run, index, flags
     ):
-        if flags & ~3 != 0:
+        if flags & ~_DEV_FLAGS != 0:
             return _ABORTED
         key = m.gep(m.alloca(8), 0)
         m.store_u32(key, 0, index)
         value = find(head, buckets, elements, key_size, value_size, stride, mask, max_entries,
                      end, worker, key)
         if m.is_null(value):
-            return flags
+            return flags & 3
         m.store_u32(run, st.REDIRECT_IFINDEX, m.load_u32(value, 0))
         return _REDIRECT
 
@@ -144,8 +147,9 @@ def _hash_update(m: Any) -> Factory:
 
 
 LOOKUP = Template("dev_lookup", _lookup, f"ptr({LEADING}, ptr)")
-REDIRECT = Template("dev_redirect", _make_redirect(False), f"i64({LEADING}, ptr, i64, i64)")
-CPU_REDIRECT = Template("cpu_redirect", _make_redirect(True), f"i64({LEADING}, ptr, i64, i64)")
+REDIRECT = Template("dev_redirect", _make_redirect(False, _DEV_FLAGS),
+                    f"i64({LEADING}, ptr, i64, i64)")
+CPU_REDIRECT = Template("cpu_redirect", _make_redirect(True, 3), f"i64({LEADING}, ptr, i64, i64)")
 UPDATE = Template("dev_update", _update, f"i64({LEADING}, ptr, ptr, i64)")
 DELETE = Template("dev_delete", _delete, f"i64({LEADING}, ptr)")
 HASH_REDIRECT = Template("dev_hash_redirect", _hash_redirect,
@@ -162,7 +166,7 @@ class DevMapFamily(ArrayFamily):
         self.kind = kind
         self.operations: Mapping[str, Template] = {
             "lookup": LOOKUP, "peek": LOOKUP, "delete": DELETE, "next_key": array.NEXT_KEY,
-            "redirect": CPU_REDIRECT if kind == MapType.CPUMAP else REDIRECT}
+            "redirect": REDIRECT if kind == MapType.DEVMAP else CPU_REDIRECT}
         if kind != MapType.XSKMAP:
             self.operations = {**self.operations, "update": UPDATE}
 
