@@ -81,6 +81,7 @@ class Worker:
                 base + loop.F_IFINDEX: flow.port.ifindex,
                 base + loop.F_RX_QUEUE: flow.queue.index,
                 base + loop.F_PARTNER: flow.partner + 1,
+                base + loop.F_TIMESTAMPS: int(flow.port.kind.timestamps),
             }
             pointers |= {base + loop.F_QUEUE: flow.queue.address,
                          base + loop.F_STATS: stats.address(first_flow + index)}

@@ -51,6 +51,7 @@ F_QUEUE = 8  # ptr, the port queue's memory
 F_IFINDEX = 16  # u32
 F_RX_QUEUE = 20  # u32
 F_PARTNER = 24  # u32, flow + 1: where PASS goes, or where the stack's frames leave; 0: none
+F_TIMESTAMPS = 28  # u32, 1: its port fills RX_TIMESTAMP of the slots
 F_STATS = 32  # ptr
 FLOW_SIZE_BYTES = 64
 CONTROL_SIZE_BYTES = C_FLOW_TABLE + FLOW_SIZE_BYTES * FLOWS_MAX
@@ -83,6 +84,7 @@ def _program_flow(m: Any) -> Factory:
         counters = m.load_ptr(flow, F_STATS)
         ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
         worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
+        timestamps = m.load_u32(flow, F_TIMESTAMPS)
         received = 0
         enter(memory)
         for i in range(count):
@@ -101,7 +103,13 @@ def _program_flow(m: Any) -> Factory:
             m.store_u32(run, st.REDIRECT_IFINDEX, 0)
             m.store_u32(run, st.TAIL_CALLS, 0)
             m.store_ptr(run, st.WORKER, memory)
-            m.store_u32(run, st.RX_KNOWN, 0)
+            known, timestamp = 0, 0
+            if timestamps != 0:
+                timestamp = m.load_u64(slot, port.RX_TIMESTAMP)
+                if timestamp != 0:
+                    known = st.KNOWS_TIMESTAMP
+            m.store_u32(run, st.RX_KNOWN, known)
+            m.store_u64(run, st.RX_TIMESTAMP, timestamp)
             verdict = program(run)
             m.store_u32(slot, port.VERDICT, verdict)
             m.store_u32(slot, port.TARGET, m.load_u32(run, st.REDIRECT_IFINDEX))

@@ -27,8 +27,8 @@ from dataplane.port import BATCH_MAX, PortKind, PortQueue
 from xdp_runtime.errors import ConfigError, PortError
 from xdp_runtime.state import HEADROOM_BYTES, Verdict
 
-PCAP = PortKind("pcap", RECEIVE_PCAP, RELEASE, TRANSMIT, SEND, FLUSH)
-PCAPNG = PortKind("pcapng", RECEIVE_PCAPNG, RELEASE, TRANSMIT, SEND, FLUSH)
+PCAP = PortKind("pcap", RECEIVE_PCAP, RELEASE, TRANSMIT, SEND, FLUSH, timestamps=True)
+PCAPNG = PortKind("pcapng", RECEIVE_PCAPNG, RELEASE, TRANSMIT, SEND, FLUSH, timestamps=True)
 
 _OUT_BYTES = 1 << 20
 _COMMENTS = [*(f"XDP_{verdict.name}" for verdict in Verdict), " ifindex ", "sent here"]

@@ -67,6 +67,7 @@ from dataplane.port import (
     FRAME_END,
     HARD_START,
     RECEIVE_SIGNATURE,
+    RX_TIMESTAMP,
     SLOT_SIZE_BYTES,
 )
 from xdp_runtime.state import HEADROOM_BYTES, XDP_FRAME_BYTES
@@ -134,6 +135,7 @@ def _deliver(m: Any) -> Callable[..., Any]:
         m.store_ptr(slot, HARD_START, m.inside(frame, XDP_FRAME_BYTES))
         m.store_ptr(slot, FRAME_END, m.inside(frame, size - SKB_SHARED_INFO_BYTES))
         m.store_u64(slot, COOKIE, n)
+        m.store_u64(slot, RX_TIMESTAMP, timestamp_ns)
         row = m.inside(q, ROWS + n * ROW_BYTES)
         m.store_u64(row, ROW_NS, timestamp_ns)
         m.store_u64(row, ROW_MISSING, original - length if original > length else 0)

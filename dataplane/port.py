@@ -37,6 +37,7 @@ FRAME_END = 32  # pointer
 COOKIE = 40  # u64 of the port's own, e.g. the umem address of the frame
 VERDICT = 48  # u32, xdp_action, set by the loop before release or transmit
 TARGET = 52  # u32, interface index of a redirect, set by the loop
+RX_TIMESTAMP = 56  # u64, ns: when it was received, 0: unknown; of kinds that say `timestamps`
 SLOT_SIZE_BYTES = 64
 
 RECEIVE_SIGNATURE = "i64(ptr, ptr, i64)"
@@ -56,6 +57,7 @@ class PortKind:
     transmit: Template
     send: Template
     flush: Template
+    timestamps: bool = False  # does `receive` fill RX_TIMESTAMP?
 
 
 @dataclass(frozen=True, slots=True)
