@@ -55,6 +55,7 @@ class DpdkPort:
         self.number, self.pools = number, tuple(pools)
         self._eal, self._lib, self._ffi = runtime, runtime.lib, runtime.ffi
         self._final: dict[str, int] | None = None
+        self.left: list[int] = []  # mbufs that were not in their pool at the end
         self._blocks: list[Block] = []
         ops = int(self._ffi.cast("uintptr_t", self._lib.xdpu_fp_ops(number)))
         for index, pool in enumerate(self.pools):

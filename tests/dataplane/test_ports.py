@@ -147,8 +147,25 @@ def _afxdp(stack: ExitStack) -> LiveRig:
     return LiveRig(pair.a.ns, lambda: AfxdpPort.open(pair.a.ifname), pair.b.ns, pair.b.ifname)
 
 
+class DpdkRig(PcapRig):
+    """DPDK's net_pcap, from one file into another; the EAL stays until this process ends."""
+
+    def start(self, given: Sequence[bytes]) -> Port:
+        from dpdk.port import DpdkPort
+
+        packets = [CapturedPacket(i, frame, len(frame)) for i, frame in enumerate(given)]
+        self._in.write_bytes(pcapfile.pcap_header() + b"".join(map(pcapfile.pcap_record, packets)))
+        self.port = DpdkPort.open(f"net_pcap0,rx_pcap={self._in},tx_pcap={self._out}")
+        return self.port
+
+    def came_out(self, count: int) -> list[bytes]:
+        self.port.close()
+        assert self.port.left == [0]
+        return [packet.data for packet in pcapfile.read_packets(self._out)]
+
+
 LIVE = {"tap": _tap, "af_packet": _af_packet, "afxdp": _afxdp}
-KINDS: list[Any] = ["memory", "pcap", "pcapng",
+KINDS: list[Any] = ["memory", "pcap", "pcapng", pytest.param("dpdk", marks=pytest.mark.dpdk),
                     *(pytest.param(kind, marks=[pytest.mark.netns, pytest.mark.root])
                       for kind in LIVE)]
 
@@ -159,6 +176,10 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
         yield MemoryRig()
     elif request.param in ("pcap", "pcapng"):
         yield PcapRig(tmp_path, request.param)
+    elif request.param == "dpdk":
+        if find_spec("dpdk._native") is None:
+            pytest.skip("dpdk._native is not built (needs libdpdk-dev)")
+        yield DpdkRig(tmp_path, request.param)
     else:
         with ExitStack() as stack:
             made = LIVE[request.param](stack)
