@@ -16,7 +16,7 @@ _HEAD = """# Helpers
 What Linux 6.18 lets an XDP program call. All are verified as the kernel does; what their state
 says:
 
-- **runs**: in the interpreter and compiled.
+- **runs**: in the interpreter and compiled; what is known to be missing is in the last column.
 - **verified only**: there is no code for it yet; a program that calls it is refused when it is
   loaded.
 - **refused**: it cannot exist outside the kernel; a program that calls it is refused when it is
@@ -26,6 +26,17 @@ says:
 `python -m xdp_runtime.helpers.table > docs/helpers.md`. A test compares, and another asks the
 kernel's verifier which helpers it allows.
 """
+
+_NO_FORMS = ("`%s`, `%pks`, `%pus`, `%pI4`, `%pI6`, `%pi4`, `%pi6`, `%pS`, `%ps` and `%pB` are "
+             "-EINVAL; `%p` and `%pK` print the number, not a hash of it")
+LIMITS = {  # what the kernel's helper does and ours does not
+    6: _NO_FORMS,
+    51: "`BPF_F_BROADCAST` is answered with `XDP_ABORTED`; an XSKMAP is always empty",
+    118: "counts 1/250 s, whatever the kernel was built for",
+    164: "the callback is loaded in the same block as the call",
+    165: f"{_NO_FORMS}; at most 248 characters",
+    181: "the callback is loaded in the same block as the call",
+}
 
 
 class State(Enum):
@@ -52,10 +63,10 @@ def write() -> Iterator[str]:
     states = [state_of(helper) for helper in in_xdp()]
     counts = ", ".join(f"{state.value}: {states.count(state)}" for state in State)
     yield f"\n{len(states)} in all; {counts}.\n"
-    yield "| number | helper | GPL | state | why |"
+    yield "| number | helper | GPL | state | why, or what is missing |"
     yield "|---|---|---|---|---|"
     for helper, state in zip(in_xdp(), states, strict=True):
-        why = REFUSED[helper.id] if state is State.REFUSED else ""
+        why = REFUSED[helper.id] if state is State.REFUSED else LIMITS.get(helper.id, "")
         gpl = "GPL" if helper.gpl_only else ""
         yield f"| {helper.id} | `bpf_{helper.name}` | {gpl} | {state.value} | {why} |"
 

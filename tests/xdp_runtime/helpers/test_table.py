@@ -13,7 +13,7 @@ from tests.xdp_runtime.oracle import one_program
 from xdp_runtime.errors import LoadError
 from xdp_runtime.helpers import HELPERS
 from xdp_runtime.helpers.refused import REFUSED
-from xdp_runtime.helpers.table import State, in_xdp, state_of, write
+from xdp_runtime.helpers.table import LIMITS, State, in_xdp, state_of, write
 from xdp_runtime.isa import Call, Exit, Imm, Mov
 from xdp_runtime.program import load
 
@@ -27,6 +27,7 @@ def test_the_page_is_what_the_records_say() -> None:
 
 def test_runs_or_refused_not_both() -> None:
     assert not [HELPERS[number].name for number in REFUSED if HELPERS[number].runs]
+    assert all(HELPERS[number].runs for number in LIMITS)
     assert {helper.id for helper in in_xdp() if state_of(helper) is State.REFUSED} == set(REFUSED)
 
 
