@@ -35,7 +35,7 @@ from xdp_runtime.maps import (
 from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
-from xdp_runtime.object import MapSpec, MapType
+from xdp_runtime.object import MapFlag, MapSpec, MapType
 
 Value = bytes | list[bytes]  # a list for per-CPU maps
 
@@ -192,8 +192,13 @@ class Map:
         self._mapped.map[layout.FROZEN] = 1
 
     def check_writable(self) -> None:
-        """Raises PermissionError for a frozen map."""
-        if self.frozen:
+        """Raises PermissionError for a map that is frozen, or of BPF_F_RDONLY."""
+        if self.frozen or self.spec.flags & MapFlag.RDONLY:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.spec.name)
+
+    def check_readable(self) -> None:
+        """Raises PermissionError for a map of BPF_F_WRONLY."""
+        if self.spec.flags & MapFlag.WRONLY:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.spec.name)
 
     # --- operations -----------------------------------------------------------------------------
@@ -225,6 +230,7 @@ class Map:
     def lookup(self, key: bytes, flags: int = 0) -> Value | None:
         """The value of a key, None if there is none.  With BPF_F_LOCK, read under its lock."""
         self._check_key(key)
+        self.check_readable()
         size = self.spec.value_size
         if flags:
             if flags != BPF_F_LOCK or self.spec.lock_at < 0:
@@ -286,6 +292,7 @@ class Map:
         Raises OSError (ENOTSUPP, as the kernel) for a map that is not a hash."""
         self._check_key(key)
         self.check_writable()
+        self.check_readable()
         if "take" not in self.family.operations:
             raise OSError(limits.ENOTSUPP, "looking up and deleting is for hashes", self.spec.name)
         size = self.spec.value_size
@@ -299,6 +306,7 @@ class Map:
 
     def next_key(self, key: bytes | None = None) -> bytes | None:
         """None starts, None ends; a key that is not there starts again."""
+        self.check_readable()
         if key is not None:
             self._check_key(key)
         out = ctypes.create_string_buffer(self.spec.key_size)
