@@ -12,10 +12,11 @@ FRAME, HEADROOM, XDP_FRAME, TAILROOM = 4096, 256, 40, 320
 class Packet(ctypes.Structure):
     """struct xdpu_packet"""
 
-    _fields_ = [*((name, ctypes.c_uint64) for name in (
-        "data", "data_end", "data_meta", "hard_start", "frame_end")),
-        *((name, ctypes.c_uint32) for name in (
-            "ingress_ifindex", "rx_queue_index", "verdict", "redirect_ifindex"))]
+    _fields_ = (
+        ("data", ctypes.c_uint64), ("data_end", ctypes.c_uint64), ("data_meta", ctypes.c_uint64),
+        ("hard_start", ctypes.c_uint64), ("frame_end", ctypes.c_uint64),
+        ("ingress_ifindex", ctypes.c_uint32), ("rx_queue_index", ctypes.c_uint32),
+        ("verdict", ctypes.c_uint32), ("redirect_ifindex", ctypes.c_uint32))
 
 
 class Library:
@@ -24,10 +25,11 @@ class Library:
         self.c.xdpu_run.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
         self.c.xdpu_run.restype = None
         self.c.xdpu_map_find.restype = ctypes.c_void_p
-        for name in ("lookup", "update", "delete", "next_key"):
-            getattr(self.c, f"xdpu_map_{name}").argtypes = [
-                ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p][:2 if name == "delete" else 3]
-        self.c.xdpu_map_update.argtypes += [ctypes.c_uint64]
+        two = [ctypes.c_void_p, ctypes.c_char_p]
+        self.c.xdpu_map_delete.argtypes = two
+        self.c.xdpu_map_lookup.argtypes = self.c.xdpu_map_next_key.argtypes = [
+            *two, ctypes.c_char_p]
+        self.c.xdpu_map_update.argtypes = [*two, ctypes.c_char_p, ctypes.c_uint64]
 
     def run(self, packets: Sequence[bytes], ifindex: int) -> list[tuple[int, bytes, bytes, int]]:
         """(verdict, bytes, metadata, target of a redirect) of each, in one batch."""

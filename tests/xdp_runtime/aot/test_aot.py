@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -76,7 +77,7 @@ def test_a_library_exports_only_its_header(tmp_path: Path) -> None:
     obj = read_object(EXAMPLES / "firewall.o")
     build(obj, obj.program(), tmp_path / "firewall.so")
     with open(tmp_path / "firewall.so", "rb") as file:
-        table = ELFFile(file).get_section_by_name(".dynsym")
+        table: Any = ELFFile(file).get_section_by_name(".dynsym")
         names = {symbol.name for symbol in table.iter_symbols()
                  if symbol.entry.st_shndx != "SHN_UNDEF"}
     assert names == {"xdpu_program", "xdpu_workers", "xdpu_run", "xdpu_maps", "xdpu_map_count",
@@ -104,7 +105,7 @@ def test_two_libraries_have_seeds_of_their_own(tmp_path: Path) -> None:
 def test_machine_code_for_another_cpu(source: Path) -> None:
     obj = read_object(source)
     code = compile_ahead(obj, obj.program(), 1, Where(parse_target("arm64"), "neoverse-n1"))
-    elf = ELFFile(io.BytesIO(code))
+    elf: Any = ELFFile(io.BytesIO(code))
     assert elf.get_machine_arch() == "AArch64"
     text = elf.get_section_by_name(".text").data()
     assert len(text) > 500 and text.count(bytes.fromhex("c0035fd6")) > 1  # ret
