@@ -25,11 +25,11 @@ class Library:
         self.c.xdpu_run.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
         self.c.xdpu_run.restype = None
         self.c.xdpu_map_find.restype = ctypes.c_void_p
-        two = [ctypes.c_void_p, ctypes.c_char_p]
-        self.c.xdpu_map_delete.argtypes = two
-        self.c.xdpu_map_lookup.argtypes = self.c.xdpu_map_next_key.argtypes = [
-            *two, ctypes.c_char_p]
-        self.c.xdpu_map_update.argtypes = [*two, ctypes.c_char_p, ctypes.c_uint64]
+        pointer, text = ctypes.c_void_p, ctypes.c_char_p
+        self.c.xdpu_map_delete.argtypes = [pointer, text]
+        self.c.xdpu_map_lookup.argtypes = [pointer, text, text]
+        self.c.xdpu_map_next_key.argtypes = [pointer, text, text]
+        self.c.xdpu_map_update.argtypes = [pointer, text, text, ctypes.c_uint64]
 
     def run(self, packets: Sequence[bytes], ifindex: int) -> list[tuple[int, bytes, bytes, int]]:
         """(verdict, bytes, metadata, target of a redirect) of each, in one batch."""
