@@ -65,10 +65,9 @@ Factory = Callable[..., Any]
 @lru_cache(maxsize=1)
 def kind() -> PortKind:
     """The port kind for the headers that _native was built with.  Raises PortError without it."""
-    from dpdk._build import OFFSETS
-
     lib = native.load()[1]
-    offsets = {name: int(getattr(lib, f"XDPU_{name}")) for name in OFFSETS}
+    offsets = {name.removeprefix("XDPU_"): int(getattr(lib, name))
+               for name in dir(lib) if name.startswith("XDPU_")}
     return _make(offsets)
 
 

@@ -35,7 +35,7 @@ class Eal:
         except ValueError as error:
             raise ConfigError("--dpdk-args", str(error)) from error
         self._log = os.memfd_create("xdpu-dpdk-log", os.MFD_CLOEXEC)
-        arguments, self.mode = _arguments(words, pci)
+        arguments, self.mode = command_line(words, pci)
         kept = [self.ffi.new("char[]", text.encode()) for text in ["xdpu", *arguments]]
         argv = self.ffi.new("char *[]", kept)
         done = self.lib.xdpu_init(len(kept), argv, os.dup(self._log))
@@ -88,7 +88,7 @@ def _prefix() -> str:
     return f"xdpu-{os.getpid()}"
 
 
-def _arguments(extra: Sequence[str], pci: Sequence[str]) -> tuple[list[str], str]:
+def command_line(extra: Sequence[str], pci: Sequence[str]) -> tuple[list[str], str]:
     """What the EAL is told, and what memory that is in words."""
     given = {word.split("=")[0] for word in extra}
     cpu = min(os.sched_getaffinity(0))

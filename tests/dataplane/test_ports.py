@@ -155,12 +155,12 @@ class DpdkRig(PcapRig):
 
         packets = [CapturedPacket(i, frame, len(frame)) for i, frame in enumerate(given)]
         self._in.write_bytes(pcapfile.pcap_header() + b"".join(map(pcapfile.pcap_record, packets)))
-        self.port = DpdkPort.open(f"net_pcap0,rx_pcap={self._in},tx_pcap={self._out}")
-        return self.port
+        self.device = DpdkPort.open(f"net_pcap0,rx_pcap={self._in},tx_pcap={self._out}")
+        return self.device
 
     def came_out(self, count: int) -> list[bytes]:
-        self.port.close()
-        assert self.port.left == [0]
+        self.device.close()
+        assert self.device.left == [0]
         return [packet.data for packet in pcapfile.read_packets(self._out)]
 
 
