@@ -71,9 +71,9 @@ def test_queue_lists(text: str, value: object) -> None:
 
 
 USAGE = [
-    ([], "no verb given (one of: check, clean, dump, features, map, policy, prog, run, status)"),
+    ([], "no verb given (one of: aot, check, clean, dump, features, map, policy, prog, run, status)"),
     (["prog"], "no verb given after prog (one of: run)"),
-    (["fly"], "fly: is unknown (one of: check, clean, dump, features, map, policy, prog, run, "
+    (["fly"], "fly: is unknown (one of: aot, check, clean, dump, features, map, policy, prog, run, "
      "status)"),
     (["run"], "the following arguments are required: OBJ (see: xdpu run --help)"),
     (["run", DROP], "run: no packets to run on (give --iface IF or --pcap IN)"),
