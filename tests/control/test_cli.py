@@ -71,7 +71,8 @@ def test_queue_lists(text: str, value: object) -> None:
 
 
 USAGE = [
-    ([], "no verb given (one of: aot, check, clean, dump, features, map, policy, prog, run, status)"),
+    ([], "no verb given (one of: aot, check, clean, dump, features, map, policy, prog, run, "
+         "status)"),
     (["prog"], "no verb given after prog (one of: run)"),
     (["fly"], "fly: is unknown (one of: aot, check, clean, dump, features, map, policy, prog, run, "
      "status)"),

@@ -101,7 +101,7 @@ def test_records_come_out(opt: int) -> None:
 
 
 def test_every_error_is_met() -> None:
-    results = set()
+    results: set[tuple[str, int]] = set()
     for name in PROGRAMS:
         for _, data in interpreted(name, commands(0))[0]:
             results.update(zip(("made", "written", "read", "moved"),

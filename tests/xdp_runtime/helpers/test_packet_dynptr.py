@@ -73,7 +73,7 @@ def test_kernel(tmp_path: Path) -> None:
 
 
 def test_every_error_is_met() -> None:
-    seen = set()
+    seen: set[tuple[str, int]] = set()
     for verdict, data in interpreted(packets(1, 1500)):
         if verdict == 2:
             seen.update(zip(("made", "adjusted", "read", "written"), RESULT.unpack_from(data),
