@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from control.policy import bind
+from control.policy import chosen
 from xdp_runtime.core_relo import read_settled
 
 
@@ -16,10 +16,10 @@ def run(args: Namespace) -> int:
 
     obj = read_settled(args.obj)
     spec = obj.program(args.prog_name)
-    bind(args, obj, spec)
     where = Where(parse_target(args.target) if args.target else "", args.cpu or "")
     out = Path(args.out)
-    build(obj, spec, out, workers=args.workers, where=where, standalone=args.standalone)
+    build(obj, spec, out, workers=args.workers, where=where, standalone=args.standalone,
+          grants=chosen(args))
     if args.json:
         print(json.dumps({"program": spec.name, "file": str(out), "bytes": out.stat().st_size}))
     elif out.suffix != ".o" and not where.is_here:

@@ -82,7 +82,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
 def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec, kind: PortKind,
                    workers: int) -> None:
     back = [] if is_stackless(args) else [TAP]
-    link.compile_program(obj, spec, workers, args.opt, [loop.unit([kind], back)])
+    link.compile_program(obj, spec, workers, args.opt, [loop.unit([kind], back)], args.fuel)
 
 
 # ---- up, step by step ----------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     engine = Engine(obj, live.ports, program=spec.name, stack=dict(live.taps),
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
                     opt=args.opt, directory=run_dir.path,
-                    max_map_bytes=args.max_map_memory)
+                    max_map_bytes=args.max_map_memory, grants=args.grants)
     undo.callback(engine.close)
     setmap.apply(engine.program, args.settings)
     rundir.write_atomic(run_dir.path / "run.json", json.dumps({

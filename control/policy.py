@@ -44,11 +44,11 @@ def chosen(args: Namespace) -> ExtensionClass | None:
     return grants
 
 
-def bind(args: Namespace, obj: Object, spec: ProgramSpec) -> None:
-    """What every verb that loads a program does first.  Raises ConfigError, VerifyError."""
+def bind(args: Namespace, obj: Object, spec: ProgramSpec) -> int | None:
+    """What every verb that loads a program does first; the instruction budget if it has to be
+    counted.  Raises ConfigError, VerifyError."""
     grants = chosen(args)
-    if grants is not None:
-        enforce(obj, spec, grants)
+    return None if grants is None else enforce(obj, spec, grants)
 
 
 def judge(grants: ExtensionClass, obj: Object, spec: ProgramSpec, report: Report) -> Report:
@@ -67,7 +67,8 @@ def judge(grants: ExtensionClass, obj: Object, spec: ProgramSpec, report: Report
 def run_check(args: Namespace) -> int:
     obj, spec = _read(args)
     grants = _required(args)
-    missing = check(obj, spec, grants)
+    uses = find_uses(obj, spec, grants.helpers)
+    missing = find_missing(grants, uses)
     if args.json:
         print(json.dumps({"program": spec.name, "class": grants.name, "ok": not missing,
                           "missing": [_describe_missing(obj, one) for one in missing]}))
@@ -75,6 +76,8 @@ def run_check(args: Namespace) -> int:
         for one in missing:
             print(f"{_where(obj, one.use)}: {one.text} ({one.mend})")
         verdict = f"lacks {len(missing)} grants" if missing else "keeps to it"
+        if not missing and grants.instructions is not None and uses.longest < 0:
+            verdict += f", its {grants.instructions} instructions are counted while it runs"
         print(f"{spec.name}, class {grants.name}: {verdict}")
     return 4 if missing else 0
 

@@ -32,7 +32,7 @@ def run(args: Namespace) -> int:
     packet = read_packet(args.data_in)
     obj = read_settled(args.obj)
     spec = obj.program(args.prog_name)
-    policy.bind(args, obj, spec)
+    args.grants, args.fuel = policy.chosen(args), policy.bind(args, obj, spec)
     settings = [setmap.parse(text, obj) for text in args.set_map]
     engine = {"jit": run_compiled, "interp": run_interpreted, "kernel": run_in_kernel}[args.engine]
     outcome = engine(obj, spec, packet, settings, args)
@@ -54,7 +54,7 @@ def run_compiled(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settin
     from xdp_runtime.program import load
 
     budget.check(obj.name, obj.maps, 1, limit_bytes=args.max_map_memory)
-    with load(obj, spec.name, opt=args.opt) as program:
+    with load(obj, spec.name, opt=args.opt, grants=args.grants) as program:
         setmap.apply(program, settings)
         result = program.repeat(packet, args.repeat, ingress_ifindex=args.ifindex)
     return Outcome(result.retval, result.data_out, result.duration_ns)
@@ -67,7 +67,7 @@ def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, settings: Set
     if not spec.is_xdp:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')
-    machine = Machine(obj, spec)
+    machine = Machine(obj, spec, fuel=args.fuel)
     for name, key, value in settings:
         code = machine.maps[obj.map_index(name)].update(key, value)
         if code:
@@ -88,6 +88,9 @@ def run_in_kernel(obj: Object, spec: ProgramSpec, packet: bytes, settings: Setti
                   args: Namespace) -> Outcome:
     from xdp_runtime.kernel import load_into_kernel
 
+    if args.fuel is not None:
+        raise ConfigError("--engine kernel", "counts no instructions, as this class asks for",
+                          "use --engine jit")
     try:
         with load_into_kernel(obj, spec.name) as program:
             for name, key, value in settings:

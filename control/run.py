@@ -26,9 +26,9 @@ def run(args: Namespace) -> int:
                 obj = read_settled(args.obj)
                 spec = obj.program(args.prog_name)
                 from control import setmap
-                from control.policy import bind
+                from control.policy import bind, chosen
                 from control.watch import note
-                bind(args, obj, spec)
+                args.grants, args.fuel = chosen(args), bind(args, obj, spec)
                 args.settings = [setmap.parse(text, obj) for text in args.set_map]
             if args.pcap is not None:
                 return _run_files(args, obj, spec.name, signals)
@@ -89,7 +89,7 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
             undo.callback(port.close)
             engine = Engine(obj, [port], program=program, batch_size=args.batch_size,
                             opt=args.opt, exit_when_idle=True,
-                            max_map_bytes=args.max_map_memory)
+                            max_map_bytes=args.max_map_memory, grants=args.grants)
         undo.callback(engine.close)
         setmap.apply(engine.program, args.settings)
         watch = Watch(engine, [port], signals, name=Path(args.pcap).name, out=out,

@@ -29,6 +29,7 @@ from dataplane.stats import FlowName, Stats
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.maps import budget
 from xdp_runtime.object import Object
+from xdp_runtime.policy import ExtensionClass
 from xdp_runtime.program import Program, load
 
 _POLLIN = 1
@@ -146,7 +147,7 @@ class Engine:
                  stack: Mapping[int, Port] | None = None, batch_size: int = 64,
                  busy_poll: bool = False, cpus: Sequence[int] | None = None, opt: int = 3,
                  exit_when_idle: bool = False, directory: Path | None = None,
-                 max_map_bytes: int = 0) -> None:
+                 max_map_bytes: int = 0, grants: ExtensionClass | None = None) -> None:
         if not 1 <= batch_size <= BATCH_MAX:
             raise ConfigError(f"batch size {batch_size}", f"must be 1 to {BATCH_MAX}")
         self.ports, self.stack = list(ports), dict(stack or {})
@@ -158,7 +159,7 @@ class Engine:
             maps.mkdir(exist_ok=True)
         budget.check(obj.name, obj.maps, count, maps, max_map_bytes)
         self.program = load(obj, program, workers=count, opt=opt, directory=maps,
-                            units=[loop.unit(front, back)])
+                            units=[loop.unit(front, back)], grants=grants)
         self.workers: list[Worker] = []
         for number in range(count):
             cpu = cpus[number % len(cpus)] if cpus else None

@@ -23,6 +23,7 @@ from typing import assert_never
 
 from xdp_runtime import state
 from xdp_runtime.entry import XDP, Entry
+from xdp_runtime.fuel import ABORTED, stretches
 from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.core import next_random
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
@@ -104,6 +105,10 @@ class Result:
         return self.r0 & 0xFFFFFFFF
 
 
+class _Spent(Exception):
+    """The instruction budget does not pay for what comes next."""
+
+
 @dataclass
 class _Frame:
     """Of one function: its program (a tail call may change it), registers, and what is left."""
@@ -129,9 +134,11 @@ class Machine:
         budget: int = 1_000_000,
         cpus: int = 1,
         entry: Entry = XDP,
+        fuel: int | None = None,
     ) -> None:
         self.obj, self.program, self.cpu, self.budget = obj, program, cpu, budget
         self.cpus = max(cpus, cpu + 1)
+        self.fuel = fuel
         self.entry = entry
         self.maps = tuple(make_model(spec) for spec in obj.maps) if maps is None else tuple(maps)
         self.clock_ns = clock_ns
@@ -160,6 +167,8 @@ class Machine:
     redirect_ifindex: int | None
     trace: list[str]
     _next_program: ProgramSpec | None
+    _steps: int
+    _fuel: int
 
     def value_pointer(self, model: ModelMap, cell: bytearray, offset: int = 0) -> Pointer:
         """A pointer into a map value; the same cell always gives the same region."""
@@ -202,8 +211,15 @@ class Machine:
             if self._steps > self.budget:
                 raise Trap(TrapKind.BUDGET, f"{self.budget} instructions")
             frame = self._frames[-1]
+            self._charge(frame)
             self._step(frame, self._fetch(frame))
         return number_of(_read(self._frames[-1], 0))
+
+    def _charge(self, frame: _Frame) -> None:
+        if self.fuel is not None:
+            self._fuel -= stretches(frame.program.insns).get(frame.pc, 0)
+            if self._fuel < 0:
+                raise _Spent
 
     # --- a run -----------------------------------------------------------------------------------
     def run(
@@ -217,7 +233,7 @@ class Machine:
         meta: bytes = b"",
         metadata: state.RxMetadata | None = None,
     ) -> Result:
-        """Run to the end.  Raises Trap.
+        """Run to the end, or until its fuel is used up (fuel.py).  Raises Trap.
 
         Without `tailroom` the packet may grow as far as in BPF_PROG_TEST_RUN.  A program with a
         raw entry gets `packet` as its memory, and `memory` holds it afterwards.
@@ -236,12 +252,16 @@ class Machine:
                 self._steps += 1
                 if self._steps > self.budget:
                     raise Trap(TrapKind.BUDGET, f"{self.budget} instructions")
+                self._charge(frame)
                 insn = self._fetch(frame)  # if it fails, blame the instruction that led here
                 slot = frame.pc - _slots_of(insn)
                 self._step(frame, insn)
             except Trap as trap:
                 trap.insn = slot
                 raise
+            except _Spent:
+                self._r0 = ABORTED
+                self._frames.clear()
         end = self.packet
         return Result(
             self._r0, bytes(end.frame[end.data : end.data_end]),
@@ -263,6 +283,7 @@ class Machine:
         self._values: dict[int, Region] = {}
         self._frames: list[_Frame] = []
         self._tail_calls = self._steps = self._r0 = 0
+        self._fuel = self.fuel or 0
         self._next_program = None
         self._enter(self.program, 0, self._first_arguments(packet))
 

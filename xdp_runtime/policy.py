@@ -166,7 +166,8 @@ def covers(grants: ExtensionClass, use: Use) -> bool:
         case "verdict":
             return use.name in grants.verdicts
         case "instructions":
-            return grants.instructions is None or 0 <= use.amount <= grants.instructions
+            # -1, of which no limit is known, is counted while it runs
+            return grants.instructions is None or -1 <= use.amount <= grants.instructions
         case _:
             raise ValueError(use.kind)
 
@@ -222,9 +223,9 @@ def _explain(grants: ExtensionClass, use: Use) -> Missing:
         case _:
             budget = f"{who} grants {grants.instructions} instructions"
             if use.amount < 0:
-                return Missing(use, f"{budget}, and no limit of this program's can be proven: "
-                               f"{use.note}", "take the loop apart, or grant no `instructions`; "
-                               "counting while it runs is not supported")
+                return Missing(use, f"{budget}, and no limit of this program's can be proven, nor "
+                               f"can it be counted while it runs: {use.note}",
+                               "do without one of the two, or grant no `instructions`")
             return Missing(use, f"{budget}, the program's longest path has {use.amount}",
                            f"grant `instructions: {use.amount}`")
 
@@ -291,11 +292,18 @@ def check(obj: Object, program: ProgramSpec, grants: ExtensionClass) -> list[Mis
     return find_missing(grants, find_uses(obj, program, grants.helpers))
 
 
-def enforce(obj: Object, program: ProgramSpec, grants: ExtensionClass) -> None:
-    """Raises VerifyError, with the first missing grant, unless the program keeps to its class."""
-    missing = check(obj, program, grants)
+def enforce(obj: Object, program: ProgramSpec, grants: ExtensionClass) -> int | None:
+    """Raises VerifyError, with the first missing grant, unless the program keeps to its class.
+
+    The number is an instruction budget that has to be counted while it runs (fuel.py)."""
+    from xdp_runtime.policy_uses import find_uses
+
+    require_xdp(grants)
+    uses = find_uses(obj, program, grants.helpers)
+    missing = find_missing(grants, uses)
     if missing:
         raise as_error(obj, missing)
+    return grants.instructions if uses.longest < 0 else None
 
 
 def as_error(obj: Object, missing: Sequence[Missing]) -> VerifyError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from xdp_runtime import fuel
 from xdp_runtime.helper_names import HELPER_NAMES
 from xdp_runtime.helpers import HELPERS
 from xdp_runtime.helpers.proto import Arg
@@ -70,7 +71,8 @@ class Use:
 
     `kind` is packet.read, packet.write, packet.resize, meta.read, meta.write, context, helper,
     map.read, map.write, verdict or instructions; `name` which helper, map, field or verdict;
-    `amount` the last byte of the packet, or instructions, -1: no limit is known."""
+    `amount` the last byte of the packet, or instructions, -1: no limit is known, -2: nor can
+    they be counted while it runs."""
 
     program: str
     insn: int
@@ -256,7 +258,7 @@ def find_uses(obj: Object, program: ProgramSpec, watched: Collection[str] = ()) 
     arguments: list[Argument] = []
     lengths: dict[str, int] = {}
     chains: set[str] = set()
-    endless, inward = "", False
+    endless, holding, inward = "", "", False
     for one in tail_call_targets(obj, program):
         recorder = Recorder(obj, one, watched)
         report = verify(obj, one, observer=recorder)
@@ -277,6 +279,7 @@ def find_uses(obj: Object, program: ProgramSpec, watched: Collection[str] = ()) 
                 endless = endless or f"instruction {slot} calls {name}"
             if kind == "helper" and name == "tail_call":
                 chains.add(one.name)
+        holding = holding or fuel.why_not(one.insns)
         if report.facts.longest < 0:
             endless = endless or "its paths join in a loop"
         lengths[one.name] = report.facts.longest
@@ -286,6 +289,8 @@ def find_uses(obj: Object, program: ProgramSpec, watched: Collection[str] = ()) 
     if inward:
         uses = [_unlimited(use) for use in uses]
     longest = -1 if endless else _longest(program.name, lengths, chains)
+    if endless and holding:
+        longest, endless = -2, f"{endless}, and {holding}"
     uses.append(Use(program.name, 0, "instructions", amount=longest, note=endless))
     return Uses(tuple(uses), tuple(arguments))
 

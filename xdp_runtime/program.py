@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import repeat
 from xdp_runtime import state as st
@@ -28,6 +28,9 @@ from xdp_runtime.errors import LoadError, OutOfMemory
 from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
 from xdp_runtime.object import MapType, Object, ProgramSpec
+
+if TYPE_CHECKING:
+    from xdp_runtime.policy import ExtensionClass
 
 _TAILROOM = 320  # SKB_DATA_ALIGN(sizeof(struct skb_shared_info)), what the kernel keeps behind
 _FRAME = 4096
@@ -111,6 +114,11 @@ class Program:
             began = batch.value
             while began & 1 and batch.value == began:
                 time.sleep(0.0001)
+
+    def spent(self, worker: int) -> int:
+        """Packets whose program was ended because its instruction budget was used up."""
+        at = self.worker_memory(worker) + st.W_SPENT
+        return ctypes.c_uint64.from_address(at).value
 
     def worker_bytes(self, worker: int) -> memoryview:
         start = worker * _round(st.WORKER_SIZE_BYTES)
@@ -211,10 +219,13 @@ class Program:
 
 def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3,
          directory: Path | None = None, units: Sequence[link.Unit] = (repeat.UNIT,),
-         addresses: Mapping[str, int] | None = None, target_btf: Path | None = None) -> Program:
+         addresses: Mapping[str, int] | None = None, target_btf: Path | None = None,
+         grants: ExtensionClass | None = None) -> Program:
     """Compile a program of the object (default: its first XDP program) and create its maps.
 
     `target_btf` has the types for CO-RE and is the running kernel's unless given.
+    `grants` is the class that the program is bound to: it is refused if it does more, and its
+    instructions are counted where the class has a budget that cannot be proven to suffice.
     `directory` holds the maps' memory as named files; None keeps it anonymous.  Raises LoadError,
     VerifyError, OutOfMemory; nothing is left behind then.
     """
@@ -226,7 +237,12 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
     if not spec.is_xdp:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')
-    image = link.compile_program(obj, spec, workers, opt, units)
+    fuel = None
+    if grants is not None:
+        from xdp_runtime.policy import enforce
+
+        fuel = enforce(obj, spec, grants)
+    image = link.compile_program(obj, spec, workers, opt, units, fuel)
     maps: list[Map] = []
     try:
         if directory is not None and obj.btf is not None:

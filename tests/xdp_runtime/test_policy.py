@@ -263,14 +263,18 @@ def test_longest_path_through_tail_calls() -> None:
     assert longest("r0 = 2\nexit", jump) == 2
 
 
-def test_no_limit_is_refused() -> None:
-    uses = Uses((Use("main", 0, "instructions", amount=-1, note="instruction 4 calls loop"),), ())
+def test_what_can_be_neither_proven_nor_counted_is_refused() -> None:
+    uses = Uses((Use("main", 0, "instructions", amount=-2, note="instruction 4 calls loop, and "
+                     "instruction 2 takes what has to be given back"),), ())
     (missing,) = find_missing(class_of("instructions: 1000"), uses)
-    assert missing.text == ("class made grants 1000 instructions, and no limit of this program's "
-                            "can be proven: instruction 4 calls loop")
-    assert "counting while it runs is not supported" in missing.mend
+    assert missing.text == (
+        "class made grants 1000 instructions, and no limit of this program's can be proven, nor "
+        "can it be counted while it runs: instruction 4 calls loop, and instruction 2 takes what "
+        "has to be given back")
     assert find_missing(class_of("packet: none"), uses) == []
     assert infer("made", uses).instructions is None
+    counted = Uses((Use("main", 0, "instructions", amount=-1, note="loop"),), ())
+    assert find_missing(class_of("instructions: 1000"), counted) == []
 
 
 def test_longest_path_and_verdicts_bound_what_runs() -> None:

@@ -20,6 +20,7 @@ from xdp_runtime.aot import image
 from xdp_runtime.compiler.aot import Where, compile_ahead
 from xdp_runtime.errors import ConfigError, LoadError, XdpuError
 from xdp_runtime.object import Object, ProgramSpec
+from xdp_runtime.policy import ExtensionClass, enforce
 
 HERE = Path(__file__).parent
 _STANDALONE = ("main.c", "capture.c", "socket.c")
@@ -30,10 +31,11 @@ _EXPORTED = """{ global: xdpu_program; xdpu_workers; xdpu_run; xdpu_maps; xdpu_m
 
 
 def build(obj: Object, spec: ProgramSpec, out: Path, *, workers: int = 1,
-          where: Where | None = None, standalone: bool = False) -> None:
+          where: Where | None = None, standalone: bool = False,
+          grants: ExtensionClass | None = None) -> None:
     """Write `out`: a shared library, an executable, or, if its name ends in .o or `where` is
     another architecture, only the object file.  Raises LoadError, VerifyError, ConfigError,
-    XdpuError; `out` is whole or not there."""
+    XdpuError; `out` is whole or not there.  `grants`: the class that the program is bound to."""
     where = where or Where()
     only_object = out.suffix == ".o" or not where.is_here
     if only_object and standalone:
@@ -43,7 +45,8 @@ def build(obj: Object, spec: ProgramSpec, out: Path, *, workers: int = 1,
     if not spec.is_xdp:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')
-    code = compile_ahead(obj, spec, workers, where)
+    fuel = None if grants is None else enforce(obj, spec, grants)
+    code = compile_ahead(obj, spec, workers, where, fuel)
     with tempfile.TemporaryDirectory(prefix="xdpu-aot-") as folder:
         made = Path(folder) / "made"
         if only_object:

@@ -133,11 +133,15 @@ def _unit(obj: Object, workers: int) -> Unit:
     return Unit("aot", "".join(text), tuple(dict.fromkeys(templates)), tuple(exports))
 
 
-def compile_ahead(obj: Object, spec: ProgramSpec, workers: int, where: Where) -> bytes:
-    """An ELF object file.  Raises LoadError, VerifyError, ConfigError."""
+def compile_ahead(obj: Object, spec: ProgramSpec, workers: int, where: Where,
+                  fuel: int | None = None) -> bytes:
+    """An ELF object file.  `fuel`: an instruction budget to be counted (fuel.py).
+
+    Raises LoadError, VerifyError, ConfigError."""
     machine = _machine(where)
     module: Any
-    module, _, symbols = build_module(obj, spec, workers, [_unit(obj, workers)], machine.triple)
+    module, _, symbols = build_module(obj, spec, workers, [_unit(obj, workers)], machine.triple,
+                                      fuel)
     of_the_host = sorted(set(symbols) - set(region_symbols(obj.maps, workers)))
     if of_the_host:
         raise LoadError(f"program {spec.name}", f"needs {', '.join(of_the_host)} of a running xdpu",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from xdp_runtime import cache
+from xdp_runtime import state as st
 from xdp_runtime.isa import LoadMap
 from xdp_runtime.maps import family_of
 from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
@@ -58,16 +59,17 @@ def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
 
 
 def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
-                    units: Sequence[Unit] = ()) -> Image:
-    """Machine code for `entry` and everything it can reach.  Raises LoadError, VerifyError."""
+                    units: Sequence[Unit] = (), fuel: int | None = None) -> Image:
+    """Machine code for `entry` and everything it can reach.  `fuel`: the instructions that a run
+    may have, to be counted (fuel.py).  Raises LoadError, VerifyError."""
     programs = tail_call_targets(obj, entry)
-    key = _content_key(obj, programs, workers, opt, units)
+    key = _content_key(obj, programs, workers, opt, units, fuel)
     found = cache.get(key)
     if found is not None:
         return _unpack(found)
     from xdp_runtime.compiler import target
 
-    module, exports, symbols = build_module(obj, entry, workers, units)
+    module, exports, symbols = build_module(obj, entry, workers, units, fuel=fuel)
     slots = sum(len(program.insns) for program in programs)
     image = Image(target.compile_module(module, opt, slots), exports, symbols,
                   target.pipeline(opt, slots))
@@ -76,7 +78,7 @@ def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
 
 
 def build_module(obj: Object, entry: ProgramSpec, workers: int,
-                 units: Sequence[Unit] = (), triple: str = "",
+                 units: Sequence[Unit] = (), triple: str = "", fuel: int | None = None,
                  ) -> tuple[object, tuple[str, ...], tuple[str, ...]]:
     """(linked but not optimised LLVM module, exports, external data symbols)
 
@@ -92,7 +94,8 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     bodies = []
     for number, program in enumerate(programs):
         facts = proven_facts(obj, program)
-        lowered = Lowering(program, number, obj.maps, workers, numbers, facts).lower()
+        lowered = Lowering(program, number, obj.maps, workers, numbers, facts,
+                           fuelled=fuel is not None).lower()
         needed |= lowered.templates
         bodies.append(lowered.text)
     exports: list[str] = []
@@ -107,7 +110,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         *(declaration(template) for template in wanted),
         intrinsics(),
         *bodies,
-        f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{',
+        f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{', *_fill_up(fuel),
         '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
         *(unit.text for unit in units),
         target.pause_definition(triple),
@@ -116,6 +119,15 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     ])
     module = target.link(text, templates.bitcodes(wanted), exports)
     return module, tuple(exports), (*symbols, *externals)
+
+
+def _fill_up(fuel: int | None) -> list[str]:
+    if fuel is None:
+        return []
+    return [f"  %at = getelementptr inbounds i8, ptr %state, i64 {st.WORKER}",
+            "  %worker = load ptr, ptr %at",
+            f"  %tank = getelementptr inbounds i8, ptr %worker, i64 {st.W_FUEL}",
+            f"  store i64 {fuel}, ptr %tank"]
 
 
 def proven_facts(obj: Object, program: ProgramSpec) -> Facts:
@@ -144,10 +156,10 @@ def intrinsics() -> str:
 
 
 def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt: int,
-                 units: Sequence[Unit]) -> str:
+                 units: Sequence[Unit], fuel: int | None) -> str:
     from xdp_runtime.compiler import target
 
-    parts: list[str] = [target.host_fingerprint(), str(workers), str(opt)]
+    parts: list[str] = [target.host_fingerprint(), str(workers), str(opt), str(fuel)]
     for program in programs:
         parts += [program.name, program.kind, repr(program.insns)]
     # initial contents are written to memory, and only those of frozen maps compiled as well

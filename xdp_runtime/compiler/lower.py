@@ -49,6 +49,7 @@ from xdp_runtime.compiler.kinds import (
 )
 from xdp_runtime.compiler.provenance import MAPS, Analysis, Provenance, number_is_tail_call
 from xdp_runtime.entry import XDP, Entry
+from xdp_runtime.fuel import ABORTED, stretches
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.isa import (
     MAX_TAIL_CALLS,
@@ -134,10 +135,12 @@ class Lowering:
     """Lowers one program.  `programs` maps the names that PROG_ARRAY slots may hold to numbers."""
 
     def __init__(self, program: ProgramSpec, number: int, maps: tuple[MapSpec, ...], workers: int,
-                 tail_targets: Iterable[int], facts: Facts, entry: Entry = XDP) -> None:
+                 tail_targets: Iterable[int], facts: Facts, entry: Entry = XDP,
+                 fuelled: bool = False) -> None:
         self.program, self.number, self.maps, self.workers = program, number, maps, workers
         self.tail_targets = tuple(tail_targets)
         self.facts, self.entry = facts, entry
+        self.charges = stretches(program.insns) if fuelled else {}
         self.provenance = Provenance(program, maps, facts, entry)
         self.analysis: Analysis = self.provenance.analyse()
         self.out = Lowered("")
@@ -351,9 +354,40 @@ class Lowering:
         for depth in sorted({frame.depth for frame in self.analysis.frames}):
             head += [f"  %may{depth} = alloca i64",
                      f"  store i64 {MAY_GOTO_BUDGET}, ptr %may{depth}"]
+        if self.charges:
+            head.append("  %fuel = alloca i64")
+            self.take_fuel()
+            body += self.out_of_fuel()
         head += [*self.lines, "  br label %f0_0"]
         self.out.text = "\n".join([*head, *body, "}", ""])
         return self.out
+
+    def take_fuel(self) -> None:
+        """Into a variable of this function, as long as no other program goes on with it."""
+        self.emit(f"store i64 {self.value(f'load i64, ptr {self.fuel_field()}')}, ptr %fuel")
+
+    def fuel_field(self, offset: int = st.W_FUEL) -> str:
+        worker = self.get_state(st.WORKER, "ptr")
+        return self.value(f"getelementptr inbounds i8, ptr {worker}, i64 {offset}")
+
+    def charge(self, instructions: int) -> None:
+        """Pay for the stretch that begins here, or end the program (fuel.py)."""
+        left = self.value("load i64, ptr %fuel")
+        enough = self.value(f"icmp uge i64 {left}, {instructions}")
+        label = self.label("paid")
+        self.emit(f"br i1 {enough}, label %{label}, label %spent")
+        self.start(label)
+        self.emit(f"store i64 {self.value(f'sub i64 {left}, {instructions}')}, ptr %fuel")
+
+    def out_of_fuel(self) -> list[str]:
+        before, self.lines = self.lines, []
+        self.start("spent")
+        counter = self.fuel_field(st.W_SPENT)
+        count = self.value(f"load i64, ptr {counter}")
+        self.emit(f"store i64 {self.value(f'add i64 {count}, 1')}, ptr {counter}")
+        self.emit(f"ret i{self.entry.result_bits} {ABORTED}")
+        made, self.lines = self.lines, before
+        return made
 
     def clear_stack(self, depth: int) -> None:
         """What a frame may read before writing it is zero, never a stranger's data."""
@@ -374,6 +408,8 @@ class Lowering:
             return
         while True:
             self.slot = slot
+            if slot in self.charges:
+                self.charge(self.charges[slot])
             insn = self.provenance.insns[slot]
             assert insn is not None
             match insn:
@@ -899,6 +935,9 @@ class Lowering:
         for label, number in bodies:
             self.start(label)
             self.put_state(st.TAIL_CALLS, "i32", self.value(f"add i32 {count}, 1"))
+            if self.charges:
+                left = self.value("load i64, ptr %fuel")
+                self.emit(f"store i64 {left}, ptr {self.fuel_field()}")
             result = self.value(f'musttail call i32 @"prog.{number}"(ptr %state)')
             self.emit(f"ret i32 {result}")
         self.start(miss)
