@@ -7,8 +7,8 @@
 
 Worker w owns queue w, w + W, w + 2W, ... of every port, so that a redirect between two ports stays
 with one worker: queues are never shared and nothing on the packet path is locked.  W is at most
-the smallest queue count of the ports.  The compiled loop (loop.py) runs in a thread with the GIL
-released; Python starts it, reads counters, and stops it.
+the smallest queue count of the ports, and no more than there are CPUs (at least 8).  The compiled
+loop (loop.py) runs in a thread with the GIL released; Python starts it, reads counters, and stops it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from xdp_runtime.maps import budget
 from xdp_runtime.object import Object
 from xdp_runtime.policy import ExtensionClass
 from xdp_runtime.program import Program, load
+from xdp_runtime.state import max_workers
 
 _POLLIN = 1
 _POLLFD = struct.Struct("<ihh")
@@ -153,7 +154,7 @@ class Engine:
         self.ports, self.stack = list(ports), dict(stack or {})
         front = list({id(p.kind): p.kind for p in self.ports}.values())
         back = list({id(p.kind): p.kind for p in self.stack.values()}.values())
-        count = min(len(p.queues) for p in [*self.ports, *self.stack.values()])
+        count = min(*(len(p.queues) for p in [*self.ports, *self.stack.values()]), max_workers())
         maps = directory / "maps" if directory else None
         if maps is not None:
             maps.mkdir(exist_ok=True)

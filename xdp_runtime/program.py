@@ -242,6 +242,9 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
         from xdp_runtime.policy import enforce
 
         fuel = enforce(obj, spec, grants)
+    if workers > st.max_workers():
+        raise LoadError(f"program {spec.name}", f"{workers} workers are more than this machine has "
+                        f"CPUs ({st.max_workers()})", "use fewer queues")
     image = link.compile_program(obj, spec, workers, opt, units, fuel)
     maps: list[Map] = []
     try:

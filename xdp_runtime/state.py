@@ -8,9 +8,12 @@ inlined there, LLVM keeps its fields in registers: the context is values, not me
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
+from pathlib import Path
 
 # --- run state: one per invocation -------------------------------------------------------------
 DATA = 0  # pointer to the first byte of the packet
@@ -72,6 +75,17 @@ class RxMetadata:
         protocol, tci = self.vlan or (0, 0)
         return (struct.pack("<IIQI", known, number, self.timestamp_ns or 0, kind)
                 + struct.pack(">H", protocol) + struct.pack("<H", tci))
+
+
+@lru_cache(maxsize=1)
+def max_workers() -> int:
+    """As many as this machine may have CPUs, but at least 8: what the verifier knows of a worker's
+    number, as the kernel's knows that of a CPU."""
+    try:
+        last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition("-")[2]
+        return max(int(last.rpartition(",")[2]) + 1, 8)
+    except (OSError, ValueError):
+        return max(os.cpu_count() or 1, 8)
 
 
 class Verdict(IntEnum):

@@ -98,7 +98,7 @@ def test_hex_lines() -> None:
 
 REFUSAL = (
     "xdpu: xdp_fault: instruction 1 (fault.c:10: return data[1000] ? XDP_DROP : XDP_PASS;): "
-    "1 bytes at offset 1000 of the packet are not proven to exist (proven: 0 bytes) "
+    "1 byte at offset 1000 of the packet is not proven to exist (proven: 0 bytes) "
     "(check `data + 1001 <= data_end` before this access)\n")
 
 

@@ -159,7 +159,8 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
                  units: Sequence[Unit], fuel: int | None) -> str:
     from xdp_runtime.compiler import target
 
-    parts: list[str] = [target.host_fingerprint(), str(workers), str(opt), str(fuel)]
+    parts: list[str] = [target.host_fingerprint(), str(workers), str(opt), str(fuel),
+                        str(st.max_workers())]
     for program in programs:
         parts += [program.name, program.kind, repr(program.insns)]
     # initial contents are written to memory, and only those of frozen maps compiled as well

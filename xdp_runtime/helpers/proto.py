@@ -72,8 +72,9 @@ class Helper:
 
     For the verifier: `maps` are the types the MAP argument may have, `sizes` the bytes of FIXED
     arguments by position (from 1); `returns_size`: the result is an error, or at most the length
-    given; `writes_map` is refused on maps that are read-only for programs; `packet`: its memory may
-    lie in the packet; `gpl_only`; `xdp`: XDP programs may call it (else only tracing ones).
+    given; `below`: the result is less than that; `writes_map` is refused on maps that are
+    read-only for programs; `packet`: its memory may lie in the packet; `gpl_only`; `xdp`: XDP
+    programs may call it (else only tracing ones).
     """
 
     id: int
@@ -88,6 +89,7 @@ class Helper:
     maps: frozenset[MapType] | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     returns_size: bool = False
+    below: Callable[[], int] | None = None
     writes_map: bool = False
     packet: bool = False
     gpl_only: bool = False

@@ -60,7 +60,7 @@ def check(env: Env, state: State, number: int, ptr: Ptr, off: int, size: int, *,
         if write:
             raise Refused("readonly", f"r{number} points to a socket", regs=(number,))
         if size > 4:
-            raise Refused("type", f"{size} bytes of a socket are read", regs=(number,))
+            raise Refused("type", f"{_bytes(size)} of a socket cannot be read", regs=(number,))
         _region(number, ptr, off, size, SOCKET_BYTES, "socket", False)
         if atomic:
             raise Refused("type", f"r{number}: atomic operations on sockets are not allowed",
@@ -73,6 +73,10 @@ def check(env: Env, state: State, number: int, ptr: Ptr, off: int, size: int, *,
         env.observer.access(env.slot, ptr, off, size, write)
 
 
+def _bytes(count: int) -> str:
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
 def _packet(number: int, ptr: Ptr, off: int, size: int, zero_size: bool) -> None:
     if ptr.var is not None and ptr.var.smin < 0:
         raise Refused("bounds", f"the offset in r{number} may be negative "
@@ -82,8 +86,9 @@ def _packet(number: int, ptr: Ptr, off: int, size: int, zero_size: bool) -> None
     if where < 0 or where + size > ptr.range or (size == 0 and not zero_size):
         what = "data" if ptr.kind is Kind.PACKET else "data_meta"
         raise Refused(
-            "bounds", f"{size} bytes at offset {where} of the packet are not proven to exist "
-            f"(proven: {ptr.range} bytes)",
+            "bounds", f"{_bytes(size)} at offset {where} of the packet "
+            f"{'is' if size == 1 else 'are'} not proven to exist (proven: {_bytes(ptr.range)})",
+            f"what lies before `{what}` is not the packet's" if where < 0 else
             f"check `{what} + {where + size} <= data_end` before this access"
             if ptr.var is None else "compare this very pointer plus its size with data_end first",
             regs=(number,))
@@ -98,7 +103,7 @@ def _region(number: int, ptr: Ptr, off: int, size: int, limit: int, what: str,
         raise Refused("bounds", f"an access of no bytes through r{number}", regs=(number,))
     if var is None:
         if base < 0 or base + size > limit:
-            raise Refused("bounds", f"{size} bytes at offset {base} are outside the {what} "
+            raise Refused("bounds", f"{_bytes(size)} at offset {base}: outside the {what} "
                           f"({limit} bytes)", regs=(number,))
         return
     if var.smin + base < 0:
@@ -110,7 +115,7 @@ def _region(number: int, ptr: Ptr, off: int, size: int, limit: int, what: str,
                       f"({scalar.describe(var)})",
                       f"check that the index keeps within {limit} bytes", regs=(number,))
     if base + var.smax + size > limit:
-        raise Refused("bounds", f"{size} bytes at offset {base} + up to {var.smax} may lie "
+        raise Refused("bounds", f"{_bytes(size)} at offset {base} + up to {var.smax} may lie "
                       f"outside the {what} ({limit} bytes)",
                       f"check that the index is at most {max(limit - size - base, 0)}",
                       regs=(number,))

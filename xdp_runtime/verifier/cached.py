@@ -13,6 +13,7 @@ from typing import Any
 
 from xdp_runtime import cache
 from xdp_runtime.object import Object, ProgramSpec
+from xdp_runtime.state import max_workers
 from xdp_runtime.verifier.env import Finding
 from xdp_runtime.verifier.explain import Note, NotedFacts, explain
 from xdp_runtime.verifier.report import TIME_BUDGET_S, Report, verify
@@ -47,6 +48,7 @@ def check(obj: Object, program: ProgramSpec, notes: bool = False,
 def entry_name(obj: Object, program: ProgramSpec, notes: bool) -> str:
     """Where the verdict is kept."""
     key = cache.key("verdict", int(notes), repr(program), repr(obj.maps), obj.license,
+                    max_workers(),
                     repr(obj.btf))
     return f"verdict-{key[:40]}.json"
 

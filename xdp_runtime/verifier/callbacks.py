@@ -38,6 +38,7 @@ def push(env: Env, state: State, helper: int, spec: MapSpec | None) -> tuple[int
     if helper == TIMER_SET:
         function, timer = regs[2], regs[1]
         assert isinstance(function, Ptr) and isinstance(timer, Ptr)
+        env.later.add(function.off)
         inner[1] = Ptr(Kind.MAP, map_=timer.map)
         inner[2] = Ptr(Kind.MAP_KEY, map_=timer.map, size=value_spec(env, timer).key_size)
         inner[3] = Ptr(Kind.MAP_VALUE, map_=timer.map, id_=env.next_id(), keep_id=True)
@@ -91,7 +92,9 @@ def widen(before: State, state: State) -> None:
     """Numbers that nothing depended on and that differ from the last round become unknown."""
     for old, new in zip(before.frames, state.frames, strict=True):
         for number, value in enumerate(new.regs):
-            if isinstance(value, Num) and _grows(old.regs[number], value):
+            before_it = old.regs[number]
+            if isinstance(value, Num) and (_grows(before_it, value)
+                                           or _is_another(before_it, value)):
                 new.regs[number] = _NUMBER
         if old.stack is new.stack:
             continue
@@ -103,4 +106,11 @@ def widen(before: State, state: State) -> None:
 
 
 def _grows(old: Reg, new: Num) -> bool:
-    return (isinstance(old, Num) and not old.tokens[0].precise and old.range != new.range)
+    return isinstance(old, Num) and not old.tokens[0].precise and old.range != new.range
+
+
+def _is_another(old: Reg, new: Num) -> bool:
+    """In registers a number that became a copy of another, or was one, is a different one to
+    the kernel (regs_exact): it widens even what is within the same range."""
+    return (isinstance(old, Num) and not old.tokens[0].precise
+            and bool(old.id) != bool(new.id))

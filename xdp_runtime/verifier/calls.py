@@ -47,7 +47,9 @@ def helper_of(env: Env, number: int) -> Helper:
                       "ask bpf_core_field_exists or its like first")
     helper = env.entry.helpers.get(number)
     if helper is None or not helper.xdp:
-        raise Refused("helper", f"helper {kernel_name(number)} (number {number}) is "
+        name = kernel_name(number)
+        which = name if name.startswith("helper ") else f"helper {name} (number {number})"
+        raise Refused("helper", f"{which} is "
                       + ("not supported" if helper is None else "not for XDP programs"))
     if helper.gpl_only and env.obj.license not in _GPL:
         raise Refused("helper", f"{kernel_name(number)} is for programs under the GPL, this one "
@@ -202,6 +204,8 @@ def _result(env: Env, state: State, helper: Helper, map_ptr: Ptr | None, spec: M
         case Ret.SCALAR:
             if helper.returns_size:
                 return Num(_error_or_size(state, helper))
+            if helper.below is not None:
+                return Num(scalar.from_range(0, helper.below() - 1))
             return Num(scalar.UNKNOWN)
         case Ret.VOID:
             return None

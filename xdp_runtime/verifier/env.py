@@ -68,8 +68,8 @@ class Observer(Protocol):
 class Env:
     """The program under proof and its counters."""
 
-    __slots__ = ("_fields", "context_at", "entry", "insns", "maps", "obj", "observer", "program",
-                 "slot", "stack_used", "used_ids")
+    __slots__ = ("_fields", "context_at", "entry", "insns", "later", "maps", "obj", "observer",
+                 "program", "slot", "stack_used", "used_ids")
 
     def __init__(self, obj: Object, program: ProgramSpec,
                  observer: Observer | None = None, entry: Entry = XDP) -> None:
@@ -79,6 +79,7 @@ class Env:
         self.maps: tuple[MapSpec, ...] = obj.maps
         self.used_ids = 0
         self.stack_used: dict[int, int] = {}  # by the slot where a function begins, in bytes
+        self.later: set[int] = set()  # functions that timers run, on a stack of their own
         self._fields: dict[MapSpec, tuple[Field, ...]] = {}
         self.slot = 0  # the instruction being proven
         self.context_at: dict[int, bool] = {}  # memory instructions: is it the context they use?

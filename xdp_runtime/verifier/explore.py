@@ -235,7 +235,8 @@ class Explorer:
                           "make loops shorter, or share code in functions")
         if time.monotonic() > self.deadline:
             raise Refused("budget", f"the proof took longer than {self.time_budget_s:g} s after "
-                          f"{self.steps} instructions", "raise --verify-timeout")
+                          f"{self.steps} instructions",
+                          "give loops a limit that is known, or split it by tail calls")
 
     def _covered(self, slot: int, state: State) -> Seen | None:
         """The remembered state from which everything this one could do was tried."""

@@ -70,27 +70,27 @@ FIRST_BYTE = """
     if r0 > r3 goto out
     r6 = *(u8 *)(r6 + 0)
 """
-PACKET = r"of the packet are not proven to exist \(proven: 0 bytes\)"
+PACKET = r"of the packet (is|are) not proven to exist \(proven: 0 bytes\)"
 STACK = "outside the 512 bytes of the frame"
 REFUSED = {  # program, kind, instruction, what is said
     "read behind the packet": (
         "r2 = *(u32 *)(r1 + 0)\nr0 = *(u8 *)(r2 + 100)\nexit",
-        "bounds", 1, f"1 bytes at offset 100 {PACKET}"),
+        "bounds", 1, f"1 byte at offset 100 {PACKET}"),
     "read across the end": (
         "r2 = *(u32 *)(r1 + 0)\nr0 = *(u64 *)(r2 + 57)\nexit",
         "bounds", 1, f"8 bytes at offset 57 {PACKET}"),
     "read one byte further than checked": (
         checked(34, "*(u8 *)(r2 + 34) = 1"), "bounds", 6,
-        "1 bytes at offset 34 of the packet are not proven to exist .proven: 34 bytes"),
+        "1 byte at offset 34 of the packet is not proven to exist .proven: 34 bytes"),
     "read before the packet": (
         "r2 = *(u32 *)(r1 + 0)\nr0 = *(u8 *)(r2 - 1)\nexit",
-        "bounds", 1, "1 bytes at offset -1 of the packet"),
+        "bounds", 1, "1 byte at offset -1 of the packet"),
     "write behind the packet": (
         "r2 = *(u32 *)(r1 + 0)\n*(u32 *)(r2 + 61) = 1\nr0 = 2\nexit",
         "bounds", 1, f"4 bytes at offset 61 {PACKET}"),
     "address that wraps": (
         "r2 = *(u32 *)(r1 + 0)\nr3 = -1 ll\nr2 += r3\nr0 = *(u8 *)(r2 + 0)\nexit",
-        "bounds", 4, "1 bytes at offset -1 of the packet"),
+        "bounds", 4, "1 byte at offset -1 of the packet"),
     "huge offset": (
         "r2 = *(u32 *)(r1 + 0)\nr3 = 0x7fffffffffffffff ll\nr2 += r3\n"
         "r0 = *(u64 *)(r2 + 0)\nexit",
@@ -108,7 +108,7 @@ REFUSED = {  # program, kind, instruction, what is said
     "negative index into a map value": (
         lookup("cells", 1) + "if r0 == 0 goto out\nr1 = -8 ll\nr0 += r1\nr0 = *(u8 *)(r0 + 0)\n"
         "out:\nexit",
-        "bounds", 10, r"1 bytes at offset -8 are outside the value of map cells \(16 bytes\)"),
+        "bounds", 10, r"1 byte at offset -8: outside the value of map cells \(16 bytes\)"),
     "index into the stack": (
         FIRST_BYTE + "r7 = r10\nr7 += -8\nr7 += r6\n*(u8 *)(r7 + 0) = 1\nout:\nr0 = 2\nexit",
         "stack", 9, STACK),
@@ -142,7 +142,7 @@ REFUSED = {  # program, kind, instruction, what is said
     "below the stack": ("r0 = *(u64 *)(r10 - 520)\nexit", "stack", 0, STACK),
     "r10 written": ("r10 = 1\nr0 = 0\nexit", "stack", 0, "the frame pointer r10 is read-only"),
     "outside a map value": (lookup("cells", 0) + "r0 = *(u64 *)(r0 + 9)\nexit", "bounds", 6,
-                            r"offset 9 are outside the value of map cells \(16 bytes\)"),
+                            r"offset 9: outside the value of map cells \(16 bytes\)"),
     "read-only map": ("r1 = map_value[constants]+0 ll\n*(u8 *)(r1 + 0) = 1\nr0 = 0\nexit",
                       "readonly", 2, "map constants is read-only for programs"),
     "clobbered by a call": ("call 5\nr0 = r1\nexit", "uninit", 1, "r1 is read but holds nothing"),

@@ -60,7 +60,7 @@ def test_a_finding_becomes_an_error_with_all_it_knows() -> None:
     obj = program("r2 = *(u32 *)(r1 + 0)\nr3 = 5\nr0 = *(u8 *)(r2 + 13)\nexit", LINES)
     (finding,) = verify(obj, obj.programs[0]).errors
     assert finding == Finding(
-        2, "bounds", "1 bytes at offset 13 of the packet are not proven to exist (proven: 0 bytes)",
+        2, "bounds", "1 byte at offset 13 of the packet is not proven to exist (proven: 0 bytes)",
         "r2=a packet pointer", "check `data + 14 <= data_end` before this access")
     error = as_error(obj.programs[0], finding)
     assert (error.exit_code, error.insn, error.mend) == (4, 2, finding.mend)
