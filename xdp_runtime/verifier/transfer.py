@@ -330,6 +330,10 @@ def _atomic(env: Env, state: State, insn: Atomic) -> None:
     regs = state.top.regs
     ptr = regs[insn.dst]
     assert isinstance(ptr, Ptr)
+    if insn.fetch and insn.dst == (0 if insn.op is AtomicOp.CMPXCHG else insn.src):
+        # the kernel looks at the address once the register is a number already
+        raise Refused("arithmetic", f"the old value would replace its own address in r{insn.dst}",
+                      "copy the address to another register first", regs=(insn.dst,))
     result = Num(scalar.unsigned(insn.size))
     if ptr.kind is Kind.STACK:
         frame = state.frames[ptr.frame]

@@ -5,7 +5,8 @@
     python -m tests.xdp_runtime.verifier.agree --corpus [--jobs N]
 
 Prints kernel x ours, and programs of the kinds that matter: **unsafe** (the kernel refuses for
-memory safety, we accept), **too strict** (the kernel accepts, we refuse) and **trapped** (we
+memory safety, we accept), **sharper** (the same, but judge.py proves by itself that it is safe:
+the kernel could not see it), **too strict** (the kernel accepts, we refuse) and **trapped** (we
 accept, and the interpreter's own checks fire when it runs).  --kernel asks the
 kernel alone: how many it accepts, how fast, and why it refuses the others.  --seed N shows one
 program with both answers, --corpus what we say of the cases (their kernel's words are on file).
@@ -37,6 +38,7 @@ _fds: dict[MapSpec, int] = {}
 class Outcome:
     matrix: Counter[tuple[str, str]] = field(default_factory=Counter)  # (kernel, ours)
     unsafe: list[tuple[int, str]] = field(default_factory=list)
+    sharper: list[tuple[int, str]] = field(default_factory=list)
     strict: list[tuple[int, str]] = field(default_factory=list)
     broken: list[tuple[int, str]] = field(default_factory=list)
     trapped: list[tuple[int, str]] = field(default_factory=list)
@@ -48,6 +50,7 @@ class Outcome:
         self.matrix += other.matrix
         self.words += other.words
         self.unsafe += other.unsafe
+        self.sharper += other.sharper
         self.strict += other.strict
         self.broken += other.broken
         self.trapped += other.trapped
@@ -96,7 +99,11 @@ def compare(seeds: range, kernel_only: bool) -> Outcome:
         if kernel.accepted and not ok:
             out.strict.append((seed, text))
         elif ok and said == "memory":
-            out.unsafe.append((seed, kernel.line))
+            from tests.xdp_runtime.verifier.judge import judge
+
+            found, why = judge(obj)
+            (out.sharper if found == "safe" else out.unsafe).append(
+                (seed, f"{kernel.line}; judged {found}: {why}"))
         if ok:
             trap = find_trap(obj, seed)
             if trap:
@@ -151,7 +158,8 @@ def print_outcome(total: Outcome, programs: int, took_s: float, shown: int) -> N
     if "accept" in columns and accepted:
         agreed = total.matrix["accept", "accept"]
         print(f"of what the kernel accepts we accept {100 * agreed / accepted:.2f} %")
-    for title, examples in (("UNSAFE", total.unsafe), ("too strict", total.strict),
+    for title, examples in (("UNSAFE", total.unsafe), ("sharper", total.sharper),
+                            ("too strict", total.strict),
                             ("broken", total.broken),
                             ("accepted, and trapped when run", total.trapped)):
         print(f"{title}: {len(examples)}")
