@@ -1,0 +1,1 @@
+"""Differential fuzzing: interpreter = compiled O0 = compiled O3 = kernel."""

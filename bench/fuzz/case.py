@@ -1,0 +1,76 @@
+"""A disagreement as a text file: maps, packets, map operations, assembly.  Both ways.
+
+    map table 1 8 16 64 0        name, type, key, value, entries, flags
+    packet 00ff...
+    step table update KEY VALUE 1
+    program first
+    r0 = 2
+    exit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.fuzz.engines import Step
+from xdp_runtime.asm import assemble
+from xdp_runtime.disasm import format_program
+from xdp_runtime.isa import CallLocal, Insns, LoadFunc
+from xdp_runtime.object import Function, MapSpec, Object, ProgramSpec
+
+Case = tuple[Object, list[bytes], list[Step]]
+
+
+def write_case(obj: Object, packets: Sequence[bytes], steps: Sequence[Step]) -> str:
+    out = []
+    for m in obj.maps:
+        slots = "".join(f" {index}={name}" for index, name in m.slots)
+        out.append(f"map {m.name} {int(m.type)} {m.key_size} {m.value_size} {m.max_entries} "
+                   f"{m.flags}{slots}")
+    out += [f"packet {packet.hex()}" for packet in packets]
+    out += [f"step {name} {operation} {key.hex() or '-'} {value.hex() or '-'} {flags}"
+            for name, operation, key, value, flags in steps]
+    for program in obj.programs:
+        out += [f"program {program.name}", format_program(program, obj)]
+    return "\n".join(out)
+
+
+def read_case(text: str) -> Case:
+    maps: list[MapSpec] = []
+    packets: list[bytes] = []
+    steps: list[Step] = []
+    bodies: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        words = line.split()
+        match words[:1]:
+            case ["map"] if not bodies:
+                slots = tuple((int(index), name) for index, _, name in
+                              (word.partition("=") for word in words[7:]))
+                kind, key, value, entries, flags = (int(word) for word in words[2:7])
+                maps.append(MapSpec(words[1], kind, key, value, entries, flags, slots=slots))
+            case ["packet"] if not bodies:
+                packets.append(bytes.fromhex(words[1]))
+            case ["step"] if not bodies:
+                steps.append((words[1], words[2], _bytes(words[3]), _bytes(words[4]),
+                              int(words[5])))
+            case ["program"]:
+                bodies.append((words[1], []))
+            case _ if bodies:
+                bodies[-1][1].append(line)
+    names = [spec.name for spec in maps]
+    programs = tuple(program_of(name, assemble("\n".join(lines), names))
+                     for name, lines in bodies)
+    return Object("case", programs, tuple(maps), "GPL"), packets, steps
+
+
+def _bytes(word: str) -> bytes:
+    return b"" if word == "-" else bytes.fromhex(word)
+
+
+def program_of(name: str, insns: Insns) -> ProgramSpec:
+    """A program whose functions start where something calls."""
+    starts = sorted({0} | {slot + 1 + insn.off for slot, insn in enumerate(insns)
+                           if isinstance(insn, CallLocal | LoadFunc)})
+    functions = tuple(Function(f"{name}{number or ''}", start, end) for number, (start, end)
+                      in enumerate(zip(starts, [*starts[1:], len(insns)], strict=True)))
+    return ProgramSpec(name, "xdp", "xdp", insns, functions)

@@ -1,0 +1,159 @@
+"""Four engines behind one shape: load an Object, run a batch, operate on maps, show contents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from bench.fuzz.batch import HEADER, SLOT, UNIT, Batch, Header, Slots
+from xdp_runtime.interp import Machine
+from xdp_runtime.kernel import KernelProgram, load_into_kernel
+from xdp_runtime.maps.model import ModelPerCpuHash
+from xdp_runtime.object import MapSpec, MapType, Object
+from xdp_runtime.program import Program, load
+
+LISTS = (MapType.QUEUE, MapType.STACK)
+PER_CPU = (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH)
+Contents = dict[str, Any]
+Step = tuple[str, str, bytes, bytes, int]  # map, operation, key, value, flags
+
+
+class Engine(Protocol):
+    name: str
+
+    def run(self, batch: Batch) -> tuple[Header, Slots]: ...
+
+    def operate(self, step: Step) -> Any:
+        """A value, None, or 0 or -errno."""
+
+    def contents(self, spec: MapSpec) -> Any:
+        """What the map holds; the values of a queue or stack are taken out."""
+
+
+class Interpreted:
+    name = "interpreter"
+
+    def __init__(self, obj: Object) -> None:
+        self.machine = Machine(obj, obj.programs[0])
+        self.maps = {model.spec.name: model for model in self.machine.maps}
+
+    def run(self, batch: Batch) -> tuple[Header, Slots]:
+        headers = np.zeros(len(batch.packets), HEADER)
+        out = np.zeros((len(batch.packets), SLOT), np.uint8)
+        for number, packet in enumerate(batch.packets):
+            result = self.machine.run(packet, ingress_ifindex=1)
+            content = result.meta + result.data_out
+            headers[number] = (result.verdict, len(result.meta), len(content))
+            out[number, : len(content)] = np.frombuffer(content, np.uint8)
+        return headers, out
+
+    def operate(self, step: Step) -> Any:
+        name, operation, key, value, flags = step
+        model: Any = self.maps[name]
+        match operation:
+            case "update" if isinstance(model, ModelPerCpuHash):
+                return model.update_all(key, [value], flags)
+            case "update":
+                return model.update(key, value, flags)
+            case "delete":
+                return model.delete(key)
+            case "push":
+                return model.push(value, flags)
+            case "pop":
+                return model.take(True)
+        found = model.peek(key)
+        return None if found is None else bytes(found)
+
+    def contents(self, spec: MapSpec) -> Any:
+        model: Any = self.maps[spec.name]
+        if spec.type in LISTS:
+            return list(iter(lambda: model.take(True), None))
+        return {bytes(key): bytes(value) for key, value in model.items()}
+
+
+class _Outside:
+    """Maps as user space sees them, ours and the kernel's; `cpu` is where programs run."""
+
+    cpu = 0
+    maps: Any
+
+    def operate(self, step: Step) -> Any:
+        name, operation, key, value, flags = step
+        one = self.maps[name]
+        try:
+            match operation:
+                case "update":
+                    one.update(key, value, flags)
+                    return 0
+                case "delete":
+                    one.delete(key)
+                    return 0
+                case "push":
+                    self.push(one, value, flags)
+                    return 0
+                case "pop":
+                    return self.pop(one)
+            return self.of_cpu(one.spec, one.lookup(key))
+        except OSError as error:
+            return -(error.errno or 0)
+
+    def push(self, one: Any, value: bytes, flags: int) -> None:
+        one.push(value, flags)
+
+    def pop(self, one: Any) -> bytes | None:
+        value: bytes | None = one.pop()
+        return value
+
+    def of_cpu(self, spec: MapSpec, value: Any) -> Any:
+        return value[0] if isinstance(value, list) else value
+
+    def contents(self, spec: MapSpec) -> Any:
+        one = self.maps[spec.name]
+        if spec.type in LISTS:
+            return list(iter(lambda: self.pop(one), None))
+        return {key: self.of_cpu(spec, value) for key, value in one.items()}
+
+
+class Compiled(_Outside):
+    def __init__(self, program: Program, opt: int) -> None:
+        self.program, self.maps, self.name = program, program.maps, f"compiled O{opt}"
+
+    def run(self, batch: Batch) -> tuple[Header, Slots]:
+        return batch.compiled(self.program)
+
+
+class Kernel(_Outside):
+    name = "kernel"
+
+    def __init__(self, program: KernelProgram, cpu: int) -> None:
+        self.program, self.maps, self.cpu = program, program.maps, cpu
+
+    def run(self, batch: Batch) -> tuple[Header, Slots]:
+        return batch.kernel(self.program.fd)
+
+    def push(self, one: Any, value: bytes, flags: int) -> None:
+        one.update(b"", value, flags)
+
+    def pop(self, one: Any) -> bytes | None:
+        value: bytes | None = one.lookup_and_delete()
+        return value
+
+    def of_cpu(self, spec: MapSpec, value: Any) -> Any:
+        if value is None or spec.type not in PER_CPU:
+            return value
+        return value[self.cpu * spec.value_size : (self.cpu + 1) * spec.value_size]
+
+
+@contextmanager
+def in_kernel(obj: Object, cpu: int) -> Iterator[Kernel]:
+    with load_into_kernel(obj) as program:
+        yield Kernel(program, cpu)
+
+
+@contextmanager
+def compiled(obj: Object, opt: int) -> Iterator[Compiled]:
+    with load(obj, opt=opt, units=(UNIT,)) as program:
+        yield Compiled(program, opt)

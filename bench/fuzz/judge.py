@@ -1,0 +1,171 @@
+"""One program, its packets and map operations, on all engines: where do they first differ?"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.fuzz.batch import Batch
+from bench.fuzz.engines import LISTS, Engine, Interpreted, Step, compiled, in_kernel
+from bench.fuzz.packets import random_packets
+from bench.fuzz.programs import fuzz_object
+from xdp_runtime.errors import VerifyError
+from xdp_runtime.interp_memory import Trap
+from xdp_runtime.object import MapType, Object
+
+SAMPLE = 6  # packets that the interpreter sees, too
+_BATCH = 1000  # packets in memory at once
+_FLAGS = (0, 0, 0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """`packet` is the number of the first packet that differs, -1: maps."""
+
+    engine: str
+    what: str
+    packet: int = -1
+
+    def __str__(self) -> str:
+        where = f", packet {self.packet}" if self.packet >= 0 else ""
+        return f"{self.engine} differs from the kernel{where}: {self.what}"
+
+
+@dataclass
+class Outcome:
+    counts: Counter[str] = field(default_factory=Counter)
+    found: list[Disagreement] = field(default_factory=list)
+    refused: str = ""
+
+
+def random_steps(obj: Object, seed: int, count: int) -> list[Step]:
+    """Operations of user space on the maps of an Object."""
+    rng = random.Random(seed)
+    specs = [spec for spec in obj.maps if spec.type != MapType.PROG_ARRAY]
+    steps: list[Step] = []
+    for _ in range(count):
+        spec = rng.choice(specs)
+        value, flags = rng.randbytes(spec.value_size), rng.choice(_FLAGS)
+        if spec.type in LISTS:
+            steps.append((spec.name, rng.choice(("push", "push", "pop")), b"", value, flags))
+            continue
+        key = rng.randrange(10).to_bytes(spec.key_size, "little")
+        if spec.type == MapType.LPM_TRIE:
+            key = rng.randrange(36).to_bytes(4, "little") + rng.randbytes(1) + bytes(3)
+        operation = rng.choice(("update", "update", "delete", "lookup"))
+        steps.append((spec.name, operation, key, value, flags))
+    return steps
+
+
+def judge(seed: int, packets: int) -> Outcome:
+    """All of a seed.  The kernel's refusal is no disagreement; ours of what it accepts is."""
+    obj = fuzz_object(seed)
+    rng_packets = random_packets(seed, packets)
+    return judge_object(obj, rng_packets, random_steps(obj, seed, 20))
+
+
+def judge_object(obj: Object, packets: Sequence[bytes], steps: Sequence[Step],
+                 opts: Sequence[int] = (0, 3)) -> Outcome:
+    outcome = Outcome(Counter(programs=1))
+    cpu = min(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        began = time.perf_counter()
+        try:
+            kernel = stack.enter_context(in_kernel(obj, cpu))
+        except VerifyError as error:
+            outcome.refused = str(error)
+            return outcome
+        outcome.counts["accepted"] += 1
+        engines: list[Engine] = [Interpreted(obj)]
+        between = time.perf_counter()
+        for opt in opts:
+            try:
+                engines.append(stack.enter_context(compiled(obj, opt)))
+            except VerifyError as error:
+                outcome.found.append(Disagreement("verifier", f"refuses: {error}"))
+                return outcome
+        outcome.counts["compile_ms"] += int(1000 * (time.perf_counter() - between))
+        outcome.counts["kernel_load_ms"] += int(1000 * (between - began))
+        _compare(obj, kernel, engines, packets, steps, outcome)
+    return outcome
+
+
+def _compare(obj: Object, kernel: Engine, engines: list[Engine], packets: Sequence[bytes],
+             steps: Sequence[Step], outcome: Outcome) -> None:
+    first = 0
+    while first < len(packets):
+        size = SAMPLE if first == 0 else _BATCH
+        batch = Batch(packets[first : first + size])
+        began = time.perf_counter()
+        expected = kernel.run(batch)
+        outcome.counts["kernel_run_ms"] += int(1000 * (time.perf_counter() - began))
+        for engine in engines:
+            try:
+                different = _first_difference(expected, engine.run(batch))
+            except Trap as trap:
+                outcome.found.append(Disagreement(engine.name, f"traps: {trap}", first))
+                return
+            if different:
+                number, what = different
+                outcome.found.append(Disagreement(engine.name, what, first + number))
+        if outcome.found:
+            return
+        outcome.counts["pairs"] += len(batch.packets)
+        if first == 0:
+            outcome.counts["interpreted"] += len(batch.packets)
+            if _maps_differ(obj, kernel, engines, steps, outcome, lists=False):
+                return
+            engines = [one for one in engines if not isinstance(one, Interpreted)]
+        first += size
+    _maps_differ(obj, kernel, engines, (), outcome, lists=True)
+
+
+def _maps_differ(obj: Object, kernel: Engine, engines: list[Engine], steps: Sequence[Step],
+                 outcome: Outcome, lists: bool) -> bool:
+    for step in steps:
+        expected = kernel.operate(step)
+        outcome.counts["operations"] += 1
+        for engine in engines:
+            got = engine.operate(step)
+            if got != expected:
+                outcome.found.append(Disagreement(
+                    engine.name, f"map {step[0]}: {step[1]} of {step[2].hex()} flags {step[4]} "
+                    f"gives {_shown(got)}, not {_shown(expected)}"))
+    for spec in obj.maps:
+        if spec.type == MapType.PROG_ARRAY or (spec.type in LISTS and not lists):
+            continue
+        there = kernel.contents(spec)
+        outcome.counts["maps"] += 1
+        for engine in engines:
+            if (here := engine.contents(spec)) != there:
+                outcome.found.append(Disagreement(
+                    engine.name, f"map {spec.name} holds {_shown(here)}, not {_shown(there)}"))
+    return bool(outcome.found)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k.hex()}: {v.hex()}" for k, v in sorted(value.items())) + "}"
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _first_difference(expected: Any, got: Any) -> tuple[int, str] | None:
+    (headers, bodies), (our_headers, our_bodies) = expected, got
+    if headers.tobytes() == our_headers.tobytes() and np.array_equal(bodies, our_bodies):
+        return None
+    wrong = (headers != our_headers) | (bodies != our_bodies).any(axis=1)
+    number = int(np.argmax(wrong))
+    if headers[number] != our_headers[number]:
+        return number, (f"(verdict, metadata, size) {our_headers[number].tolist()}, "
+                        f"not {headers[number].tolist()}")
+    at = int(np.argmax(bodies[number] != our_bodies[number]))
+    return number, (f"byte {at} of {headers[number]['size']} is {our_bodies[number][at]:#x}, "
+                    f"not {bodies[number][at]:#x}")
