@@ -23,11 +23,12 @@ REBUILD := $(if $(wildcard afxdp/_native*.so),,$(shell \
 	pkg-config --exists libxdp libbpf 2>/dev/null && echo FORCE)) $(if \
 	$(wildcard dpdk/_native*.so),,$(shell pkg-config --exists libdpdk 2>/dev/null && echo FORCE))
 
-.PHONY: help demo test bench examples lint venv apt apt-test wheel size clean distclean FORCE
+.PHONY: help demo test fuzz bench examples lint venv apt apt-test wheel size clean distclean FORCE
 
 help:
 	@echo 'make demo      real packets through an unmodified XDP object, in namespaces (root; < 1 min)'
 	@echo 'make test      every test'
+	@echo 'make fuzz      random programs on all engines and the kernel (root; 2 min)'
 	@echo 'make lint      ruff, mypy, the import contracts'
 	@echo 'make bench     measurements'
 	@echo 'make examples  the examples from source, with clang'
@@ -45,6 +46,9 @@ test: venv apt-test
 	$(PYTEST) -n $(JOBS) -q -m 'not netns and not perf' || status=1; \
 	$(PYTEST) -q -m 'netns and not perf' || status=1; \
 	exit $$status
+
+fuzz: venv
+	@$(PY) -m bench.fuzz --seeds 0-1000000 --jobs 2 --seconds 120
 
 lint: venv
 	@status=0; set -x; \

@@ -8,21 +8,25 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from bench.fuzz.batch import Batch
+from bench.fuzz.case import program_of
 from bench.fuzz.engines import LISTS, Engine, Interpreted, Step, compiled, in_kernel
 from bench.fuzz.packets import random_packets
 from bench.fuzz.programs import fuzz_object
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.interp_memory import Trap
+from xdp_runtime.isa import Imm, Store
 from xdp_runtime.object import MapType, Object
 
 SAMPLE = 6  # packets that the interpreter sees, too
 _BATCH = 1000  # packets in memory at once
+_STACK_SLOTS = 16  # that programs use; callees need some of the 512 bytes, too
+TWIN = "kernel, again"
 _FLAGS = (0, 0, 0, 1, 2, 3)
 
 
@@ -73,7 +77,8 @@ def judge(seed: int, packets: int) -> Outcome:
 
 
 def judge_object(obj: Object, packets: Sequence[bytes], steps: Sequence[Step],
-                 opts: Sequence[int] = (0, 3)) -> Outcome:
+                 opts: Sequence[int] = (0, 3), twin: bool = False) -> Outcome:
+    """`twin`: the kernel is judged by the kernel, too, loaded again with other stacks."""
     outcome = Outcome(Counter(programs=1))
     cpu = min(os.sched_getaffinity(0))
     with ExitStack() as stack:
@@ -84,7 +89,11 @@ def judge_object(obj: Object, packets: Sequence[bytes], steps: Sequence[Step],
             outcome.refused = str(error)
             return outcome
         outcome.counts["accepted"] += 1
-        engines: list[Engine] = [Interpreted(obj)]
+        engines: list[Engine] = []
+        for word in (0, 0x5A5A5A5A) if twin else ():
+            engines.append(stack.enter_context(in_kernel(_filled(obj, word), cpu)))
+            engines[-1].name = TWIN
+        engines.append(Interpreted(obj))
         between = time.perf_counter()
         for opt in opts:
             try:
@@ -96,6 +105,13 @@ def judge_object(obj: Object, packets: Sequence[bytes], steps: Sequence[Step],
         outcome.counts["kernel_load_ms"] += int(1000 * (between - began))
         _compare(obj, kernel, engines, packets, steps, outcome)
     return outcome
+
+
+def _filled(obj: Object, word: int) -> Object:
+    """The same, but what it reads of its stack without having written it is not what it was."""
+    fill = tuple(Store(10, -8 * slot, 8, Imm(word)) for slot in range(1, _STACK_SLOTS + 1))
+    return replace(obj, programs=tuple(program_of(program.name, (*fill, *program.insns))
+                                       for program in obj.programs))
 
 
 def _compare(obj: Object, kernel: Engine, engines: list[Engine], packets: Sequence[bytes],

@@ -44,7 +44,7 @@ _FAMILIES = {
     "percpu_hash": MapSpec("percpu_hash", MapType.PERCPU_HASH, 8, 16, 16),
 }
 _LOOKUP, _UPDATE, _DELETE, _PUSH, _POP, _PEEK = 1, 2, 3, 87, 88, 89
-_TAIL_CALL, _ADJUST_HEAD, _ADJUST_META, _ADJUST_TAIL = 12, 44, 54, 65
+_TAIL_CALL, _REDIRECT, _ADJUST_HEAD, _ADJUST_META, _ADJUST_TAIL = 12, 23, 44, 54, 65
 _STRTOL, _STRTOUL, _BUFF_LEN, _LOAD_BYTES, _STORE_BYTES = 105, 106, 188, 189, 190
 _NUMBERS_AFTER = (0, 1, 2, 3, 4, 5)
 
@@ -59,7 +59,7 @@ class FuzzGenerator(Generator):
 
     def statement(self) -> None:
         mine: list[Callable[[], None]] = [self.edges, self.buffer, self.text, self.may_goto,
-                                          self.diff]
+                                          self.diff, self.redirect]
         for name in self.index:
             if name in ("queue", "stack"):
                 mine.append(lambda name=name: self.take(name))  # type: ignore[misc]
@@ -84,7 +84,8 @@ class FuzzGenerator(Generator):
 
     def edges(self) -> None:
         helper = self.random.choice((_ADJUST_HEAD, _ADJUST_TAIL, _ADJUST_META))
-        delta = self.random.choice((-256, -40, -32, -20, -14, -8, -4, -1, 0, 1, 4, 8, 14, 300))
+        delta = self.random.choice((-256, -40, -32, -20, -14, -8, -4, -1, 0, 1, 4, 8, 14, 20, 40,
+                                    300))
         self.emit(Mov(True, 1, Reg(6)), Mov(True, 2, Imm(delta)), Call(helper))
         self.outcome()
         self.packet_again()
@@ -125,6 +126,13 @@ class FuzzGenerator(Generator):
         self.emit(Mov(True, 1, Reg(10)), Alu(AluOp.ADD, True, 1, Imm(-64)), Mov(True, 2, Imm(old)),
                   Mov(True, 3, Reg(10)), Alu(AluOp.ADD, True, 3, Imm(-32)), Mov(True, 4, Imm(new)),
                   Mov(False, 5, Reg(9)), Call(28))
+        self.outcome()
+        self.fresh(_NUMBERS_AFTER)
+
+    def redirect(self) -> None:
+        """Only what it returns counts: nothing is sent in a test run."""
+        self.emit(Mov(True, 1, Imm(self.random.choice((0, 1, 2, 0x7FFFFFFF)))),
+                  Mov(True, 2, Imm(self.random.choice((0, 0, 1, 8, -1)))), Call(_REDIRECT))
         self.outcome()
         self.fresh(_NUMBERS_AFTER)
 
@@ -176,7 +184,6 @@ class FuzzGenerator(Generator):
         self.emit(Mov(True, 1, Reg(6)), LoadMap(2, self.index["jumps"]),
                   Load(3, 7, self.random.randrange(60), 1), Alu(AluOp.AND, True, 3, Imm(3)),
                   Call(_TAIL_CALL))
-        self.outcome()
         self.fresh(_NUMBERS_AFTER)
 
 
