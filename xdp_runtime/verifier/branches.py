@@ -188,7 +188,7 @@ def _is_start(ptr: Ptr) -> bool:
 
 def _prove(state: State, ptr: Ptr, strict: bool) -> None:
     """ptr <= end (strict: ptr < end), so the bytes before it exist."""
-    if ptr.off < 0 or (ptr.off == 0 and strict is False and ptr.var is None):
+    if ptr.off < 0 or (ptr.off == 0 and strict):  # the kernel takes `data < end` for nothing
         return
     if ptr.off > MAX_PACKET_OFF or (ptr.var is not None
                                     and ptr.var.umax + ptr.off > MAX_PACKET_OFF):

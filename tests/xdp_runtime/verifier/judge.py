@@ -30,6 +30,7 @@ from xdp_runtime.isa import (
     AluOp,
     Atomic,
     Call,
+    CallLocal,
     Exit,
     Imm,
     JmpOp,
@@ -75,7 +76,7 @@ class Ptr:
     off: Any
     size: int = 0  # of a value
     maybe: bool = False  # of an array: it depends on the key, whose bytes are not followed
-    number: int = 0  # one lookup's result; of packet pointers the generation
+    number: int = 0  # of one lookup; of packet pointers the generation, of the stack the frame
 
 
 Reg = Num | Ptr | None
@@ -89,6 +90,7 @@ class Path:
     given: tuple[Any, ...]  # what the branches taken say
     visits: dict[int, int]
     generation: int = 0
+    frames: tuple[tuple[int, tuple[Reg, ...], dict[int, Reg]], ...] = ()  # of those who called
 
 
 def judge(obj: Object) -> tuple[str, str]:
@@ -196,9 +198,11 @@ class _Walker:
                 return self.branch(path, insn)
             case Call(number):
                 return self.call(path, number)
+            case CallLocal(off):
+                return [self.enter(path, following + off)]
             case Exit():
                 self.register(path, 0)
-                return []
+                return [self.leave(path)] if path.frames else []
             case _:
                 raise Unmodelled(f"instruction {path.slot}: {type(insn).__name__}")
 
@@ -282,7 +286,8 @@ class _Walker:
         if isinstance(ptr, Ptr) and ptr.kind == "ctx":
             return self.load_context(path, ptr, off, size)
         self.check(path, ptr, z3.BitVecVal(off, 64), z3.BitVecVal(size, 64), "load")
-        if isinstance(ptr, Ptr) and ptr.kind == "stack" and size == 8:
+        if isinstance(ptr, Ptr) and ptr.kind == "stack" and size == 8 and (
+                ptr.number == len(path.frames)):
             where = z3.simplify(ptr.off + off)
             if z3.is_bv_value(where):
                 known = path.stack.get(where.as_signed_long())
@@ -314,8 +319,8 @@ class _Walker:
         if not isinstance(ptr, Ptr) or ptr.kind != "stack":
             return path
         where = z3.simplify(ptr.off + off)
-        if not z3.is_bv_value(where):
-            return replace(path, stack={})
+        if not z3.is_bv_value(where) or ptr.number != len(path.frames):
+            return self.forget_stack(path, ptr)
         return self.write_stack(path, where.as_signed_long(), size, value)
 
     def write_stack(self, path: Path, at: int, size: int, value: Reg) -> Path:
@@ -324,6 +329,28 @@ class _Walker:
         if size == 8 and at % 8 == 0:
             stack[at] = value
         return replace(path, stack=stack)
+
+    # --- functions: of a frame that is not the top one nothing is learned ---------------------------
+
+    def enter(self, path: Path, slot: int) -> Path:
+        regs: list[Reg] = [None] * 11
+        regs[1:6] = path.regs[1:6]
+        regs[10] = Ptr("stack", z3.BitVecVal(0, 64), number=len(path.frames) + 1)
+        saved = path.slot + 1, path.regs[6:], path.stack
+        return replace(path, slot=slot, regs=tuple(regs), stack={}, frames=(*path.frames, saved))
+
+    def leave(self, path: Path) -> Path:
+        back, kept, stack = path.frames[-1]
+        regs = (path.regs[0], *([None] * 5), *kept)
+        return replace(path, slot=back, regs=regs, stack=stack, frames=path.frames[:-1])
+
+    def forget_stack(self, path: Path, ptr: Ptr) -> Path:
+        if ptr.number == len(path.frames):
+            return replace(path, stack={})
+        frames = list(path.frames)
+        back, kept, _ = frames[ptr.number]
+        frames[ptr.number] = back, kept, {}
+        return replace(path, frames=tuple(frames))
 
     # --- control --------------------------------------------------------------------------------
 
@@ -422,7 +449,7 @@ class _Walker:
             self.check(path, value, z3.BitVecVal(0, 64), size, "argument")
         if arg in (Arg.MEM_UNINIT, Arg.FIXED_UNINIT, Arg.MAP_VALUE_UNINIT,
                    Arg.MEM_UNINIT_OR_NULL) and isinstance(value, Ptr) and value.kind == "stack":
-            return replace(path, stack={})
+            return self.forget_stack(path, value)
         return path
 
 
