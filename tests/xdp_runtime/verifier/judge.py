@@ -330,7 +330,7 @@ class _Walker:
             stack[at] = value
         return replace(path, stack=stack)
 
-    # --- functions: of a frame that is not the top one nothing is learned ---------------------------
+    # --- functions: of a frame that is not the top one nothing is learned ------------------------
 
     def enter(self, path: Path, slot: int) -> Path:
         regs: list[Reg] = [None] * 11
