@@ -8,7 +8,8 @@
 Worker w owns queue w, w + W, w + 2W, ... of every port, so that a redirect between two ports stays
 with one worker: queues are never shared and nothing on the packet path is locked.  W is at most
 the smallest queue count of the ports, and no more than there are CPUs (at least 8).  The compiled
-loop (loop.py) runs in a thread with the GIL released; Python starts it, reads counters, and stops it.
+loop (loop.py) runs in a thread with the GIL released; Python starts it, reads counters, and stops
+it.
 """
 
 from __future__ import annotations
