@@ -21,6 +21,8 @@ _ANY = Num(scalar.UNKNOWN)
 _ANY32 = Num(scalar.unsigned(4))
 _STEPS = (AluOp.ADD, AluOp.SUB)
 _SHIFTS = (AluOp.LSH, AluOp.RSH, AluOp.ARSH)
+# of these the kernel follows the unsigned range only
+_SIGNLESS = (AluOp.AND, AluOp.OR, AluOp.XOR, AluOp.LSH)
 _DIVISIONS = (AluOp.DIV, AluOp.MOD, AluOp.SDIV, AluOp.SMOD)
 _PLAIN = {AluOp.ADD: operator.add, AluOp.SUB: operator.sub, AluOp.AND: operator.and_,
           AluOp.OR: operator.or_, AluOp.XOR: operator.xor}
@@ -42,6 +44,8 @@ def combine(env: Env, op: AluOp, is64: bool, left: Num | Ptr, right: Num | Ptr,
                 result = scalar.const(exact & (_U64_MAX if is64 else _U32_MAX))
             else:
                 result = scalar_alu.alu(op, is64, left.range, right.range)
+                if op in _SIGNLESS and result.mask:
+                    result = _signless(result)
             tokens = merged(left.tokens, right.tokens)
             if left.id and not left.delta and right.range.is_const and op in _STEPS:
                 step = right.range.smin if is64 else right.range.s32min
@@ -76,6 +80,14 @@ def _computed(op: AluOp, is64: bool, right: Scalar) -> bool:
     if op in _DIVISIONS:
         return False
     return op not in _SHIFTS or (right.is_const and right.umax < (64 if is64 else 32))
+
+
+def _signless(known: Scalar) -> Scalar:
+    """Without what only its signed ranges say."""
+    made = scalar.sync(known.value, known.mask, known.umin, known.umax, _S64_MIN, -_S64_MIN - 1,
+                       known.u32min, known.u32max, -1 << 31, (1 << 31) - 1)
+    assert made is not None
+    return made
 
 
 def _refuse(op: AluOp, pointer: Ptr, number: int) -> Refused:

@@ -210,19 +210,29 @@ def _sync_small(value: int, mask: int, low: int, high: int) -> Scalar | None:
         if low > high:
             return None
         if (low ^ value) & ~mask or (high ^ value) & ~mask:
-            up = next_at_least((value, mask), low)
-            down = last_at_most((value, mask), high)
-            if up is None or down is None or up > down:
-                return None
-            low, high = up, down
-        known = mask & (-1 << (low ^ high).bit_length())
+            only = _only_common(value, mask, low, high)
+            if only >= 0:
+                return const(only)
+        shared = -1 << (low ^ high).bit_length()
+        if (low ^ value) & ~mask & shared:
+            return None
+        known = mask & shared
         if not known:
             break
         mask &= ~known
         value |= low & known
     if not mask:
-        return const(value)
+        return const(value) if low <= value <= high else None
     return Scalar(value, mask, low, high, low, high, low, high, low, high)
+
+
+def _only_common(value: int, mask: int, low: int, high: int, top: int = TOP) -> int:
+    """The one number that range and bits have in common, -1 if there are more or none.
+
+    That far the kernel looks (tnum_step); that a range could be narrowed to numbers with such bits
+    it does not see, and a program that needs it would not load there."""
+    up, down = next_at_least((value, mask), low), last_at_most((value, mask), high, top)
+    return up if up is not None and up == down else -1
 
 
 def _bounds_by_bits(value: int, mask: int, umin: int, umax: int, smin: int, smax: int,
@@ -234,16 +244,10 @@ def _bounds_by_bits(value: int, mask: int, umin: int, umax: int, smin: int, smax
         umax = most
     if umin > umax:
         return None
-    if (umin ^ value) & ~mask:
-        moved = next_at_least((value, mask), umin)
-        if moved is None or moved > umax:
-            return None
-        umin = moved
-    if (umax ^ value) & ~mask:
-        moved = last_at_most((value, mask), umax, top)
-        if moved is None or moved < umin:
-            return None
-        umax = moved
+    if (umin ^ value) & ~mask or (umax ^ value) & ~mask:
+        only = _only_common(value, mask, umin, umax, top)
+        if only >= 0:
+            umin = umax = only
     if mask & sign:       # else the sign is in the unsigned range as well
         least = value - sign
         if least > smin:

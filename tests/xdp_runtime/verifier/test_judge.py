@@ -11,7 +11,9 @@ from xdp_runtime.asm import assemble
 from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.verifier import verify
 
-SHARPER = (59505, 110890, 173883)  # of 174,000 seeds: refused by the kernel for memory safety
+# Refused by the kernel for memory safety, because it could not see that they are safe; the first is
+# accepted here: after a 32-bit test of bits the kernel forgets the sign it had known.
+SAFE = (110890, 59505, 173883, 221606, 338865, 395232)
 
 
 def program(text: str) -> Object:
@@ -31,10 +33,10 @@ PACKET = """
 """
 
 
-@pytest.mark.parametrize("seed", SHARPER)
-def test_where_we_are_sharper_than_the_kernel_it_is_safe(seed: int) -> None:
+@pytest.mark.parametrize("seed", SAFE)
+def test_what_is_safe_though_the_kernel_cannot_see_it(seed: int) -> None:
     obj = random_program(seed)
-    assert verify(obj, obj.programs[0]).ok
+    assert verify(obj, obj.programs[0]).ok == (seed == SAFE[0])
     assert judge(obj)[0] == "safe"
 
 
