@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,9 @@ _run_dir: list[Path] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before a worker starts or a test module is read: both inherit the environment."""
+    # Under nohup it is ignored, which processes that tests start would inherit.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if hasattr(config, "workerinput"):
         return
     _run_dir.append(Path(tempfile.mkdtemp(prefix="xdpu-test-run-")))
