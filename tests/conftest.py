@@ -26,9 +26,11 @@ _run_dir: list[Path] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before a worker starts or a test module is read: both inherit the environment."""
-    # Under nohup it is ignored, which processes that tests start would inherit.
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Ignored under nohup, and in the background of a script: processes of tests would inherit it.
+    for number, usual in ((signal.SIGHUP, signal.SIG_DFL),
+                          (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     if hasattr(config, "workerinput"):
         return
     _run_dir.append(Path(tempfile.mkdtemp(prefix="xdpu-test-run-")))

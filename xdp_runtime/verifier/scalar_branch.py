@@ -15,7 +15,7 @@ from typing import Final
 
 from xdp_runtime.isa import JmpOp
 from xdp_runtime.verifier.scalar import Scalar, meet, sync
-from xdp_runtime.verifier.tnum import SIGN, SIGN32, TOP32
+from xdp_runtime.verifier.tnum import SIGN, SIGN32, TOP, TOP32
 
 Operand = tuple[int, int, int, int, int, int]   # value, mask, umin, umax, smin, smax
 Refined = tuple[Operand, Operand] | None
@@ -76,13 +76,18 @@ def _by_fact(refine: Refine, is64: bool, a: Scalar, b: Scalar) -> Edge:
         refined = refine(low_a, low_b, SIGN32)
         if refined is None:
             return None
-        now_a = a if refined[0] == low_a else _with_low(a, refined[0])
-        now_b = b if refined[1] == low_b else _with_low(b, refined[1])
+        forget = refine is _no_common_bits
+        now_a = a if refined[0] == low_a else _with_low(a, refined[0], forget)
+        now_b = b if refined[1] == low_b else _with_low(b, refined[1], forget)
     return None if now_a is None or now_b is None else (now_a, now_b)
 
 
-def _with_low(a: Scalar, low: Operand) -> Scalar | None:
+def _with_low(a: Scalar, low: Operand, forget: bool = False) -> Scalar | None:
+    """`forget`: where the whole may have either sign, the kernel gives up its ranges."""
     value, mask, umin, umax, smin, smax = low
+    if forget and a.smin < 0 <= a.smax:
+        return sync(a.value & ~TOP32 | value, a.mask & ~TOP32 | mask, 0, TOP, -SIGN, SIGN - 1,
+                    umin, umax, smin, smax)
     return sync(a.value & ~TOP32 | value, a.mask & ~TOP32 | mask, a.umin, a.umax, a.smin, a.smax,
                 umin, umax, smin, smax)
 
@@ -151,12 +156,11 @@ def _common_bits(a: Operand, b: Operand, sign: int) -> Refined:
     common = (a[0] | a[1]) & (b[0] | b[1])
     if not common:
         return None
-    if not common & (common - 1):
-        a = (a[0] | common, a[1] & ~common, *a[2:])
-        b = (b[0] | common, b[1] & ~common, *b[2:])
-    least = common & -common
-    return ((a[0], a[1], max(a[2], least), a[3], a[4], a[5]),
-            (b[0], b[1], max(b[2], least), b[3], b[4], b[5]))
+    if common & (common - 1) or common not in (a[0] if not a[1] else 0, b[0] if not b[1] else 0):
+        return a, b  # the kernel learns from a test of one bit only
+    a = (a[0] | common, a[1] & ~common, max(a[2], common), *a[3:])
+    b = (b[0] | common, b[1] & ~common, max(b[2], common), *b[3:])
+    return a, b
 
 
 def _no_common_bits(a: Operand, b: Operand, sign: int) -> Refined:
