@@ -20,8 +20,10 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dataplane import loop
@@ -47,13 +49,16 @@ class Flow:
     role: int
     kind: int
     partner: int  # index of the partner flow within the worker, -1: none
+    owner: str  # name of the port that runs the program: its own, or that of its stack's
+    block: int = 0  # number of its counters
 
 
 class Worker:
     """One thread running the compiled loop over its flows until told to stop."""
 
-    def __init__(self, number: int, flows: Sequence[Flow], cpu: int | None) -> None:
-        self.number, self.flows, self.cpu = number, list(flows), cpu
+    def __init__(self, number: int, cpu: int | None) -> None:
+        self.number, self.cpu = number, cpu
+        self.flows: list[Flow] = []
         self.error: BaseException | None = None
         self.finished = False
         batch_bytes = SLOT_SIZE_BYTES * BATCH_MAX
@@ -63,20 +68,22 @@ class Worker:
         self._pollfds = self._base + loop.CONTROL_SIZE_BYTES
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread: threading.Thread | None = None
+        self._code: Callable[[int], int] | None = None
+        self._ending = False
+        self._between: tuple[Callable[[], None], threading.Event] | None = None
 
-    def prepare(self, program: Program, stats: Stats, first_flow: int, *, batch_size: int,
-                busy_poll: bool, exit_when_idle: bool) -> None:
-        fds = [self._event, *(f.queue.poll_fd for f in self.flows if f.queue.poll_fd >= 0)]
-        numbers = {
-            loop.C_WORKER_ID: self.number, loop.C_BATCH_SIZE: batch_size,
-            loop.C_BUSY_POLL: int(busy_poll), loop.C_FLOWS: len(self.flows),
-            loop.C_EXIT_WHEN_IDLE: int(exit_when_idle), loop.C_POLLFD_COUNT: len(fds),
-        }
-        pointers = {loop.C_PROGRAM_MEMORY: program.worker_memory(self.number),
-                    loop.C_BATCH: self._batch, loop.C_POLLFDS: self._pollfds}
+    def prepare(self, program: Program, flows: Sequence[Flow], stats: Stats,
+                settings: Mapping[int, int]) -> None:
+        """Write all of the control block; of a running worker only `between` batches."""
+        self.flows = list(flows)
+        fds = [self._event, *(f.queue.poll_fd for f in self.flows)]  # poll(2) passes over -1
+        numbers = {loop.C_WORKER_ID: self.number, loop.C_FLOWS: len(self.flows),
+                   loop.C_POLLFD_COUNT: len(fds), **settings}
+        pointers = {loop.C_BATCH: self._batch, loop.C_POLLFDS: self._pollfds}
         for index, fd in enumerate(fds):
-            start = loop.CONTROL_SIZE_BYTES + index * _POLLFD.size
-            self._memory[start : start + _POLLFD.size] = _POLLFD.pack(fd, _POLLIN, 0)
+            self._set_pollfd(index, fd)
+        table = loop.FLOW_SIZE_BYTES * loop.FLOWS_MAX
+        self._memory[loop.C_FLOW_TABLE:loop.C_FLOW_TABLE + table] = bytes(table)
         for index, flow in enumerate(self.flows):
             base = loop.C_FLOW_TABLE + index * loop.FLOW_SIZE_BYTES
             numbers |= {
@@ -87,27 +94,69 @@ class Worker:
                 base + loop.F_TIMESTAMPS: int(flow.port.kind.timestamps),
             }
             pointers |= {base + loop.F_QUEUE: flow.queue.address,
-                         base + loop.F_STATS: stats.address(first_flow + index)}
+                         base + loop.F_STATS: stats.address(flow.block)}
         for offset, value in numbers.items():
             struct.pack_into("<I", self._memory, offset, value)
         for offset, value in pointers.items():
             struct.pack_into("<Q", self._memory, offset, value)
+        self.use(program)
 
-    def start(self, program: Program) -> None:
-        run = program.code.function(loop.WORKER, ctypes.c_int64, ctypes.c_void_p)
+    def _set_pollfd(self, index: int, fd: int) -> None:
+        start = loop.CONTROL_SIZE_BYTES + index * _POLLFD.size
+        self._memory[start : start + _POLLFD.size] = _POLLFD.pack(fd, _POLLIN, 0)
 
+    def use(self, program: Program) -> None:
+        """Run this program's code on its memory; of a running worker only `between` batches."""
+        self._code = program.code.function(loop.WORKER, ctypes.c_int64, ctypes.c_void_p)
+        struct.pack_into("<Q", self._memory, loop.C_PROGRAM_MEMORY,
+                         program.worker_memory(self.number))
+
+    def start(self) -> None:
         def body() -> None:
             try:
                 if self.cpu is not None:
                     os.sched_setaffinity(0, {self.cpu})
-                run(self._base)
+                assert self._code is not None
+                while True:
+                    self._code(self._base)
+                    if not self._go_on():
+                        break
                 self.finished = True
             except BaseException as error:  # handed to whoever joins
                 self.error = error
+            finally:
+                if self._between is not None:
+                    self._between[1].set()
 
         self._thread = threading.Thread(target=body, name=f"xdpu-worker-{self.number}",
                                         daemon=True)
         self._thread.start()
+
+    def _go_on(self) -> bool:
+        """The loop has returned, for something to be done between two batches, or for good."""
+        between, self._between = self._between, None
+        if between is None:
+            return False
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._event)
+        struct.pack_into("<I", self._memory, loop.C_STOP, 0)
+        try:
+            between[0]()
+        finally:
+            between[1].set()
+        if self._ending:  # asked for before the line above, perhaps
+            struct.pack_into("<I", self._memory, loop.C_STOP, 1)
+        return True
+
+    def between(self, action: Callable[[], None]) -> threading.Event:
+        """Have this done by the worker between two batches; the event says it was, or that the
+        worker has ended."""
+        done = threading.Event()
+        self._between = action, done
+        self._interrupt()
+        if not self.running:
+            done.set()
+        return done
 
     @property
     def rounds(self) -> int:
@@ -119,8 +168,20 @@ class Worker:
         return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
+        self._ending = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         struct.pack_into("<I", self._memory, loop.C_STOP, 1)
         os.eventfd_write(self._event, 1)
+
+    def pause(self, name: str, paused: bool) -> None:
+        """Take no packets from the queues of this port, nor from its stack, or again."""
+        for index, flow in enumerate(self.flows):
+            if flow.owner == name:
+                struct.pack_into("<I", self._memory, loop.C_FLOW_TABLE
+                                 + index * loop.FLOW_SIZE_BYTES + loop.F_PAUSED, int(paused))
+                self._set_pollfd(1 + index, -1 if paused else flow.queue.poll_fd)
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread; True when it has ended.  Raises what went wrong in it."""
@@ -138,6 +199,15 @@ class Worker:
             self._event = -1
 
 
+def _kinds(ports: Iterable[Port]) -> list[PortKind]:
+    return list({id(p.kind): p.kind for p in ports}.values())
+
+
+def _names(rows: Iterable[Iterable[Flow]]) -> list[FlowName]:
+    return [FlowName(number, f.port.name, f.queue.index)
+            for number, flows in enumerate(rows) for f in flows]
+
+
 class Engine:
     """The workers of a run.
 
@@ -153,50 +223,152 @@ class Engine:
         if not 1 <= batch_size <= BATCH_MAX:
             raise ConfigError(f"batch size {batch_size}", f"must be 1 to {BATCH_MAX}")
         self.ports, self.stack = list(ports), dict(stack or {})
-        front = list({id(p.kind): p.kind for p in self.ports}.values())
-        back = list({id(p.kind): p.kind for p in self.stack.values()}.values())
+        self.paused: set[str] = set()
+        self._opt, self._grants = opt, grants
+        self._settings = {loop.C_BATCH_SIZE: batch_size, loop.C_BUSY_POLL: int(busy_poll),
+                          loop.C_EXIT_WHEN_IDLE: int(exit_when_idle)}
         count = min(*(len(p.queues) for p in [*self.ports, *self.stack.values()]), max_workers())
-        maps = directory / "maps" if directory else None
-        if maps is not None:
-            maps.mkdir(exist_ok=True)
-        budget.check(obj.name, obj.maps, count, maps, max_map_bytes)
-        self.program = load(obj, program, workers=count, opt=opt, directory=maps,
-                            units=[loop.unit(front, back)], grants=grants)
-        self.workers: list[Worker] = []
-        for number in range(count):
-            cpu = cpus[number % len(cpus)] if cpus else None
-            flows = self._flows_of(number, count, front, back)
-            if len(flows) > loop.FLOWS_MAX:
-                raise ConfigError(f"worker {number}", f"{len(flows)} queues, at most "
-                                  f"{loop.FLOWS_MAX}", "use fewer interfaces or queues")
-            self.workers.append(Worker(number, flows, cpu))
-        names = [FlowName(w.number, f.port.name, f.queue.index)
-                 for w in self.workers for f in w.flows]
-        self.stats = Stats.create(names, directory)
-        first = 0
-        for worker in self.workers:
-            worker.prepare(self.program, self.stats, first, batch_size=batch_size,
-                           busy_poll=busy_poll, exit_when_idle=exit_when_idle)
-            first += len(worker.flows)
+        self._maps = directory / "maps" if directory else None
+        if self._maps is not None:
+            self._maps.mkdir(exist_ok=True)
+        budget.check(obj.name, obj.maps, count, self._maps, max_map_bytes)
+        self.workers = [Worker(number, cpus[number % len(cpus)] if cpus else None)
+                        for number in range(count)]
+        self._kinds = _kinds(self.ports), _kinds(self.stack.values())
+        rows = self._plan(self.ports, self.stack, 0)
+        self.program = self._load(obj, program, grants)
+        self.stats = Stats.create(_names(rows), directory)
+        for worker, flows in zip(self.workers, rows, strict=True):
+            worker.prepare(self.program, flows, self.stats, self._settings)
 
-    def _flows_of(self, number: int, count: int, front: list[PortKind],
-                  back: list[PortKind]) -> list[Flow]:
+    def _load(self, obj: Object, program: str | None, grants: ExtensionClass | None,
+              heir_to: Program | None = None) -> Program:
+        return load(obj, program, workers=len(self.workers), opt=self._opt, directory=self._maps,
+                    units=[loop.unit(*self._kinds)], grants=grants, heir_to=heir_to)
+
+    def _plan(self, ports: Sequence[Port], stack: Mapping[int, Port],
+              first_block: int) -> list[list[Flow]]:
+        """The flows of each worker.  Raises ConfigError where they are too many."""
+        rows, block = [], first_block
+        for worker in self.workers:
+            flows = self._flows_of(worker.number, ports, stack)
+            if len(flows) > loop.FLOWS_MAX:
+                raise ConfigError(f"worker {worker.number}", f"{len(flows)} queues, at most "
+                                  f"{loop.FLOWS_MAX}", "use fewer interfaces or queues")
+            rows.append([replace(flow, block=block + i) for i, flow in enumerate(flows)])
+            block += len(flows)
+        return rows
+
+    def _flows_of(self, number: int, ports: Sequence[Port],
+                  stack: Mapping[int, Port]) -> list[Flow]:
+        front, back = self._kinds
         flows: list[Flow] = []
-        for position, port in enumerate(self.ports):
-            partner = self.stack.get(position)
-            own = list(port.queues)[number::count]
+        for position, port in enumerate(ports):
+            partner = stack.get(position)
+            own = list(port.queues)[number::len(self.workers)]
             stack_flow = len(flows) + len(own) if partner is not None else -1
             for queue in own:
                 flows.append(Flow(port, queue, loop.ROLE_PROGRAM, front.index(port.kind),
-                                  stack_flow))
+                                  stack_flow, port.name))
             if partner is not None:
                 flows.append(Flow(partner, partner.queues[number], loop.ROLE_STACK,
-                                  back.index(partner.kind), stack_flow - len(own)))
+                                  back.index(partner.kind), stack_flow - len(own), port.name))
         return flows
 
     def start(self) -> None:
         for worker in self.workers:
-            worker.start(self.program)
+            worker.start()
+
+    # ---- changes while it runs -------------------------------------------------------------------
+
+    def replace(self, obj: Object, program: str | None = None,
+                grants: ExtensionClass | None = None,
+                settings: Callable[[Program], None] = lambda program: None) -> list[str]:
+        """Run another program from the next batch on; the names of the maps that go on.
+
+        No packet is lost by it: rings hold what comes in the microseconds between.  `settings`
+        sees the new program before it runs.  Raises what `load` raises, and the old one goes on."""
+        new = self._load(obj, program, grants, self.program)
+        try:
+            settings(new)
+        except BaseException:
+            new.close(keep=self.program.all_maps)
+            raise
+        old, self.program, self._grants = self.program, new, grants
+        self._all_between(lambda worker: worker.use(new))
+        kept = [m.spec.name for m in new.all_maps if m in old.all_maps]
+        old.close(keep=new.all_maps)
+        return kept
+
+    def add_port(self, port: Port, stack: Port | None = None) -> None:
+        """Take packets from this port, too.  Raises ConfigError; nothing has changed then."""
+        if len(port.queues) < len(self.workers):
+            raise ConfigError(port.name, f"has {len(port.queues)} queues for {len(self.workers)} "
+                              "workers", "give it as many queues")
+        stacks = dict(self.stack)
+        if stack is not None:
+            stacks[len(self.ports)] = stack
+        self._change_ports([*self.ports, port], stacks)
+
+    def remove_port(self, name: str) -> tuple[Port, Port | None]:
+        """Leave this port and its stack alone from now on; both are the caller's to close."""
+        position = self._position(name)
+        if len(self.ports) == 1:
+            raise ConfigError(f"port {name}", "is the only one of this run", "end the run instead")
+        ports = [port for port in self.ports if port.name != name]
+        stacks = {at - (at > position): stack for at, stack in self.stack.items()
+                  if at != position}
+        gone = self.ports[position], self.stack.get(position)
+        self._change_ports(ports, stacks)
+        self.paused.discard(name)
+        return gone
+
+    def pause(self, name: str, paused: bool = True) -> None:
+        """Leave the packets of this port and its stack where they are; its queues run full."""
+        self._position(name)
+        for worker in self.workers:
+            worker.pause(name, paused)
+        (self.paused.add if paused else self.paused.discard)(name)
+
+    def _position(self, name: str) -> int:
+        for position, port in enumerate(self.ports):
+            if port.name == name:
+                return position
+        raise ConfigError(f"port {name}", "is not part of this run",
+                          f"it has {', '.join(port.name for port in self.ports)}")
+
+    def _change_ports(self, ports: list[Port], stack: dict[int, Port]) -> None:
+        """Counters of ports that go stay readable; a new kind of port needs another loop."""
+        before, kinds = self._kinds, (_kinds(ports), _kinds(stack.values()))
+        program = self.program
+        try:
+            self._kinds = kinds
+            rows = self._plan(ports, stack, len(self.stats.flows))
+            if kinds != before:
+                program = self._load(self.program.object, self.program.spec.name, self._grants,
+                                     self.program)
+            self.stats.extend(_names(rows))
+        except BaseException:
+            self._kinds = before
+            if program is not self.program:
+                program.close(keep=self.program.all_maps)
+            raise
+        old, self.program = self.program, program
+        self.ports, self.stack = ports, stack
+        self._all_between(lambda worker: worker.prepare(program, rows[worker.number], self.stats,
+                                                        self._settings))
+        for name in list(self.paused):
+            self.pause(name)
+        if old is not program:
+            old.close(keep=program.all_maps)
+
+    def _all_between(self, action: Callable[[Worker], None], timeout_s: float = 5.0) -> None:
+        """Each worker does this at its next batch boundary; all have when this returns."""
+        waits = [(worker, worker.between(partial(action, worker))) for worker in self.workers]
+        for worker, done in waits:
+            if not done.wait(timeout_s):
+                raise XdpuError(f"worker {worker.number}",
+                                f"came to no batch boundary within {timeout_s:g} s")
 
     @property
     def running(self) -> bool:

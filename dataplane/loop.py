@@ -53,6 +53,7 @@ F_RX_QUEUE = 20  # u32
 F_PARTNER = 24  # u32, flow + 1: where PASS goes, or where the stack's frames leave; 0: none
 F_TIMESTAMPS = 28  # u32, 1: its port fills RX_TIMESTAMP of the slots
 F_STATS = 32  # ptr
+F_PAUSED = 40  # u32, 1: its packets stay where they are
 FLOW_SIZE_BYTES = 64
 CONTROL_SIZE_BYTES = C_FLOW_TABLE + FLOW_SIZE_BYTES * FLOWS_MAX
 
@@ -259,6 +260,8 @@ def _worker(m: Any) -> Factory:
             work = 0
             for i in range(flows):
                 flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
+                if m.load_u32(flow, F_PAUSED) != 0:
+                    continue
                 if m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
                     work += program_flow(control, flow)
                 elif idle > 0 or rounds & 15 == 0:  # asking a TAP is a system call

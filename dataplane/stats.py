@@ -1,6 +1,6 @@
 """Counters in shared memory: anyone may read them, nobody stops for it.
 
-One page of header (JSON: names, workers, flows, interfaces), then a block of 512 bytes for each
+A header (JSON: names, workers, flows, interfaces), then a block of 512 bytes for each
 flow of each worker: u64 counters in the order of COUNTERS, written by its worker alone, with no
 two workers on one cache line.  Names are public API.
 """
@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from xdp_runtime.errors import ConfigError
 
 COUNTERS = (
     "rx_packets",  # packets received and run through the program
@@ -40,7 +42,8 @@ COUNTERS = (
  PASS_FULL, INVALID_VERDICT, STACK_PACKETS, STACK_BYTES, STACK_FULL, IDLE_POLLS) = (
     8 * _i for _i in range(len(COUNTERS)))  # byte offsets in a flow's block, for the loop
 FLOW_BYTES = 512
-HEADER_BYTES = 4096
+HEADER_BYTES = 1 << 16
+_SPARE_FLOWS = 1024  # for ports that come later; memory nobody touched costs nothing
 _MAGIC = b"XDPUSTA1"
 assert len(COUNTERS) * 8 <= FLOW_BYTES
 
@@ -63,7 +66,7 @@ class Stats:
 
     @classmethod
     def create(cls, flows: Sequence[FlowName], directory: Path | None) -> Stats:
-        size = HEADER_BYTES + FLOW_BYTES * len(flows)
+        size = HEADER_BYTES + FLOW_BYTES * (len(flows) + _SPARE_FLOWS)
         path = directory / "stats" if directory else None
         if path is None:
             memory = mmap.mmap(-1, size)
@@ -74,14 +77,32 @@ class Stats:
                 memory = mmap.mmap(fd, size)
             finally:
                 os.close(fd)
+        stats = cls(memory, flows, path)
+        stats._write_header()
+        return stats
+
+    def _write_header(self) -> None:
         header = json.dumps({
             "counters": COUNTERS,
-            "flows": [[f.worker, f.port, f.queue] for f in flows],
+            "flows": [[f.worker, f.port, f.queue] for f in self.flows],
         }).encode()
-        memory[8 : 12] = len(header).to_bytes(4, "little")
-        memory[12 : 12 + len(header)] = header
-        memory[:8] = _MAGIC  # last: a reader that sees it sees all
-        return cls(memory, flows, path)
+        if 12 + len(header) > HEADER_BYTES or self.address(len(self.flows)) > self._end():
+            raise ConfigError("counters", f"{len(self.flows)} queues are more than there is room "
+                              "for", "end the run and start it anew")
+        self._memory[:8] = bytes(8)
+        self._memory[8 : 12] = len(header).to_bytes(4, "little")
+        self._memory[12 : 12 + len(header)] = header
+        self._memory[:8] = _MAGIC  # last: a reader that sees it sees all
+
+    def extend(self, flows: Sequence[FlowName]) -> None:
+        """Counters for more flows; those there are stay as they are.  Raises ConfigError."""
+        before = self.flows
+        try:
+            self.flows += tuple(flows)
+            self._write_header()
+        except BaseException:
+            self.flows = before
+            raise
 
     @classmethod
     def open(cls, path: Path) -> Stats:
@@ -96,6 +117,9 @@ class Stats:
     def address(self, flow: int) -> int:
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         return base + HEADER_BYTES + FLOW_BYTES * flow
+
+    def _end(self) -> int:
+        return self.address(0) - HEADER_BYTES + len(self._memory)
 
     def flow(self, index: int) -> dict[str, int]:
         start = (HEADER_BYTES + FLOW_BYTES * index) // 8

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,7 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler import link
 from xdp_runtime.core_relo import settle
 from xdp_runtime.errors import LoadError, OutOfMemory
+from xdp_runtime.maps import heir
 from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
 from xdp_runtime.object import MapType, Object, ProgramSpec
@@ -58,12 +62,13 @@ class Program:
     """A compiled program and its maps.  Close it, or use it as a context manager."""
 
     def __init__(self, obj: Object, spec: ProgramSpec, maps: Sequence[Map], workers: int,
-                 image: link.Image, addresses: Mapping[str, int] | None = None) -> None:
+                 image: link.Image, addresses: Mapping[str, int] | None = None,
+                 kept: Sequence[Map] = ()) -> None:
         from xdp_runtime.compiler import map_ops
         from xdp_runtime.compiler.target import Code
 
         self.object, self.spec, self.workers, self.image = obj, spec, workers, image
-        self.all_maps = list(maps)
+        self.all_maps = [*maps, *(m for m in kept if m not in maps)]
         self.maps: dict[str, Map] = {m.spec.name: m for m in maps}
         self._memory = mmap.mmap(-1, _round(st.WORKER_SIZE_BYTES) * workers)
         self._view = (ctypes.c_char * len(self._memory)).from_buffer(self._memory)
@@ -78,14 +83,15 @@ class Program:
                 ctypes.c_int64, ctypes.c_int64)
         for m in maps:
             m.codec = BtfCodec.of(obj.btf, m.spec)
-            m.bind_later(partial(map_ops.compile_operations, m))
+            if m not in kept:
+                m.bind_later(partial(map_ops.compile_operations, m))
         self._lines: list[ctypes.Array[ctypes.c_uint64]] = []
         self._watched: dict[int, tuple[Map, memoryview, list[tuple[int, int]]]] = {}
-        self._watch(*maps)
+        self._watch(*self.all_maps)
         self._fill_program_arrays()
         for m in maps:
             m.on_inner = self._watch
-            if m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
+            if m not in kept and m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
                 for slot, inner in m.spec.slots:
                     m.set_inner(slot.to_bytes(4, "little"), self.maps[inner])
 
@@ -132,7 +138,7 @@ class Program:
         raise KeyError(f"program {name!r} is not compiled with {self.spec.name}")
 
     def _fill_program_arrays(self) -> None:
-        for m in self.all_maps:
+        for m in self.maps.values():
             if m.spec.type != MapType.PROG_ARRAY:
                 continue
             for index, name in m.spec.slots:
@@ -200,14 +206,16 @@ class Program:
             ctypes.string_at(meta, data - meta),
             number(st.REDIRECT_IFINDEX), duration_ns, outcome >> 32)
 
-    def close(self) -> None:
+    def close(self, keep: Sequence[Map] = ()) -> None:
+        """Give memory and maps back, but those that a successor has taken over."""
         for worker in range(self.workers):
             ctypes.c_uint64.from_address(self.worker_memory(worker) + st.W_LINES).value = 0
         for _, head, _ in self._watched.values():
             head.release()
         self._watched.clear()
         for m in self.all_maps:
-            m.close()
+            if m not in keep:
+                m.close()
 
     def __enter__(self) -> Program:
         return self
@@ -220,13 +228,15 @@ class Program:
 def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3,
          directory: Path | None = None, units: Sequence[link.Unit] = (repeat.UNIT,),
          addresses: Mapping[str, int] | None = None, target_btf: Path | None = None,
-         grants: ExtensionClass | None = None) -> Program:
+         grants: ExtensionClass | None = None, heir_to: Program | None = None) -> Program:
     """Compile a program of the object (default: its first XDP program) and create its maps.
 
     `target_btf` has the types for CO-RE and is the running kernel's unless given.
     `grants` is the class that the program is bound to: it is refused if it does more, and its
     instructions are counted where the class has a budget that cannot be proven to suffice.
-    `directory` holds the maps' memory as named files; None keeps it anonymous.  Raises LoadError,
+    `directory` holds the maps' memory as named files; None keeps it anonymous.
+    `heir_to` is a running program whose maps it takes over where they fit (maps/heir.py); when no
+    worker runs that one any more, it is closed by `close(keep=heir.all_maps)`.  Raises LoadError,
     VerifyError, OutOfMemory; nothing is left behind then.
     """
     obj = settle(obj, target_btf)
@@ -246,19 +256,44 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
         raise LoadError(f"program {spec.name}", f"{workers} workers are more than this machine has "
                         f"CPUs ({st.max_workers()})", "use fewer queues")
     image = link.compile_program(obj, spec, workers, opt, units, fuel)
-    maps: list[Map] = []
-    try:
-        if directory is not None and obj.btf is not None:
-            (directory / BTF_NAME).write_bytes(obj.btf.raw)
-        for map_spec in obj.maps:
-            maps.append(Map.create(map_spec, workers, directory))
-        return Program(obj, spec, maps, workers, image, addresses)
-    except BaseException as error:
-        for m in maps:
-            m.close()
-        if isinstance(error, MemoryError):
+    with ExitStack() as undo:
+        try:
+            return _with_maps(obj, spec, workers, image, addresses, directory, heir_to, undo)
+        except MemoryError as error:
             raise OutOfMemory(f"maps of {obj.name}", "no memory") from error
-        raise
+
+
+def _with_maps(obj: Object, spec: ProgramSpec, workers: int, image: link.Image,
+               addresses: Mapping[str, int] | None, directory: Path | None,
+               former: Program | None, undo: ExitStack) -> Program:
+    """The program on maps of its own, and those it inherits."""
+    old = former.all_maps if former is not None else []
+    home = directory
+    if directory is not None and former is not None:  # their names are taken as yet
+        home = Path(tempfile.mkdtemp(prefix=".next.", dir=directory))
+        undo.callback(shutil.rmtree, home)
+    inherited: dict[str, Map] = {}
+    maps: list[Map] = []
+    with ExitStack() as made:
+        for map_spec in obj.maps:
+            found = heir.find(map_spec, old, workers)
+            if found is None:
+                maps.append(made.enter_context(Map.create(map_spec, workers, home)))
+            else:
+                maps.append(found)
+                inherited[map_spec.name] = found
+        program = Program(obj, spec, maps, workers, image, addresses,
+                          heir.with_inner(inherited.values()))
+        made.pop_all()
+    for map_spec in obj.maps:
+        if map_spec.name in inherited:
+            heir.retype(inherited[map_spec.name], map_spec)
+    if directory is not None:
+        if former is not None:
+            heir.settle_names([m for m in maps if m not in old], old, directory)
+        if obj.btf is not None:
+            (directory / BTF_NAME).write_bytes(obj.btf.raw)
+    return program
 
 
 def _round(size: int) -> int:

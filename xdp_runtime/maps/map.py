@@ -121,6 +121,10 @@ class Map:
     def path(self) -> Path | None:
         return self._mapped.path if self._owned else None
 
+    def moved(self, path: Path | None) -> None:
+        """Its file has another name now, or None: its name is another map's."""
+        self._mapped.path = path
+
     @property
     def _mapped(self) -> Memory:
         if self._memory is None:
@@ -148,7 +152,9 @@ class Map:
         return int.from_bytes(self.memory("head")[pool.EARLY:pool.EARLY + 4], "little")
 
     def memory(self, region: str) -> memoryview:
-        """A region's bytes.  A view that is kept keeps the memory mapped."""
+        """A region's bytes, or those of the header, "".  A view that is kept keeps it mapped."""
+        if not region:
+            return memoryview(self._mapped.map)[:layout.PAGE]
         for one in self.regions:
             if one.name == region:
                 return memoryview(self._mapped.map)[one.offset:one.offset + one.size_bytes]
@@ -346,6 +352,10 @@ class Map:
         self.on_inner(inner)
         number = self._describe(inner).to_bytes(4, "little")
         self._raise(self._operation("update")(0, key, number, 0))
+
+    def inner_maps(self) -> list[Map]:
+        """Maps that are in it, or were and may still be looked at."""
+        return list(self._inner.values())
 
     def inner(self, key: bytes) -> Map | None:
         """The map that set_inner put there."""
