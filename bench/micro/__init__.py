@@ -1,0 +1,1 @@
+"""What each part of the eBPF core costs: programs of our own, one thing each."""
