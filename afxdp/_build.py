@@ -1,7 +1,7 @@
-"""Builds afxdp._native: libxdp's calls that make an AF_XDP socket, for cffi in API mode.
+"""Builds afxdp._native: what libxdp and libbpf know of XDP programs, and the few system calls of an
+AF_XDP socket that Python has no words for, by cffi in API mode.
 
-Only what sets a socket up and takes it down is here.  The rings are driven by compiled code
-(rings.py) from the addresses that xsk_ring_prod and xsk_ring_cons hold.
+Only what sets a socket up is here (xsk.py).  The rings are driven by compiled code (rings.py).
 """
 
 from __future__ import annotations
@@ -19,49 +19,17 @@ typedef uint16_t __u16;
 typedef uint32_t __u32;
 typedef uint64_t __u64;
 
-struct xsk_ring_prod {
-    __u32 cached_prod; __u32 cached_cons; __u32 mask; __u32 size;
-    __u32 *producer; __u32 *consumer; void *ring; __u32 *flags;
-    ...;
-};
-struct xsk_ring_cons {
-    __u32 cached_prod; __u32 cached_cons; __u32 mask; __u32 size;
-    __u32 *producer; __u32 *consumer; void *ring; __u32 *flags;
-    ...;
-};
-struct xsk_umem;
-struct xsk_socket;
-struct xsk_umem_config {
-    __u32 fill_size; __u32 comp_size; __u32 frame_size; __u32 frame_headroom; __u32 flags;
-    ...;
-};
-struct xsk_socket_config {
-    __u32 rx_size; __u32 tx_size; __u32 libxdp_flags; __u32 xdp_flags; __u16 bind_flags;
-    ...;
-};
 struct xdp_statistics {
     __u64 rx_dropped; __u64 rx_invalid_descs; __u64 tx_invalid_descs;
     __u64 rx_ring_full; __u64 rx_fill_ring_empty_descs; __u64 tx_ring_empty_descs;
     ...;
 };
 
-#define XDP_COPY ...
-#define XDP_ZEROCOPY ...
-#define XDP_USE_NEED_WAKEUP ...
-#define XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD ...
-
-int xsk_umem__create(struct xsk_umem **umem, void *umem_area, __u64 size,
-                     struct xsk_ring_prod *fill, struct xsk_ring_cons *comp,
-                     const struct xsk_umem_config *config);
-int xsk_socket__create(struct xsk_socket **xsk, const char *ifname, __u32 queue_id,
-                       struct xsk_umem *umem, struct xsk_ring_cons *rx,
-                       struct xsk_ring_prod *tx, const struct xsk_socket_config *config);
-int xsk_umem__delete(struct xsk_umem *umem);
-void xsk_socket__delete(struct xsk_socket *xsk);
-int xsk_socket__fd(const struct xsk_socket *xsk);
 int bpf_xdp_query_id(int ifindex, int flags, __u32 *prog_id);
 
 void be_quiet(void);
+int register_umem(int fd, __u64 address, __u64 size, __u32 chunk_size, __u32 flags);
+int bind_queue(int fd, __u32 ifindex, __u32 queue, __u32 flags, __u32 shared_fd);
 int max_tx_budget(int fd, __u32 packets);
 int read_statistics(int fd, struct xdp_statistics *statistics);
 int is_zero_copy(int fd);
@@ -70,11 +38,11 @@ int socket_error(int fd);
 
 SOURCE = """
 #include <errno.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <linux/if_xdp.h>
 #include <bpf/libbpf.h>
 #include <xdp/libxdp.h>
-#include <xdp/xsk.h>
 
 #ifndef SOL_XDP
 #define SOL_XDP 283
@@ -88,6 +56,24 @@ static void be_quiet(void)
 {
     libbpf_set_print(NULL);
     libxdp_set_print(NULL);
+}
+
+/* 0 or a negative errno, as of all below */
+static int register_umem(int fd, __u64 address, __u64 size, __u32 chunk_size, __u32 flags)
+{
+    struct xdp_umem_reg umem = {.addr = address, .len = size, .chunk_size = chunk_size,
+                                .flags = flags};
+
+    return setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &umem, sizeof(umem)) ? -errno : 0;
+}
+
+static int bind_queue(int fd, __u32 ifindex, __u32 queue, __u32 flags, __u32 shared_fd)
+{
+    struct sockaddr_xdp address = {.sxdp_family = AF_XDP, .sxdp_flags = flags,
+                                   .sxdp_ifindex = ifindex, .sxdp_queue_id = queue,
+                                   .sxdp_shared_umem_fd = shared_fd};
+
+    return bind(fd, (struct sockaddr *)&address, sizeof(address)) ? -errno : 0;
 }
 
 /* How many packets one sendto() turns into skbs, in copy mode; 32 unless told. */

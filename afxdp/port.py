@@ -13,18 +13,21 @@ import socket
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Self
 
-from afxdp import interface, native, redirect_program, rings
+from afxdp import interface, native, redirect_program, rings, umem
 from afxdp.interface import Interface
 from afxdp.queue import BindError, Queue, Shape, open_queue
 from afxdp.redirect_program import QUEUES_MAX, RedirectProgram
+from afxdp.umem import Umems
 from dataplane.port import PortKind, PortQueue
 from xdp_runtime.errors import ConfigError, PortError
 
+XDP_MODES = ("native", "generic", "auto")
 COPY_MODES = ("auto", "copy", "zero-copy")
-FRAME_SIZES = (2048, 4096)
 RING_SIZE_MIN, RING_SIZE_MAX = 64, 1 << 15
+FRAMES_MAX, BUSY_POLL_MAX = 1 << 20, 65535
 _NO_ZERO_COPY = (errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -45,29 +48,39 @@ class AfxdpPort:
     @classmethod
     def open(cls, iface: str, queues: str | Sequence[int] = "all", mode: str = "native", *,
              copy_mode: str = "auto", frame_size: int = 4096, ring_size: int = 2048,
-             need_wakeup: bool = True, promisc: bool = False) -> Self:
+             need_wakeup: bool = True, promisc: bool = False, unaligned: bool = False,
+             pages: str = "auto", frames: int = 0, busy_poll: int = 0,
+             umems: Umems | None = None) -> Self:
         """Take over queues of an interface in the calling thread's network namespace.
 
-        Raises ConfigError (an option is wrong), PortError or OutOfMemory (the host refuses);
-        the interface is then as it was.
+        `frames` of `frame_size` bytes for each queue, 0 for twice the ring; `pages` of the umem
+        as umem.PAGES; `busy_poll` packets a call of the driver, 0 for interrupts; `umems` that
+        other ports of the run share.  Raises ConfigError (an option is wrong), PortError or
+        OutOfMemory (the host refuses); the interface is then as it was.
         """
-        _check_options(queues, mode, copy_mode, frame_size, ring_size)
+        mode = "generic" if mode == "skb" else mode  # as iproute2 calls it
+        zero_copy = copy_mode != "copy" and mode != "generic"
+        shape = Shape(frame_size, ring_size, zero_copy, need_wakeup, unaligned, pages, frames,
+                      busy_poll)
+        _check_options(queues, mode, copy_mode, shape)
         native.load()
         with ExitStack() as undo:
             found = interface.query(iface)
             program = redirect_program.attach(found, mode)
             undo.callback(program.close)
+            if program.mode == "generic":
+                _refuse_zero_copy(copy_mode)
+                shape = replace(shape, zero_copy=False)
             found = interface.query(iface)  # virtio_net: other channels than before
             indices = _choose_queues(found, queues)
-            zero_copy = copy_mode != "copy" and mode == "native"
-            opened, why_copy = _open_queues(found, indices, undo, zero_copy, copy_mode,
-                                            Shape(frame_size, ring_size, zero_copy, need_wakeup))
+            opened, why_copy = _open_queues(found, indices, undo, copy_mode, shape,
+                                            umems or Umems(len(indices), len(indices)))
             member = interface.make_promiscuous(found.ifindex) if promisc else None
             if member is not None:
                 undo.callback(member.close)
             for queue in opened:
                 program.admit(queue.index, queue.fd)
-            text = _describe(found, mode, indices, opened, need_wakeup, why_copy)
+            text = _describe(found, program, indices, opened, why_copy)
             port = cls(found, program, opened, member, text)
             undo.pop_all()
             return port
@@ -106,25 +119,34 @@ class AfxdpPort:
         self.queues = []
 
 
-def _check_options(queues: str | Sequence[int], mode: str, copy_mode: str, frame_size: int,
-                   ring_size: int) -> None:
-    if mode not in redirect_program.MODES:
-        raise ConfigError(f"mode {mode}", "AF_XDP knows native and skb")
+def _check_options(queues: str | Sequence[int], mode: str, copy_mode: str, shape: Shape) -> None:
+    if mode not in XDP_MODES:
+        raise ConfigError(f"mode {mode}", f"AF_XDP knows {', '.join(XDP_MODES)}")
     if copy_mode not in COPY_MODES:
         raise ConfigError(f"copy mode {copy_mode}", f"one of {', '.join(COPY_MODES)}")
-    if copy_mode == "zero-copy" and mode != "native":
-        raise ConfigError("copy mode zero-copy", "the driver must run XDP itself for it",
-                          "use --mode native")
-    if frame_size not in FRAME_SIZES:
-        raise ConfigError(f"frame size {frame_size}", "a frame has 2048 or 4096 bytes")
-    if ring_size & (ring_size - 1) or not RING_SIZE_MIN <= ring_size <= RING_SIZE_MAX:
-        raise ConfigError(f"ring size {ring_size}", f"a power of two from {RING_SIZE_MIN} to "
+    if mode == "generic":
+        _refuse_zero_copy(copy_mode)
+    umem.check(shape.layout)
+    size = shape.ring_size
+    if size & (size - 1) or not RING_SIZE_MIN <= size <= RING_SIZE_MAX:
+        raise ConfigError(f"ring size {size}", f"a power of two from {RING_SIZE_MIN} to "
                           f"{RING_SIZE_MAX} is needed")
+    if shape.frames & (shape.frames - 1) or not 2 * size <= shape.frames <= FRAMES_MAX:
+        raise ConfigError(f"{shape.frames} frames", f"a power of two from {2 * size}, two rings' "
+                          f"worth, to {FRAMES_MAX} is needed")
+    if not 0 <= shape.busy_poll <= BUSY_POLL_MAX:
+        raise ConfigError(f"busy-poll budget {shape.busy_poll}", f"1 to {BUSY_POLL_MAX} packets")
     if isinstance(queues, str):
         if queues != "all":
             raise ConfigError(f"queues {queues}", 'give "all" or a list of numbers')
     elif not queues or len(set(queues)) != len(queues) or min(queues) < 0:
         raise ConfigError(f"queues {list(queues)}", "each queue once, and at least one")
+
+
+def _refuse_zero_copy(copy_mode: str) -> None:
+    if copy_mode == "zero-copy":
+        raise ConfigError("copy mode zero-copy", "the driver must run XDP itself for it",
+                          "use --xdp-mode native")
 
 
 def _choose_queues(found: Interface, queues: str | Sequence[int]) -> list[int]:
@@ -137,22 +159,22 @@ def _choose_queues(found: Interface, queues: str | Sequence[int]) -> list[int]:
     return indices
 
 
-def _open_queues(found: Interface, indices: Sequence[int], undo: ExitStack, zero_copy: bool,
-                 copy_mode: str, shape: Shape) -> tuple[list[Queue], str]:
+def _open_queues(found: Interface, indices: Sequence[int], undo: ExitStack, copy_mode: str,
+                 shape: Shape, umems: Umems) -> tuple[list[Queue], str]:
     """The queues, and why they copy.  What the driver says of the first one holds for all."""
     opened: list[Queue] = []
-    why = "" if zero_copy or copy_mode == "copy" else "skb mode always copies"
-    for index in indices:
+    why = "" if shape.zero_copy or copy_mode == "copy" else "generic mode always copies"
+    for position, index in enumerate(indices):
         try:
             try:
-                queue = open_queue(found.name, index, shape)
+                queue = open_queue(found.name, index, shape, umems, position)
             except BindError as error:
                 if not shape.zero_copy or copy_mode != "auto" or opened \
                         or error.code not in _NO_ZERO_COPY:
                     raise
                 why = f"{found.driver} offers no zero-copy: {error.name}"
-                shape = Shape(shape.frame_size, shape.ring_size, False, shape.need_wakeup)
-                queue = open_queue(found.name, index, shape)
+                shape = replace(shape, zero_copy=False)
+                queue = open_queue(found.name, index, shape, umems, position)
         except BindError as error:
             raise _bind_error(found, index, shape, error) from error
         undo.callback(queue.close)
@@ -177,16 +199,33 @@ def _bind_error(found: Interface, index: int, shape: Shape, error: BindError) ->
     return PortError(what, f"cannot be bound: {os.strerror(error.code)}")
 
 
-def _describe(found: Interface, mode: str, indices: Sequence[int], opened: Sequence[Queue],
-              need_wakeup: bool, why_copy: str) -> str:
+def _describe(found: Interface, program: RedirectProgram, indices: Sequence[int],
+              opened: Sequence[Queue], why_copy: str) -> str:
+    shape = opened[0].shape
     copy = "zero-copy" if all(queue.is_zero_copy() for queue in opened) else "copy"
-    wakeup = "need_wakeup" if need_wakeup else "no need_wakeup"
+    wakeup = "need_wakeup" if shape.need_wakeup else "no need_wakeup"
+    mode = program.mode + (f" (not native: {program.why})" if program.why else "")
     text = f"afxdp {mode} {copy} {wakeup}, {_ranges(indices)}"
     if found.channels == 0:
         text += f" ({found.driver} does not say how many there are)"
     elif len(indices) < found.channels:
         text += f" of {found.channels}"
-    return text + (f" ({why_copy})" if why_copy else "")
+    return text + (f" ({why_copy})" if why_copy else "") + _describe_umem(opened)
+
+
+def _describe_umem(opened: Sequence[Queue]) -> str:
+    """; umem of 16 MiB, 4096-byte frames, no huge pages free, shared by 2 queues; busy poll 64"""
+    shape = opened[0].shape
+    umems = list({id(queue.umem): queue.umem for queue in opened}.values())
+    size = sum(umem.size_bytes for umem in umems) >> 20
+    text = f"; umem of {size} MiB, {'unaligned ' if shape.unaligned else ''}" \
+           f"{shape.frame_size}-byte frames, {umems[0].said}"
+    if any(umem.users > 1 for umem in umems):
+        text += f", shared by {max(umem.users for umem in umems)} queues"
+    alone = next((queue.alone for queue in opened if queue.alone), "")
+    if alone:
+        text += f", one for each queue because they cannot share: {alone}"
+    return text + (f"; busy polling, {shape.busy_poll} packets a call" if shape.busy_poll else "")
 
 
 def _ranges(indices: Sequence[int]) -> str:

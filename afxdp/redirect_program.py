@@ -34,7 +34,8 @@ _REDIRECT_MAP = 51  # BPF_FUNC_redirect_map
 _PSEUDO_MAP_FD = 1
 _RX_QUEUE_INDEX = 16  # in struct xdp_md
 QUEUES_MAX = 1024
-MODES = {"native": XdpFlag.DRV_MODE, "skb": XdpFlag.SKB_MODE}
+MODES = {"native": XdpFlag.DRV_MODE, "generic": XdpFlag.SKB_MODE}
+_NOT_NATIVE = (errno.EOPNOTSUPP, errno.ERANGE, errno.EINVAL)  # then mode auto tries generic
 
 
 def _insn(code: int, dst: int = 0, src: int = 0, offset: int = 0, imm: int = 0) -> bytes:
@@ -57,6 +58,8 @@ class RedirectProgram:
 
     map_fd: int
     link_fd: int
+    mode: str = "native"
+    why: str = ""  # it is not native, though that was tried
 
     def admit(self, queue: int, socket_fd: int) -> None:
         """From now on the queue's packets go to this socket."""
@@ -71,7 +74,8 @@ class RedirectProgram:
 
 
 def attach(interface: Interface, mode: str) -> RedirectProgram:
-    """Load the program and attach it.  Raises PortError, with nothing left attached."""
+    """Load the program and attach it; `mode` is one of MODES, or auto: native where that works.
+    Raises PortError, with nothing left attached."""
     try:
         program = RedirectProgram(map_create(_XSKMAP, 4, 4, QUEUES_MAX, name="xsks"), -1)
     except OSError as error:
@@ -86,15 +90,26 @@ def attach(interface: Interface, mode: str) -> RedirectProgram:
             raise PortError(interface.name, f"the program that fills the sockets: {error.why}",
                             error.mend, error.detail) from error
         try:
-            program.link_fd = link_create(fd, interface.ifindex, AttachType.XDP, MODES[mode])
-        except OSError as error:
-            raise _refusal(error, interface, mode) from error
+            _link(program, fd, interface, mode)
         finally:
             os.close(fd)
     except BaseException:
         program.close()
         raise
     return program
+
+
+def _link(program: RedirectProgram, fd: int, interface: Interface, mode: str) -> None:
+    for program.mode in ("native", "generic") if mode == "auto" else (mode,):
+        try:
+            program.link_fd = link_create(fd, interface.ifindex, AttachType.XDP,
+                                          MODES[program.mode])
+            return
+        except OSError as error:
+            refusal = _refusal(error, interface, program.mode)
+            if mode != "auto" or program.mode == "generic" or error.errno not in _NOT_NATIVE:
+                raise refusal from error
+            program.why = refusal.why
 
 
 def _attached_id(ifindex: int) -> int:
@@ -112,7 +127,7 @@ def _refusal(error: OSError, interface: Interface, mode: str) -> PortError:
             why = f"another XDP program is attached{f' (id {other})' if other else ''}"
             mend = f"ip link set dev {name} xdp off, or end the process that holds its link"
         case errno.EOPNOTSUPP:
-            why, mend = f"{interface.driver} has no native XDP", "use --mode skb"
+            why, mend = f"{interface.driver} has no native XDP", "use --xdp-mode generic"
         case errno.ERANGE:
             why = f"its MTU, or its peer's, is too large for XDP without fragments in {mode} mode"
             mend = f"ip link set dev {name} mtu 1500, on both ends of a veth"

@@ -8,12 +8,15 @@ by one side with a release store and read by the other with an acquire load.  We
 counters as 64-bit numbers that never wrap, and look at the kernel's only when ours say that there
 is nothing left, so a batch costs one or two shared cache lines.
 
-A frame is a chunk of the umem, aligned to its size (aligned chunk mode), and always in exactly one
-place: free (the stack), fill, rx, the batch in hand, tx, completion, or with the kernel in between.
-A released frame goes straight back into FILL; the stack has what completions brought back and what
-`send` may take.  From our counters alone, and whatever the kernel does:
+A frame is a chunk of the umem, and always in exactly one place: free (the pool), fill, rx, the
+batch in hand, tx, completion, or with the kernel in between.  A released frame goes straight back
+into FILL; the pool, a stack of addresses, has what completions brought back and what `send` may
+take.  Queues of one worker may share umem and pool: a frame received by one may then be sent by
+another, and comes back to the pool.  From our counters alone, and whatever the kernel does:
 
     total = free + (fill producer - rx consumer) + in hand + (tx producer - completion consumer)
+
+summed over the queues that share the pool.
 
     chunk          +40                +256                                -320            +size
     | xdp_frame's   | headroom         | packet received ...               | shared info's |
@@ -60,8 +63,9 @@ FRAME_SIZE = 8
 TAIL = 16  # FRAME_END, as an offset into the chunk
 POLLFD = 24  # struct pollfd: i32 fd, i16 events, i16 revents
 FLAGS = 32
-STACK = 40  # pointer to the free frames' addresses, u64 each
-FREE = 48  # how many they are
+POOL = 40  # pointer to the pool
+CHUNK_MASK = 48  # what of a descriptor's address names the chunk
+OFFSET_SHIFT = 56  # where it has the packet's offset in the chunk: 48 for unaligned chunks, else 0
 
 # A ring's fields, from the offset where its line starts.  MINE is our counter, in memory the
 # kernel reads as a u32; SEEN is its counter as we read it last (of RX and COMPLETION extended to
@@ -76,13 +80,22 @@ WAKEUPS = 336  # system calls that woke the kernel
 WAKE_ERRORS = 344  # of these, failed for another reason than "come again"
 WAKE_ERRNO = 352  # the last such errno
 MALFORMED = 360  # packets given up: no length the kernel would send
-FRAMES = 368  # how many frames there are in all
-BLOCK_SIZE_BYTES = 384  # the stack follows
+SCRATCH = 368  # 8 bytes for read(2) to leave alone
+BLOCK_SIZE_BYTES = 384
+
+# --- the pool of a umem; only one worker has it --------------------------------------------------
+FREE = 0  # how many frames are free
+STACK = 8  # pointer to their addresses, u64 each
+FRAMES = 16  # how many frames there are in all
+POOL_SIZE_BYTES = 64  # the stack follows
 
 # FLAGS
 WAKE_ALWAYS = 1  # bound without XDP_USE_NEED_WAKEUP
 ZERO_COPY = 2
+BUSY_POLL = 4  # the driver works when we ask it to
 
+OFFSET_BITS_AT = 48  # XSK_UNALIGNED_BUF_OFFSET_SHIFT; a umem's addresses are below it
+ADDRESS_MASK = (1 << OFFSET_BITS_AT) - 1
 _U32 = 0xFFFFFFFF
 _MSG_DONTWAIT = 0x40
 _EAGAIN, _EBUSY, _ENOBUFS = 11, 16, 105  # more to send; the device dropped one; no memory now
@@ -113,9 +126,10 @@ def _release(m: Any) -> Factory:
         """Straight into the fill ring, published by flush; refill leaves room for a batch."""
         mine, chunk = m.load_u64(q, FILL + MINE), m.load_u64(slot, COOKIE)
         if mine == m.load_u64(q, FILL + SEEN) and fill_room(q) == 0:
-            free = m.load_u64(q, FREE)
-            m.store_u64(m.load_ptr(q, STACK), free * 8, chunk)
-            m.store_u64(q, FREE, free + 1)
+            pool = m.load_ptr(q, POOL)
+            free = m.load_u64(pool, FREE)
+            m.store_u64(m.load_ptr(pool, STACK), free * 8, chunk)
+            m.store_u64(pool, FREE, free + 1)
             return 0
         m.store_u64(m.load_ptr(q, FILL + ARRAY), (mine & m.load_u64(q, FILL + MASK)) * 8, chunk)
         m.store_u64(q, FILL + MINE, mine + 1)
@@ -133,12 +147,12 @@ def _reclaim(m: Any) -> Factory:
         if n == 0:
             return 0
         ring, mask = m.load_ptr(q, COMPLETION + ARRAY), m.load_u64(q, COMPLETION + MASK)
-        stack, free = m.load_ptr(q, STACK), m.load_u64(q, FREE)
-        in_chunk = m.load_u64(q, FRAME_SIZE) - 1
+        pool, chunks = m.load_ptr(q, POOL), m.load_u64(q, CHUNK_MASK)
+        stack, free = m.load_ptr(pool, STACK), m.load_u64(pool, FREE)
         for i in range(n):
             address = m.load_u64(ring, ((mine + i) & mask) * 8)
-            m.store_u64(stack, (free + i) * 8, address & ~in_chunk)
-        m.store_u64(q, FREE, free + n)
+            m.store_u64(stack, (free + i) * 8, address & chunks)
+        m.store_u64(pool, FREE, free + n)
         m.store_u64(q, COMPLETION + MINE, mine + n)
         m.release_u32(m.load_ptr(q, COMPLETION + CONSUMER), 0, mine + n)
         return n
@@ -195,7 +209,8 @@ def _refill(m: Any) -> Factory:
 
     def afxdp_refill(q):  # type: ignore
         """Publish FILL, after topping it up: a ring's worth of frames is on its way to RX."""
-        mine, free = m.load_u64(q, FILL + MINE), m.load_u64(q, FREE)
+        pool = m.load_ptr(q, POOL)
+        mine, free = m.load_u64(q, FILL + MINE), m.load_u64(pool, FREE)
         mask = m.load_u64(q, FILL + MASK)
         wanted = mask + 1 - (mine - m.load_u64(q, RX + MINE))
         n = free if wanted > free else wanted
@@ -204,10 +219,10 @@ def _refill(m: Any) -> Factory:
             if room < n:
                 room = fill_room(q)
                 n = room if n > room else n
-            ring, stack = m.load_ptr(q, FILL + ARRAY), m.load_ptr(q, STACK)
+            ring, stack = m.load_ptr(q, FILL + ARRAY), m.load_ptr(pool, STACK)
             for i in range(n):
                 m.store_u64(ring, ((mine + i) & mask) * 8, m.load_u64(stack, (free - 1 - i) * 8))
-            m.store_u64(q, FREE, free - n)
+            m.store_u64(pool, FREE, free - n)
             mine += n
             m.store_u64(q, FILL + MINE, mine)
         if mine != m.load_u64(q, FILL + PUBLISHED):
@@ -240,15 +255,18 @@ def _receive(m: Any) -> Factory:
             if m.load_u64(q, TX + MINE) != m.load_u64(q, COMPLETION + MINE):
                 push(q)
                 refill(q)
+            if m.load_u64(q, FLAGS) & BUSY_POLL:
+                m.c_read(m.load_u32(q, POLLFD), m.inside(q, SCRATCH), 1)
             return 0
         ring, mask = m.load_ptr(q, RX + ARRAY), m.load_u64(q, RX + MASK)
         umem, tail = m.load_ptr(q, UMEM), m.load_u64(q, TAIL)
-        in_chunk = m.load_u64(q, FRAME_SIZE) - 1
+        chunks = m.load_u64(q, CHUNK_MASK)
         consumer = m.load_ptr(q, RX + CONSUMER)
         for i in range(n):
             desc = m.inside(ring, ((mine + i) & mask) * DESC_BYTES)
             address = m.load_u64(desc, 0)
-            chunk = address & ~in_chunk
+            chunk = address & chunks
+            address = (address & ADDRESS_MASK) + m.lshr(address, OFFSET_BITS_AT)
             end = address + m.load_u32(desc, 8)
             slot = m.inside(batch, i * SLOT_SIZE_BYTES)
             m.store_ptr(slot, DATA, m.inside(umem, address))
@@ -300,12 +318,14 @@ def _transmit(m: Any) -> Factory:
         if not fits or (tx == m.load_u64(q, TX + SEEN) and has_room(q) == 0):
             if not fits:
                 m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
-            free = m.load_u64(q, FREE)
-            m.store_u64(m.load_ptr(q, STACK), free * 8, chunk)
-            m.store_u64(q, FREE, free + 1)
+            pool = m.load_ptr(q, POOL)
+            free = m.load_u64(pool, FREE)
+            m.store_u64(m.load_ptr(pool, STACK), free * 8, chunk)
+            m.store_u64(pool, FREE, free + 1)
             return 0
         desc = m.inside(m.load_ptr(q, TX + ARRAY), (tx & m.load_u64(q, TX + MASK)) * DESC_BYTES)
-        m.store_u64(desc, 0, address)
+        shift = m.load_u64(q, OFFSET_SHIFT)
+        m.store_u64(desc, 0, chunk + ((address - chunk) << shift))
         m.store_u64(desc, 8, length)  # and no options
         m.store_u64(q, TX + MINE, tx + 1)
         return 1
@@ -323,14 +343,15 @@ def _send(m: Any) -> Factory:
         tx = m.load_u64(q, TX + MINE)
         if tx == m.load_u64(q, TX + SEEN) and has_room(q) == 0:
             return 0
-        if m.load_u64(q, FREE) == 0:
+        pool = m.load_ptr(q, POOL)
+        if m.load_u64(pool, FREE) == 0:
             push(q)
-        free = m.load_u64(q, FREE)
+        free = m.load_u64(pool, FREE)
         if free == 0:
             m.store_u64(q, NO_FRAME, m.load_u64(q, NO_FRAME) + 1)
             return 0
-        chunk = m.load_u64(m.load_ptr(q, STACK), (free - 1) * 8)
-        m.store_u64(q, FREE, free - 1)
+        chunk = m.load_u64(m.load_ptr(pool, STACK), (free - 1) * 8)
+        m.store_u64(pool, FREE, free - 1)
         m.copy(m.inside(m.load_ptr(q, UMEM), chunk), data, length)
         desc = m.inside(m.load_ptr(q, TX + ARRAY), (tx & m.load_u64(q, TX + MASK)) * DESC_BYTES)
         m.store_u64(desc, 0, chunk)

@@ -63,11 +63,14 @@ class PortKind:
 @dataclass(frozen=True, slots=True)
 class PortQueue:
     """One queue: `address` is its memory (handed to the templates as `q`), `poll_fd` a descriptor
-    that poll(2) finds readable when packets wait (-1: never waits)."""
+    that poll(2) finds readable when packets wait (-1: never waits).  Queues of one kind with the
+    same `frames`, if not 0, have their frames in common: what one received, another may `transmit`.
+    """
 
     index: int
     address: int
     poll_fd: int
+    frames: int = 0
 
 
 class Port(Protocol):

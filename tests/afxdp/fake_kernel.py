@@ -48,16 +48,33 @@ class FakeRing:
         return entry
 
 
+class FakePool:
+    """As afxdp.umem.Umem: the frames that are free."""
+
+    def __init__(self, frames: int, frame_size: int) -> None:
+        words = rings.POOL_SIZE_BYTES // 8
+        self._memory = (ctypes.c_uint64 * (words + frames))(
+            frames, *[0] * (words - 1), *(i * frame_size for i in range(frames)))
+        self.address = ctypes.addressof(self._memory)
+        self._memory[rings.STACK // 8] = self.address + rings.POOL_SIZE_BYTES
+        self._memory[rings.FRAMES // 8] = frames
+
+    def load(self, offset: int) -> int:
+        return int(self._memory[offset // 8])
+
+
 class FakeQueue:
     """As afxdp.queue.Queue, and the kernel: deliver(), transmit(), complete().
 
     `start` is where all counters begin: just below 2**32 to see them wrap.
     """
 
-    def __init__(self, ring_size: int = 64, frame_size: int = 2048, start: int = 0) -> None:
-        self.shape = Shape(frame_size, ring_size, False, True)
+    def __init__(self, ring_size: int = 64, frame_size: int = 2048, start: int = 0,
+                 unaligned: bool = False) -> None:
+        self.shape = Shape(frame_size, ring_size, False, True, unaligned)
         frames = self.shape.frames
-        self._memory = (ctypes.c_char * (rings.BLOCK_SIZE_BYTES + 8 * frames + 64))()
+        self._memory = (ctypes.c_char * (rings.BLOCK_SIZE_BYTES + 64))()
+        self.umem = FakePool(frames, frame_size)
         self._umem = (ctypes.c_char * ((frames + 1) * frame_size))()
         self.umem_address = -(-ctypes.addressof(self._umem) // frame_size) * frame_size
         self.address = (ctypes.addressof(self._memory) + 63) & ~63
@@ -79,11 +96,9 @@ class FakeQueue:
         self.store(rings.FRAME_SIZE, frame_size)
         self.store(rings.TAIL, self.shape.tail)
         self.store(rings.POLLFD, struct.unpack("=Q", struct.pack("=ihh", -1, 1, 0))[0])
-        self.store(rings.STACK, self.address + rings.BLOCK_SIZE_BYTES)
-        self.store(rings.FREE, frames)
-        self.store(rings.FRAMES, frames)
-        for i in range(frames):
-            self.store(rings.BLOCK_SIZE_BYTES + 8 * i, i * frame_size)
+        self.store(rings.POOL, self.umem.address)
+        self.store(rings.CHUNK_MASK, self.shape.layout.chunk_mask)
+        self.store(rings.OFFSET_SHIFT, rings.OFFSET_BITS_AT if unaligned else 0)
         self._sent: list[int] = []  # addresses taken from TX, not completed
 
     def store(self, offset: int, value: int) -> None:
@@ -100,9 +115,9 @@ class FakeQueue:
         """A packet arrives.  False: dropped, for want of a frame or of room in RX."""
         if not self.rings["rx"].has_room() or (taken := self.rings["fill"].take()) is None:
             return False
-        address = (taken[0] & ~(self.shape.frame_size - 1)) + 256
-        ctypes.memmove(self.umem_address + address, packet, len(packet))
-        self.rings["rx"].put(address, len(packet))
+        chunk = taken[0] & self.shape.layout.chunk_mask
+        ctypes.memmove(self.umem_address + chunk + 256, packet, len(packet))
+        self.rings["rx"].put(chunk + (256 << self.load(rings.OFFSET_SHIFT)), len(packet))
         return True
 
     def transmit(self) -> bytes | None:
@@ -118,7 +133,8 @@ class FakeQueue:
         address, length_and_options = taken
         assert length_and_options <= self.shape.frame_size
         self._sent.append(address)
-        return ctypes.string_at(self.umem_address + address, length_and_options)
+        start = (address & rings.ADDRESS_MASK) + (address >> rings.OFFSET_BITS_AT)
+        return ctypes.string_at(self.umem_address + start, length_and_options)
 
     def complete(self, count: int = 1) -> None:
         for _ in range(min(count, len(self._sent))):
@@ -131,7 +147,7 @@ class FakePort:
     kind: PortKind = rings.AFXDP
     name, ifindex, mode, mtu = "fake", 0, "fake", 1500
 
-    def __init__(self, **shape: int) -> None:
+    def __init__(self, **shape: Any) -> None:
         self.queue = FakeQueue(**shape)
         self.queues: Sequence[PortQueue] = [PortQueue(0, self.queue.address, -1)]
 

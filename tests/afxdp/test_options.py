@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"mode": "hw"}, "mode hw: AF_XDP knows native and skb"),
+    ({"mode": "hw"}, "mode hw: AF_XDP knows native, generic, auto"),
     ({"copy_mode": "none"}, "copy mode none: one of auto, copy, zero-copy"),
     ({"copy_mode": "zero-copy", "mode": "skb"}, "the driver must run XDP itself for it"),
     ({"frame_size": 1024}, "frame size 1024: a frame has 2048 or 4096 bytes"),

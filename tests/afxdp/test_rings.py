@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,9 +26,10 @@ def checked(port: FakePort) -> Audit:
     return found
 
 
-@pytest.fixture(params=[0, JUST_BELOW_WRAP], ids=["zero", "wrap"])
+@pytest.fixture(params=[(0, False), (JUST_BELOW_WRAP, False), (0, True)],
+                ids=["zero", "wrap", "unaligned"])
 def port(request: pytest.FixtureRequest) -> FakePort:
-    made = FakePort(start=request.param)
+    made = FakePort(start=request.param[0], unaligned=request.param[1])
     Driver(made).flush()  # half of the frames go to the fill ring
     return made
 
@@ -231,9 +234,11 @@ _STEP = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(_STEP, max_size=40), st.sampled_from([0, JUST_BELOW_WRAP]))
-def test_no_frame_is_ever_lost(steps: list[tuple[str, ...]], start: int) -> None:
-    port = FakePort(start=start)
+@given(st.lists(_STEP, max_size=40), st.sampled_from([0, JUST_BELOW_WRAP]),
+       st.sampled_from([{}, {"unaligned": True, "frame_size": 2112}]))
+def test_no_frame_is_ever_lost(steps: list[tuple[str, ...]], start: int,
+                               shape: dict[str, Any]) -> None:
+    port = FakePort(start=start, **shape)
     driver, queue = Driver(port), port.queue
     driver.flush()
     arrived: list[bytes] = []

@@ -26,8 +26,9 @@ pytestmark = marks()
 __all__ = ["peer", "wire"]
 
 SHAPES: list[dict[str, Any]] = [
-    {}, {"mode": "skb"}, {"frame_size": 2048}, {"need_wakeup": False}, {"ring_size": 64},
-    {"copy_mode": "copy"},
+    {}, {"mode": "generic"}, {"frame_size": 2048}, {"need_wakeup": False}, {"ring_size": 64},
+    {"copy_mode": "copy"}, {"unaligned": True, "frame_size": 3008}, {"busy_poll": 32},
+    {"unaligned": True, "frame_size": 3008, "mode": "generic", "pages": "ordinary"},
 ]
 PACKETS = 100_000
 
@@ -42,7 +43,7 @@ def test_frames_arrive_as_sent(wire: VethPair, peer: Peer, shape: dict[str, Any]
             slot, = collect(driver, 1)
             assert slot.data == frame
             chunk = slot.hard_start - 40
-            assert (chunk - port.opened[0].umem_address) % port.opened[0].shape.frame_size == 0
+            assert (chunk - port.opened[0].umem.address) % port.opened[0].shape.frame_size == 0
             assert slot.start == chunk + 256
             assert slot.end <= slot.frame_end <= chunk + port.opened[0].shape.frame_size
             driver.release(slot)
@@ -118,7 +119,8 @@ def _forward(driver: Driver, slot: Any) -> int:
 
 
 @pytest.mark.parametrize("handle", [_drop, _answer, _forward])
-@pytest.mark.parametrize("shape", [{}, {"ring_size": 64}], ids=str)
+@pytest.mark.parametrize("shape", [{}, {"ring_size": 64}, {"unaligned": True, "frame_size": 2112,
+                                                           "busy_poll": 64}], ids=str)
 def test_no_frame_is_lost_in_a_flood(wire: VethPair, shape: dict[str, Any],
                                      handle: Callable[[Driver, Any], int]) -> None:
     with opened(wire.a, queues=[0], **shape) as port:
