@@ -31,6 +31,7 @@ from xdp_runtime.interp_alu import U64, alu, atomic, compare, sign_extend, swap
 from xdp_runtime.interp_memory import (
     CodeRegion,
     Context,
+    Fragment,
     MapRegion,
     Packet,
     PacketView,
@@ -79,8 +80,7 @@ from xdp_runtime.object import GlobalKind, MapFlag, Object, ProgramSpec
 
 __all__ = ["Machine", "Packet", "Pointer", "Result", "Trap", "TrapKind"]
 
-_FRAME_BYTES = 4096  # what BPF_PROG_TEST_RUN gives a packet: a page,
-_SHARED_INFO_BYTES = 320  # less struct skb_shared_info at its end
+_PAGE_BYTES = state.PAGE_BYTES
 _MAX_MEMORY_ARGUMENT = 1 << 29  # BPF_MAX_VAR_SIZ
 _LOOP_ROUNDS = 0xFFFF  # BPF_MAX_TIMED_LOOPS
 _READ_ONLY_GLOBALS = (GlobalKind.RODATA, GlobalKind.KCONFIG)
@@ -232,10 +232,13 @@ class Machine:
         tailroom: int | None = None,
         meta: bytes = b"",
         metadata: state.RxMetadata | None = None,
+        linear_bytes: int | None = None,
     ) -> Result:
         """Run to the end, or until its fuel is used up (fuel.py).  Raises Trap.
 
-        Without `tailroom` the packet may grow as far as in BPF_PROG_TEST_RUN.  A program with a
+        Without `tailroom` the packet may grow as far as in BPF_PROG_TEST_RUN.  As there, an
+        xdp.frags program gets at most `linear_bytes` of the packet, and what a page holds, in the
+        first buffer and the rest in pages.  A program with a
         raw entry gets `packet` as its memory, and `memory` holds it afterwards.
         """
         numbers = {
@@ -243,7 +246,15 @@ class Machine:
             state.RX_QUEUE_INDEX: rx_queue,
             state.EGRESS_IFINDEX: egress_ifindex,
         }
+        pages: list[Fragment] = []
+        if self.program.has_frags:
+            first = state.linear_bytes(len(packet), headroom, linear_bytes)
+            pages = [Fragment(bytearray(packet[at : at + _PAGE_BYTES].ljust(_PAGE_BYTES, b"\0")),
+                              0, min(len(packet) - at, _PAGE_BYTES))
+                     for at in range(first, len(packet), _PAGE_BYTES)]
+            packet = packet[:first]
         self._begin(packet, meta, numbers, headroom, tailroom)
+        self.packet.fragments = pages
         self.metadata = metadata or state.RxMetadata()
         slot = 0
         while self._frames:
@@ -264,7 +275,7 @@ class Machine:
                 self._frames.clear()
         end = self.packet
         return Result(
-            self._r0, bytes(end.frame[end.data : end.data_end]),
+            self._r0, end.content(),
             bytes(end.frame[end.data_meta : end.data]), self.redirect_ifindex, tuple(self.trace),
             self._steps)
 
@@ -272,7 +283,7 @@ class Machine:
                tailroom: int | None) -> None:
         data_end = headroom + len(packet)
         if tailroom is None:
-            tailroom = max(0, _FRAME_BYTES - _SHARED_INFO_BYTES - data_end)
+            tailroom = max(0, _PAGE_BYTES - state.SHARED_INFO_BYTES - data_end)
         frame = bytearray(headroom - len(meta)) + meta + packet + bytes(tailroom)
         self.packet = Packet(frame, headroom - len(meta), headroom, data_end,
                              min(state.XDP_FRAME_BYTES, headroom), data_end + tailroom)

@@ -145,11 +145,25 @@ class PacketView(Region):
     alive: bool = True
 
 
+@dataclass(eq=False, slots=True)
+class Fragment:
+    """A further buffer: `page` as far as it may grow, the packet's bytes in it [start, end)."""
+
+    page: bytearray
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
 @dataclass(eq=False)
 class Packet:
     """A frame buffer and the packet's edges in it, as offsets.
 
-    `hard_start` is as low as the data may go, `frame_end` as high.
+    `hard_start` is as low as the data may go, `frame_end` as high.  A packet in several buffers
+    goes on in `fragments`.
     """
 
     frame: bytearray
@@ -158,6 +172,7 @@ class Packet:
     data_end: int
     hard_start: int
     frame_end: int
+    fragments: list[Fragment] = field(default_factory=list)
     view: PacketView = field(init=False)
 
     def __post_init__(self) -> None:
@@ -166,6 +181,14 @@ class Packet:
     def _look(self) -> None:
         self.view = PacketView("the packet", self.frame, self.data_meta, self.data_end,
                                0x100000000000)
+
+    @property
+    def length(self) -> int:
+        return self.data_end - self.data + sum(fragment.size for fragment in self.fragments)
+
+    def content(self) -> bytes:
+        return bytes(self.frame[self.data : self.data_end]) + b"".join(
+            bytes(one.page[one.start : one.end]) for one in self.fragments)
 
     def changed(self) -> None:
         """Every pointer into the packet dies, as in bpf_helper_changes_pkt_data()."""

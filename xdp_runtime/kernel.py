@@ -28,7 +28,7 @@ from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
 __all__ = ["KernelMap", "KernelProgram", "RunResult", "load_into_kernel", "load_raw"]
 
 _OF_MAPS = {MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS}
-_GROWTH_BYTES = 4096  # how much longer a packet may come out: head, tail and metadata room
+_GROWTH_BYTES = 8192  # how much longer a packet may come out: head, metadata and tail room
 _XDP_MD = struct.Struct("=6I")  # data, data_end, data_meta, ingress_ifindex, rx_queue, egress
 
 
@@ -50,16 +50,19 @@ class KernelProgram:
         self.spec, self.fd, self.maps, self._others = spec, fd, maps, others
 
     def run(self, data: bytes, repeat: int = 1, ingress_ifindex: int | None = None,
-            rx_queue: int = 0, meta: bytes = b"") -> RunResult:
+            rx_queue: int = 0, meta: bytes = b"",
+            linear_bytes: int | None = None) -> RunResult:
         """BPF_PROG_TEST_RUN of one frame of at least 14 bytes, with a `struct xdp_md`.
 
         Without `ingress_ifindex` the kernel shows the program its loopback interface (1).  With
         it, interface and queue must exist in the caller's network namespace.  With `repeat`,
-        neither the packet nor its pointers are reset between runs.
+        neither the packet nor its pointers are reset between runs.  Of a longer packet than
+        `linear_bytes`, or than fits the first page, the rest lies in fragments, a page each.
         """
         ctx = b""
         if self.spec.is_xdp:
-            ctx = _XDP_MD.pack(len(meta), len(meta) + len(data), 0, ingress_ifindex or 0,
+            linear = len(data) if linear_bytes is None else min(len(data), linear_bytes)
+            ctx = _XDP_MD.pack(len(meta), len(meta) + linear, 0, ingress_ifindex or 0,
                                rx_queue, 0)
         room = len(meta) + len(data) + _GROWTH_BYTES
         try:

@@ -175,6 +175,11 @@ class ProgramSpec:
     def is_xdp(self) -> bool:
         return self.kind.split("/")[0] in ("xdp", "xdp.frags")
 
+    @property
+    def has_frags(self) -> bool:
+        """BPF_F_XDP_HAS_FRAGS: it takes packets in several buffers."""
+        return self.kind.split("/")[0] == "xdp.frags"
+
 
 @dataclass(frozen=True, slots=True)
 class Object:

@@ -27,7 +27,7 @@ from xdp_runtime import repeat
 from xdp_runtime import state as st
 from xdp_runtime.compiler import link
 from xdp_runtime.core_relo import settle
-from xdp_runtime.errors import LoadError, OutOfMemory
+from xdp_runtime.errors import ConfigError, LoadError, OutOfMemory
 from xdp_runtime.maps import heir
 from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
@@ -36,8 +36,7 @@ from xdp_runtime.object import MapType, Object, ProgramSpec
 if TYPE_CHECKING:
     from xdp_runtime.policy import ExtensionClass
 
-_TAILROOM = 320  # SKB_DATA_ALIGN(sizeof(struct skb_shared_info)), what the kernel keeps behind
-_FRAME = 4096
+_TAILROOM, _FRAME = st.SHARED_INFO_BYTES, st.PAGE_BYTES
 _NOTHING_KNOWN = st.RxMetadata()
 
 
@@ -150,16 +149,21 @@ class Program:
 
     def run(self, packet: bytes, *, ingress_ifindex: int = 0, rx_queue: int = 0, worker: int = 0,
             headroom: int = st.HEADROOM_BYTES,
-            metadata: st.RxMetadata = _NOTHING_KNOWN) -> RunResult:
+            metadata: st.RxMetadata = _NOTHING_KNOWN,
+            linear_bytes: int | None = None) -> RunResult:
         """Run once on a copy of `packet`, with the room around it that the kernel gives."""
         return self.repeat(packet, 1, ingress_ifindex=ingress_ifindex, rx_queue=rx_queue,
-                           worker=worker, headroom=headroom, metadata=metadata)
+                           worker=worker, headroom=headroom, metadata=metadata,
+                           linear_bytes=linear_bytes)
 
     def repeat(self, packet: bytes, count: int, *, ingress_ifindex: int = 0, rx_queue: int = 0,
                worker: int = 0, headroom: int = st.HEADROOM_BYTES,
-               metadata: st.RxMetadata = _NOTHING_KNOWN) -> RunResult:
+               metadata: st.RxMetadata = _NOTHING_KNOWN,
+               linear_bytes: int | None = None) -> RunResult:
         """Run `count` times, each on a fresh copy; the last outcome, and ns for one run.
 
+        An xdp.frags program gets at most `linear_bytes` of the packet, and what a page holds, in
+        the first buffer, the rest in pages, as from BPF_PROG_TEST_RUN.
         `changes` of the result counts runs whose verdict differed from the run before.
         A program loaded with other units (a worker loop) cannot be run by hand: AttributeError.
         """
@@ -168,13 +172,22 @@ class Program:
         call = self._repeat
         if call is None:
             raise AttributeError(f"{self.spec.name} was loaded for a worker loop")
-        size = max(_FRAME, _round(headroom + len(packet) + _TAILROOM))
+        first, room = len(packet), _round(headroom + len(packet) + _TAILROOM)
+        if self.spec.has_frags:
+            first, room = st.linear_bytes(len(packet), headroom, linear_bytes), _FRAME
+        pages = _round(len(packet) - first) // _FRAME
+        if pages > st.FRAGMENTS_MAX:
+            raise ConfigError(f"packet of {len(packet)} bytes", f"needs {pages} buffers behind the "
+                              f"first; there are {st.FRAGMENTS_MAX} at most")
+        size = room + pages * _FRAME
         frame = (ctypes.c_char * (size * repeat.RING + 64))()
+        records = (ctypes.c_char * (st.FRAGMENT_SIZE_BYTES * st.FRAGMENTS_MAX))()
         run = (ctypes.c_char * st.STATE_SIZE_BYTES)()
         base = (ctypes.addressof(frame) + 63) & ~63
-        self._prepare(run, base, headroom, len(packet), size, ingress_ifindex, rx_queue, worker)
+        self._prepare(run, base, headroom, first, room, ingress_ifindex, rx_queue, worker)
+        ctypes.c_uint64.from_buffer(run, st.FRAGMENTS).value = ctypes.addressof(records)
         ctypes.memmove(ctypes.addressof(run) + st.RX_KNOWN, metadata.encode(),
-                       st.STATE_SIZE_BYTES - st.RX_KNOWN)
+                       st.RX_END - st.RX_KNOWN)
         started = time.perf_counter_ns()
         outcome = call(ctypes.addressof(run), packet, len(packet), count, size)
         elapsed = time.perf_counter_ns() - started
@@ -200,9 +213,14 @@ class Program:
             return ctypes.c_uint32.from_buffer(run, offset).value
 
         data, end, meta = pointer(st.DATA), pointer(st.DATA_END), pointer(st.DATA_META)
+        packet = ctypes.string_at(data, end - data)
+        for index in range(number(st.FRAGMENT_COUNT)):
+            record = pointer(st.FRAGMENTS) + index * st.FRAGMENT_SIZE_BYTES
+            start, end = (ctypes.c_uint64.from_address(record + edge).value
+                          for edge in (st.FRAGMENT_DATA, st.FRAGMENT_END))
+            packet += ctypes.string_at(start, end - start)
         return RunResult(
-            outcome & 0xFFFFFFFF,
-            ctypes.string_at(data, end - data),
+            outcome & 0xFFFFFFFF, packet,
             ctypes.string_at(meta, data - meta),
             number(st.REDIRECT_IFINDEX), duration_ns, outcome >> 32)
 
@@ -226,11 +244,12 @@ class Program:
 
 
 def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3,
-         directory: Path | None = None, units: Sequence[link.Unit] = (repeat.UNIT,),
+         directory: Path | None = None, units: Sequence[link.Unit] | None = None,
          addresses: Mapping[str, int] | None = None, target_btf: Path | None = None,
          grants: ExtensionClass | None = None, heir_to: Program | None = None) -> Program:
     """Compile a program of the object (default: its first XDP program) and create its maps.
 
+    `units` is the code around it, if not given that of Program.run.
     `target_btf` has the types for CO-RE and is the running kernel's unless given.
     `grants` is the class that the program is bound to: it is refused if it does more, and its
     instructions are counted where the class has a budget that cannot be proven to suffice.
@@ -255,6 +274,8 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
     if workers > st.max_workers():
         raise LoadError(f"program {spec.name}", f"{workers} workers are more than this machine has "
                         f"CPUs ({st.max_workers()})", "use fewer queues")
+    if units is None:
+        units = (repeat.UNIT_FRAGS if spec.has_frags else repeat.UNIT,)
     image = link.compile_program(obj, spec, workers, opt, units, fuel)
     with ExitStack() as undo:
         try:

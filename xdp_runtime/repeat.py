@@ -6,11 +6,15 @@ As packets do in a batch, they lie in frames of their own: a ring of RING frames
 iterations ahead, because a load right behind the copy would wait for the stores to retire.
 The cost of copying is in the measured time; a benchmark subtracts that of a program that only
 returns.
+
+A packet that an xdp.frags program gets in several buffers lies in a frame's first page as far as
+the state's edges say, and goes on in the pages behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from xdp_runtime import state as st
@@ -24,11 +28,11 @@ _AHEAD = 4
 _BATCH = 64  # runs between batch boundaries
 
 
-def _repeat(m: Any) -> Callable[..., Any]:
-    enter, leave = m.extern(ENTER), m.extern(LEAVE)
+def _repeat(m: Any, several: int) -> Callable[..., Any]:
+    enter, leave, lay_out = m.extern(ENTER), m.extern(LEAVE), m.extern(_LAY_OUT)
     program = m.symbol(ENTRY, "i32(ptr)")
     state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
-    rx_bytes = st.STATE_SIZE_BYTES - st.RX_KNOWN
+    rx_bytes = st.RX_END - st.RX_KNOWN
 
     def repeat_program(first, pristine, length, count, stride):  # type: ignore
         """(iterations whose verdict differed from the last one's) << 32 | last verdict"""
@@ -40,18 +44,26 @@ def _repeat(m: Any) -> Callable[..., Any]:
             m.load_u32(first, st.INGRESS_IFINDEX), m.load_u32(first, st.RX_QUEUE_INDEX))
         worker_id = m.load_u32(first, st.WORKER_ID)
         run = m.alloca(state_bytes)
+        linear, pages = length, frame_end
+        if several != 0:
+            linear = m.diff(m.load_ptr(first, st.DATA_END), data)
+            pages = m.gep(frame_end, st.SHARED_INFO_BYTES)
+        rest = m.gep(pristine, linear)
         verdict, previous, changes = 0, -1, 0
         for i in range(_AHEAD):
-            m.copy(m.gep(data, i * stride), pristine, length)
+            m.copy(m.gep(data, i * stride), pristine, linear)
+            if several != 0:
+                m.copy(m.gep(pages, i * stride), rest, length - linear)
         enter(worker)
         for i in range(count):
             if i & (_BATCH - 1) == _BATCH - 1:
                 leave(worker)
                 enter(worker)
-            m.copy(m.gep(data, ((i + _AHEAD) & (RING - 1)) * stride), pristine, length)
+            ahead = ((i + _AHEAD) & (RING - 1)) * stride
+            m.copy(m.gep(data, ahead), pristine, linear)
             at = (i & (RING - 1)) * stride
             m.store_ptr(run, st.DATA, m.gep(data, at))
-            m.store_ptr(run, st.DATA_END, m.gep(data, at + length))
+            m.store_ptr(run, st.DATA_END, m.gep(data, at + linear))
             m.store_ptr(run, st.DATA_META, m.gep(data, at))
             m.store_ptr(run, st.HARD_START, m.gep(hard_start, at))
             m.store_ptr(run, st.FRAME_END, m.gep(frame_end, at))
@@ -63,6 +75,9 @@ def _repeat(m: Any) -> Callable[..., Any]:
             m.store_u32(run, st.TAIL_CALLS, 0)
             m.store_ptr(run, st.WORKER, worker)
             m.copy(m.gep(run, st.RX_KNOWN), m.gep(first, st.RX_KNOWN), rx_bytes)
+            if several != 0:
+                m.copy(m.gep(pages, ahead), rest, length - linear)
+                lay_out(run, m.load_ptr(first, st.FRAGMENTS), m.gep(pages, at), length - linear)
             verdict = program(run)
             if verdict != previous:
                 changes += 1
@@ -72,17 +87,44 @@ def _repeat(m: Any) -> Callable[..., Any]:
         m.store_ptr(first, st.DATA_END, m.load_ptr(run, st.DATA_END))
         m.store_ptr(first, st.DATA_META, m.load_ptr(run, st.DATA_META))
         m.store_u32(first, st.REDIRECT_IFINDEX, m.load_u32(run, st.REDIRECT_IFINDEX))
+        if several != 0:
+            m.store_ptr(first, st.FRAGMENTS, m.load_ptr(run, st.FRAGMENTS))
+            m.store_u32(first, st.FRAGMENT_COUNT, m.load_u32(run, st.FRAGMENT_COUNT))
         return (changes - 1) << 32 | verdict
 
     return repeat_program
 
 
-_TEMPLATE = Template("repeat_program", _repeat, "i64(ptr, ptr, i64, i64, i64)", (ENTER, LEAVE))
-UNIT = Unit(
-    "repeat",
-    f'define i64 @"{REPEAT}"(ptr %state, ptr %packet, i64 %n, i64 %count, i64 %stride) {{\n'
-    "  %r = call i64 @repeat_program(ptr %state, ptr %packet, i64 %n, i64 %count, i64 %stride)\n"
-    "  ret i64 %r\n}\n",
-    (_TEMPLATE,),
-    (REPEAT,),
-)
+def _lay_out(m: Any) -> Callable[..., Any]:
+    def lay_out_pages(run, record, page, size):  # type: ignore
+        """Make `size` bytes in pages from `page` on the packet's fragments."""
+        count = 0
+        m.store_ptr(run, st.FRAGMENTS, record)
+        m.store_u32(run, st.FRAGMENT_BYTES, size)
+        while size > 0:
+            m.store_ptr(record, st.FRAGMENT_DATA, page)
+            m.store_ptr(record, st.FRAGMENT_END, m.gep(page, m.smaller(size, st.PAGE_BYTES)))
+            page = m.gep(page, st.PAGE_BYTES)
+            m.store_ptr(record, st.FRAGMENT_ROOM, page)
+            record = m.gep(record, st.FRAGMENT_SIZE_BYTES)
+            size -= st.PAGE_BYTES
+            count += 1
+        m.store_u32(run, st.FRAGMENT_COUNT, count)
+        return 0
+
+    return lay_out_pages
+
+
+_LAY_OUT = Template("lay_out_pages", _lay_out, "i64(ptr, ptr, ptr, i64)")
+
+
+def _unit(name: str, several: int) -> Unit:
+    template = Template(f"{name}_program", partial(_repeat, several=several),
+                        "i64(ptr, ptr, i64, i64, i64)", (ENTER, LEAVE, _LAY_OUT))
+    parameters = "ptr %state, ptr %packet, i64 %n, i64 %count, i64 %stride"
+    return Unit(name, f'define i64 @"{REPEAT}"({parameters}) {{\n'
+                f"  %r = call i64 @{template.name}({parameters})\n  ret i64 %r\n}}\n",
+                (template,), (REPEAT,))
+
+
+UNIT, UNIT_FRAGS = _unit("repeat", 0), _unit("repeat_frags", 1)

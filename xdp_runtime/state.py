@@ -20,7 +20,7 @@ DATA = 0  # pointer to the first byte of the packet
 DATA_END = 8  # pointer behind the last byte
 DATA_META = 16  # pointer to the metadata in front of the packet, or DATA
 HARD_START = 24  # lowest address that adjust_head may reach
-FRAME_END = 32  # highest address that adjust_tail may reach
+FRAME_END = 32  # highest address that adjust_tail may reach in the first buffer
 INGRESS_IFINDEX = 40  # u32
 RX_QUEUE_INDEX = 44  # u32
 EGRESS_IFINDEX = 48  # u32
@@ -34,8 +34,21 @@ RX_TIMESTAMP = 80  # u64, ns
 RX_HASH_TYPE = 88  # u32, enum xdp_rss_hash_type
 RX_VLAN_PROTO = 92  # u16, as in the packet
 RX_VLAN_TCI = 94  # u16
-STATE_SIZE_BYTES = 96
+RX_END = 96
+# further buffers of the packet (helpers/frags.py); nothing but xdp.frags programs reads these
+FRAGMENTS = 96  # pointer to the first one's record
+FRAGMENT_COUNT = 104  # u32
+FRAGMENT_BYTES = 108  # u32, bytes of the packet in them all
+STATE_SIZE_BYTES = 112
 KNOWS_TIMESTAMP, KNOWS_HASH, KNOWS_VLAN = 1, 2, 4
+
+# --- a further buffer's record; the records of a packet lie one behind the other ------------------
+# (a slot of a port's batch has the same layout: a packet's buffers are consecutive slots)
+FRAGMENT_DATA = 0  # pointer to its first byte of the packet
+FRAGMENT_END = 8  # pointer behind the last
+FRAGMENT_ROOM = 32  # highest address that it may grow to
+FRAGMENT_SIZE_BYTES = 64
+FRAGMENTS_MAX = 17  # MAX_SKB_FRAGS
 
 # --- a worker's memory: private to it, cache-line aligned ---------------------------------------
 W_PRNG = 0  # u64, state of bpf_get_prandom_u32
@@ -54,6 +67,14 @@ WORKER_SIZE_BYTES = W_TRACE_RING + TRACE_RECORD_BYTES * TRACE_RECORDS
 HEADROOM_BYTES = 256  # XDP_PACKET_HEADROOM
 XDP_FRAME_BYTES = 40  # sizeof(struct xdp_frame): adjust_head cannot take these from the headroom
 META_MAX_BYTES = 252  # the largest metadata: a multiple of 4 that fits the u8 length field
+PAGE_BYTES = 4096  # what BPF_PROG_TEST_RUN gives each buffer,
+SHARED_INFO_BYTES = 320  # the first one less struct skb_shared_info at its end
+
+
+def linear_bytes(length: int, headroom: int, most: int | None = None) -> int:
+    """How many bytes of a packet BPF_PROG_TEST_RUN puts into the first buffer, `most` at most."""
+    return min(length, length if most is None else most,
+               PAGE_BYTES - headroom - SHARED_INFO_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +89,7 @@ class RxMetadata:
     vlan: tuple[int, int] | None = None
 
     def encode(self) -> bytes:
-        """The run state from RX_KNOWN to its end."""
+        """The run state from RX_KNOWN to RX_END."""
         known = (KNOWS_TIMESTAMP * (self.timestamp_ns is not None)
                  | KNOWS_HASH * (self.hash is not None) | KNOWS_VLAN * (self.vlan is not None))
         number, kind = self.hash or (0, 0)

@@ -107,6 +107,7 @@ def _batch(m: Any) -> Callable[..., Any]:
             m.store_u32(run, st.REDIRECT_IFINDEX, 0)
             m.store_u32(run, st.TAIL_CALLS, 0)
             m.store_u32(run, st.RX_KNOWN, 0)
+            m.store_u64(run, st.FRAGMENT_COUNT, 0)  # and their bytes
             m.store_ptr(run, st.WORKER, memory)
             verdict = program(run)
             m.copy(packet, run, 24)

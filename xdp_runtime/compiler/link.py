@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from xdp_runtime import cache
 from xdp_runtime import state as st
+from xdp_runtime.errors import LoadError
 from xdp_runtime.isa import LoadMap
 from xdp_runtime.maps import family_of
 from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
@@ -50,12 +51,21 @@ class Image:
 
 
 def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
-    """Programs compiled with `entry`, it first: all XDP programs once it uses a PROG_ARRAY."""
-    uses = any(isinstance(insn, LoadMap) and obj.maps[insn.map].type == MapType.PROG_ARRAY
-               for insn in entry.insns if 0 <= getattr(insn, "map", -1) < len(obj.maps))
-    if not uses:
+    """Programs compiled with `entry`, it first: all XDP programs once it uses a PROG_ARRAY.
+
+    A PROG_ARRAY has either xdp.frags programs or others.  Raises LoadError if it has both."""
+    used = [obj.maps[insn.map] for insn in entry.insns
+            if isinstance(insn, LoadMap) and 0 <= insn.map < len(obj.maps)
+            and obj.maps[insn.map].type == MapType.PROG_ARRAY]
+    if not used:
         return [entry]
-    return [entry, *(p for p in obj.programs if p.is_xdp and p is not entry)]
+    names = {name for spec in used for _, name in spec.slots}
+    for other in obj.programs:
+        if other.name in names and other.is_xdp and other.has_frags != entry.has_frags:
+            raise LoadError(f"program {entry.name}", f"calls {other.name}, and only one of them is "
+                            "of section xdp.frags", "put both in sections of the same kind")
+    return [entry, *(p for p in obj.programs
+                     if p.is_xdp and p is not entry and p.has_frags == entry.has_frags)]
 
 
 def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,

@@ -826,7 +826,10 @@ class Lowering:
             assert helper.template is not None, helper.name
             if helper.needs_state:
                 arguments.insert(0, "ptr %state")
-            result = self.call_template(helper.template, arguments)
+            template = helper.template
+            if self.program.has_frags and helper.frags_template is not None:
+                template = helper.frags_template
+            result = self.call_template(template, arguments)
         if helper.changes_packet:
             self.packet_pointers_to_numbers()
         match helper.ret:
@@ -871,7 +874,10 @@ class Lowering:
                            for p in family_of(spec).parameters(spec, self.workers)]
             else:
                 spec, leading = one, self.described(one, position)
-            template = family_of(spec).operations[helper.map_op]
+            operations = family_of(spec).operations
+            template = operations[helper.map_op]
+            if self.program.has_frags:
+                template = operations.get(f"{helper.map_op}_frags", template)
             calls.append((self.call_template(template, [*leading, *own]), label, template))
             if label:
                 self.emit(f"br label %{done}")

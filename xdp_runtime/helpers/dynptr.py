@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from xdp_runtime import state
+from xdp_runtime.fragments import ONE_PIECE, SEVERAL, Pieces
 from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.helpers import xdp
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
@@ -40,11 +41,6 @@ if TYPE_CHECKING:
 Factory = Callable[..., Any]
 E2BIG, EINVAL, ERANGE = 7, 22, 34
 _XDP = 4 << 28  # BPF_DYNPTR_TYPE_XDP, above the size
-_load_bytes, _store_bytes = (
-    next(helper for helper in xdp.HELPERS if helper.name == name)
-    for name in ("xdp_load_bytes", "xdp_store_bytes"))
-assert _load_bytes.template is not None and _store_bytes.template is not None
-_LOAD, _STORE = _load_bytes.template, _store_bytes.template
 _U32 = 0xFFFFFFFF
 
 
@@ -128,9 +124,7 @@ def _interpret_read(machine: Machine, to: Pointer, size: int, place: Pointer, of
     if not has(dynptr, offset, size):
         return -E2BIG
     if dynptr.data is None:
-        assert _load_bytes.interpret is not None
-        error: int = _load_bytes.interpret(machine, None, dynptr.first + offset, to, size)
-        return error
+        return xdp.interpret_load_bytes(machine, None, dynptr.first + offset, to, size)
     to.write(dynptr.data.moved(offset).read(size))
     return 0
 
@@ -146,9 +140,7 @@ def _interpret_write(machine: Machine, place: Pointer, offset: int, source: byte
     if flags:
         return -EINVAL
     if dynptr.data is None:
-        assert _store_bytes.interpret is not None
-        error: int = _store_bytes.interpret(machine, None, dynptr.first + offset, source, size)
-        return error
+        return xdp.interpret_store_bytes(machine, None, dynptr.first + offset, source, size)
     dynptr.data.moved(offset).write(source)
     return 0
 
@@ -165,7 +157,7 @@ def _interpret_from_xdp(machine: Machine, ctx: Pointer, flags: int, place: Point
     put(place, None)
     if flags:
         return -EINVAL
-    put(place, Dynptr(None, machine.packet.data_end - machine.packet.data))
+    put(place, Dynptr(None, machine.packet.length))
     return 0
 
 
@@ -256,8 +248,8 @@ def _release(name: str, discard: int) -> Template:
     return Template(name, factory, "i64(ptr, i64)", (COMMIT, INIT))
 
 
-def _read(m: Any) -> Factory:
-    part, load_bytes = m.extern(PART), m.extern(_LOAD)
+def _read(m: Any, load: Template) -> Factory:
+    part, load_bytes = m.extern(PART), m.extern(load)
 
     def dynptr_read(to, size, place, offset, flags):  # type: ignore
         size = size & _U32
@@ -275,8 +267,8 @@ def _read(m: Any) -> Factory:
     return dynptr_read
 
 
-def _write(m: Any) -> Factory:
-    part, store_bytes = m.extern(PART), m.extern(_STORE)
+def _write(m: Any, store: Template) -> Factory:
+    part, store_bytes = m.extern(PART), m.extern(store)
 
     def dynptr_write(place, offset, source, size, flags):  # type: ignore
         size = size & _U32
@@ -309,15 +301,14 @@ def _data(m: Any) -> Factory:
     return dynptr_data
 
 
-def _from_xdp(m: Any) -> Factory:
-    init = m.extern(INIT)
+def _from_xdp(m: Any, pieces: Pieces) -> Factory:
+    init, length = m.extern(INIT), m.extern(pieces.length)
 
     def dynptr_from_xdp(run, flags, place):  # type: ignore
         if flags != 0:
             init(place, m.null(), 0)
             return -EINVAL
-        length = m.diff(m.load_ptr(run, state.DATA_END), m.load_ptr(run, state.DATA))
-        init(place, run, length | _XDP)
+        init(place, run, length(run) | _XDP)
         return 0
 
     return dynptr_from_xdp
@@ -368,6 +359,20 @@ def _function(name: str, args: tuple[Arg, ...], interpret: Callable[..., Any],
                   Template(name, factory, signature, uses))
 
 
+def _reader(name: str, load: Template) -> Template:
+    return Template(name, partial(_read, load=load), "i64(ptr, i64, ptr, i64, i64)", (PART, load))
+
+
+def _writer(name: str, store: Template) -> Template:
+    return Template(name, partial(_write, store=store), "i64(ptr, i64, ptr, i64, i64)",
+                    (PART, store))
+
+
+def _maker(name: str, pieces: Pieces) -> Template:
+    return Template(name, partial(_from_xdp, pieces=pieces), "i64(ptr, i64, ptr)",
+                    (INIT, pieces.length))
+
+
 _RING = frozenset({MapType.RINGBUF})
 
 HELPERS = (
@@ -384,16 +389,18 @@ HELPERS = (
            _releaser(keep=False), _release("ringbuf_discard_dynptr", DISCARD)),
     Helper(201, "dynptr_read",
            (Arg.MEM_UNINIT, Arg.SIZE_OR_ZERO, Arg.DYNPTR, Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR,
-           _interpret_read,
-           Template("dynptr_read", _read, "i64(ptr, i64, ptr, i64, i64)", (PART, _LOAD))),
+           _interpret_read, _reader("dynptr_read", xdp.LOAD_BYTES),
+           frags_template=_reader("dynptr_read_frags", xdp.LOAD_BYTES_FRAGS)),
     Helper(202, "dynptr_write",
            (Arg.DYNPTR, Arg.ANYTHING, Arg.MEM, Arg.SIZE_OR_ZERO, Arg.ANYTHING), Ret.SCALAR,
-           _interpret_write,
-           Template("dynptr_write", _write, "i64(ptr, i64, ptr, i64, i64)", (PART, _STORE))),
+           _interpret_write, _writer("dynptr_write", xdp.STORE_BYTES),
+           frags_template=_writer("dynptr_write_frags", xdp.STORE_BYTES_FRAGS)),
     Helper(203, "dynptr_data", (Arg.DYNPTR, Arg.ANYTHING, Arg.CONST_SIZE), Ret.DATA_OR_NULL,
            _interpret_data, Template("dynptr_data", _data, "ptr(ptr, i64, i64)", (PART,))),
-    _function("dynptr_from_xdp", (Arg.CTX, Arg.ANYTHING, Arg.DYNPTR_UNINIT), _interpret_from_xdp,
-              _from_xdp, "i64(ptr, i64, ptr)", INIT),
+    Helper(KERNEL_FUNCTIONS["bpf_dynptr_from_xdp"], "dynptr_from_xdp",
+           (Arg.CTX, Arg.ANYTHING, Arg.DYNPTR_UNINIT), Ret.SCALAR, _interpret_from_xdp,
+           _maker("dynptr_from_xdp", ONE_PIECE),
+           frags_template=_maker("dynptr_from_xdp_frags", SEVERAL)),
     _function("dynptr_size", (Arg.DYNPTR,), _interpret_size, _size, "i64(ptr)"),
     _function("dynptr_is_null", (Arg.DYNPTR,), _interpret_is_null, _is_null, "i64(ptr)"),
     _function("dynptr_is_rdonly", (Arg.DYNPTR,), _interpret_is_rdonly, _is_rdonly, "i64(ptr)"),

@@ -83,6 +83,7 @@ class Helper:
     ret: Ret
     interpret: Callable[..., Any] | None = None
     template: Template | None = None
+    frags_template: Template | None = None  # what programs of section xdp.frags get instead
     map_op: str | None = None
     needs_state: bool = False
     changes_packet: bool = False  # packet pointers die, as in bpf_helper_changes_pkt_data()

@@ -22,7 +22,7 @@ def _interpret_perf_event_output(machine: Machine, ctx: Pointer, map: ModelEvent
     packet, index, length = machine.packet, flags & 0xFFFFFFFF, flags >> 32
     if length > 0xFFFFF:
         return -EINVAL
-    if length > packet.data_end - packet.data:
+    if length > packet.length:
         return -EFAULT
     if index == 0xFFFFFFFF:
         index = machine.cpu
@@ -30,7 +30,7 @@ def _interpret_perf_event_output(machine: Machine, ctx: Pointer, map: ModelEvent
         return -E2BIG
     if index != machine.cpu:
         return -EOPNOTSUPP
-    map.records.append(data + bytes(packet.frame[packet.data : packet.data + length]))
+    map.records.append(data + packet.content()[:length])
     return 0
 
 

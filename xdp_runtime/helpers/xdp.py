@@ -8,9 +8,12 @@ the struct xdp_frame that the kernel keeps in the headroom, FRAME_END before the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import state
+from xdp_runtime.fragments import ONE_PIECE, SEVERAL, Pieces
+from xdp_runtime.helpers import frags
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.maps.dev import EXCLUDE_INGRESS, TO_STACK
 from xdp_runtime.object import MapType
@@ -112,6 +115,8 @@ def _adjust_tail(m: Any) -> Factory:
 
 def _interpret_adjust_tail(machine: Machine, ctx: Pointer, register: int) -> int:
     packet, offset = machine.packet, _to_int(register)
+    if packet.fragments:
+        return frags.move_end(packet, offset)
     new = packet.data_end + offset
     if new > packet.frame_end or new < packet.data + ETH_HLEN:
         return -EINVAL
@@ -151,84 +156,58 @@ def _interpret_redirect_map(machine: Machine, map: ModelDevMap, index: int, flag
 
 
 # --- bytes of the packet -------------------------------------------------------------------------
-def _get_buff_len(m: Any) -> Factory:
-    def xdp_get_buff_len(run):  # type: ignore
-        return m.diff(m.load_ptr(run, state.DATA_END), m.load_ptr(run, state.DATA))
-
-    return xdp_get_buff_len
-
-
 def _interpret_get_buff_len(machine: Machine, ctx: Pointer) -> int:
-    return machine.packet.data_end - machine.packet.data
+    return machine.packet.length
 
 
-def _reach(m: Any) -> Factory:
-    def xdp_reach(run, offset, size):  # type: ignore
-        """Are these bytes all in the packet?  offset and size are u32."""
-        data = m.load_ptr(run, state.DATA)
-        offset = offset & 0xFFFFFFFF
-        size = size & 0xFFFFFFFF
-        return 1 if offset + size <= m.diff(m.load_ptr(run, state.DATA_END), data) else 0
+def _bytes(m: Any, pieces: Pieces, store: int) -> Factory:
+    length, copy = m.extern(pieces.length), m.extern(pieces.copy)
 
-    return xdp_reach
-
-
-REACH = Template("xdp_reach", _reach, "i64(ptr, i64, i64)")
-
-
-def _load_bytes(m: Any) -> Factory:
-    reach = m.extern(REACH)
-
-    def xdp_load_bytes(run, offset, to, size):  # type: ignore
-        if offset & 0xFFFFFFFF > 0xFFFF or size & 0xFFFFFFFF > 0xFFFF:
+    def xdp_bytes(run, offset, memory, size):  # type: ignore
+        offset, size = offset & 0xFFFFFFFF, size & 0xFFFFFFFF
+        if offset > 0xFFFF or size > 0xFFFF:
             return -EFAULT
-        if reach(run, offset, size) == 0:
+        if offset + size > length(run):
             return -EINVAL
-        # what is in the packet may itself be where the bytes go
-        m.move(to, m.gep(m.load_ptr(run, state.DATA), offset & 0xFFFFFFFF), size & 0xFFFFFFFF)
+        copy(run, offset, memory, size, store)
         return 0
 
-    return xdp_load_bytes
+    return xdp_bytes
 
 
-def _store_bytes(m: Any) -> Factory:
-    reach = m.extern(REACH)
+def _bytes_template(name: str, pieces: Pieces, store: int) -> Template:
+    return Template(name, partial(_bytes, pieces=pieces, store=store), "i64(ptr, i64, ptr, i64)",
+                    pieces.templates)
 
-    def xdp_store_bytes(run, offset, source, size):  # type: ignore
-        if offset & 0xFFFFFFFF > 0xFFFF or size & 0xFFFFFFFF > 0xFFFF:
-            return -EFAULT
-        if reach(run, offset, size) == 0:
-            return -EINVAL
-        m.move(m.gep(m.load_ptr(run, state.DATA), offset & 0xFFFFFFFF), source, size & 0xFFFFFFFF)
-        return 0
 
-    return xdp_store_bytes
+LOAD_BYTES = _bytes_template("xdp_load_bytes", ONE_PIECE, 0)
+STORE_BYTES = _bytes_template("xdp_store_bytes", ONE_PIECE, 1)
+LOAD_BYTES_FRAGS = _bytes_template("xdp_load_bytes_frags", SEVERAL, 0)
+STORE_BYTES_FRAGS = _bytes_template("xdp_store_bytes_frags", SEVERAL, 1)
 
 
 def _beyond(machine: Machine, offset: int, size: int) -> int:
     """bpf_xdp_pointer()"""
     if offset > 0xFFFF or size > 0xFFFF:
         return -EFAULT
-    return -EINVAL if offset + size > machine.packet.data_end - machine.packet.data else 0
+    return -EINVAL if offset + size > machine.packet.length else 0
 
 
-def _interpret_load_bytes(machine: Machine, ctx: Pointer, offset: int, to: Pointer, size: int
+def interpret_load_bytes(machine: Machine, ctx: Pointer, offset: int, to: Pointer, size: int
                           ) -> int:
     offset &= 0xFFFFFFFF
     if error := _beyond(machine, offset, size):
         return error
-    first = machine.packet.data + offset
-    to.write(bytes(machine.packet.frame[first : first + size]))
+    to.write(frags.read(machine.packet, offset, size))
     return 0
 
 
-def _interpret_store_bytes(machine: Machine, ctx: Pointer, offset: int, source: bytes, size: int
+def interpret_store_bytes(machine: Machine, ctx: Pointer, offset: int, source: bytes, size: int
                            ) -> int:
     offset &= 0xFFFFFFFF
     if error := _beyond(machine, offset, size):
         return error
-    first = machine.packet.data + offset
-    machine.packet.frame[first : first + size] = source
+    frags.write(machine.packet, offset, source)
     return 0
 
 
@@ -243,13 +222,12 @@ HELPERS = (
     Helper(54, "xdp_adjust_meta", (Arg.CTX, Arg.ANYTHING), Ret.SCALAR, _interpret_adjust_meta,
            Template("xdp_adjust_meta", _adjust_meta, "i64(ptr, i64)"), changes_packet=True),
     Helper(65, "xdp_adjust_tail", (Arg.CTX, Arg.ANYTHING), Ret.SCALAR, _interpret_adjust_tail,
-           Template("xdp_adjust_tail", _adjust_tail, "i64(ptr, i64)"), changes_packet=True),
+           Template("xdp_adjust_tail", _adjust_tail, "i64(ptr, i64)"), changes_packet=True,
+           frags_template=frags.ADJUST_TAIL),
     Helper(188, "xdp_get_buff_len", (Arg.CTX,), Ret.SCALAR, _interpret_get_buff_len,
-           Template("xdp_get_buff_len", _get_buff_len, "i64(ptr)")),
+           ONE_PIECE.length, frags_template=SEVERAL.length),
     Helper(189, "xdp_load_bytes", (Arg.CTX, Arg.ANYTHING, Arg.MEM_UNINIT, Arg.SIZE), Ret.SCALAR,
-           _interpret_load_bytes,
-           Template("xdp_load_bytes", _load_bytes, "i64(ptr, i64, ptr, i64)", (REACH,))),
+           interpret_load_bytes, LOAD_BYTES, frags_template=LOAD_BYTES_FRAGS),
     Helper(190, "xdp_store_bytes", (Arg.CTX, Arg.ANYTHING, Arg.MEM, Arg.SIZE), Ret.SCALAR,
-           _interpret_store_bytes,
-           Template("xdp_store_bytes", _store_bytes, "i64(ptr, i64, ptr, i64)", (REACH,))),
+           interpret_store_bytes, STORE_BYTES, frags_template=STORE_BYTES_FRAGS),
 )

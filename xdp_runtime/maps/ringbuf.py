@@ -15,9 +15,10 @@ eventfd is signalled; that of the process that made the map.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from xdp_runtime import state as st
+from xdp_runtime.fragments import ONE_PIECE, SEVERAL, Pieces
 from xdp_runtime.maps.family import (
     E2BIG,
     EAGAIN,
@@ -171,8 +172,9 @@ def _ringbuf_query(m: Any) -> Factory:
     return ringbuf_query
 
 
-def _perf_output(m: Any) -> Factory:
+def _perf_output(m: Any, pieces: Pieces) -> Factory:
     reserve, commit = m.extern(RESERVE), m.extern(COMMIT)
+    length, copy = m.extern(pieces.length), m.extern(pieces.copy)
 
     def perf_output(  # type: ignore
         rings, data_bytes, ring_bytes, max_entries, worker, run, flags, data, size
@@ -180,8 +182,7 @@ def _perf_output(m: Any) -> Factory:
         packet_bytes = m.lshr(flags, 32)
         if packet_bytes > 0xFFFFF:
             return -EINVAL
-        packet = m.load_ptr(run, st.DATA)
-        if packet_bytes > m.diff(m.load_ptr(run, st.DATA_END), packet):
+        if packet_bytes > length(run):
             return -EFAULT
         index = flags & _LOW
         if index == _LOW:
@@ -196,7 +197,7 @@ def _perf_output(m: Any) -> Factory:
             return -ENOSPC
         m.copy(record, data, size)
         if packet_bytes != 0:
-            m.copy(m.gep(record, size), packet, packet_bytes)
+            copy(run, 0, m.gep(record, size), packet_bytes, 0)
         commit(record, 0, 0)
         return 0
 
@@ -231,8 +232,11 @@ RINGBUF_RESERVE_DYNPTR = Template("ringbuf_reserve_dynptr", _ringbuf_reserve_dyn
 RINGBUF_OUTPUT = Template("ringbuf_output", _ringbuf_output, f"i64({LEADING}, ptr, i64, i64)",
                           (RESERVE, COMMIT))
 RINGBUF_QUERY = Template("ringbuf_query", _ringbuf_query, f"i64({LEADING}, i64)")
-PERF_OUTPUT = Template("perf_output", _perf_output,
-                       "i64(ptr, i64, i64, i64, i64, ptr, i64, ptr, i64)", (RESERVE, COMMIT))
+_PERF_SIGNATURE = "i64(ptr, i64, i64, i64, i64, ptr, i64, ptr, i64)"
+PERF_OUTPUT = Template("perf_output", partial(_perf_output, pieces=ONE_PIECE), _PERF_SIGNATURE,
+                       (RESERVE, COMMIT, *ONE_PIECE.templates))
+PERF_OUTPUT_FRAGS = Template("perf_output_frags", partial(_perf_output, pieces=SEVERAL),
+                             _PERF_SIGNATURE, (RESERVE, COMMIT, *SEVERAL.templates))
 
 
 class RingbufFamily:
@@ -275,7 +279,8 @@ class PerfEventArrayFamily:
     per_cpu = False
 
     def __init__(self) -> None:
-        self.operations: Mapping[str, Template] = {"perf_output": PERF_OUTPUT}
+        self.operations: Mapping[str, Template] = {
+            "perf_output": PERF_OUTPUT, "perf_output_frags": PERF_OUTPUT_FRAGS}
 
     def check(self, spec: MapSpec) -> str | None:
         if spec.key_size != 4 or spec.value_size != 4:
