@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xdp_runtime import cache
 from xdp_runtime.compiler import target, templates
 from xdp_runtime.compiler.link import declaration
-from xdp_runtime.maps import family_of
+from xdp_runtime.maps import batch_loops, family_of
 from xdp_runtime.object import MapSpec
 from xdp_runtime.template import Template
 
@@ -121,109 +121,40 @@ def compile_operations(one: Map) -> Mapping[str, Callable[..., Any]]:
 
 
 def compile_batches(one: Map) -> Mapping[str, Callable[..., Any]]:
-    """Compiled loops over the operations of a map: map_batch_read and map_batch_write."""
+    """Compiled loops over the operations of a map (maps/batch_loops.py): `lookup` by key, or
+    `table` bucket by bucket, `update` and `delete`."""
     if one.batches:
         return one.batches
     spec, workers, family = one.spec, one.workers, family_of(one.spec)
-    loops = (_batch_read("read" in family.operations), _batch_write(
-        "update_all" in family.operations))
-    names = [loop.name for loop in loops]
-    key = cache.key("map-batches", target.host_fingerprint(), spec.type, spec.key_size,
-                    spec.value_size, spec.max_entries, spec.flags, spec.map_extra,
-                     spec.lock_at, workers)[:32]
-    image = cache.get(f"{key}.batch.o")
+    operations = family.operations
+    loops = {"lookup": batch_loops.by_key("read" in operations, "read_locked" in operations),
+             "delete": batch_loops.REMOVE}
+    if "update" in operations:
+        loops["update"] = batch_loops.write("update_all" in operations)
+    table = batch_loops.table_of(spec)
+    leading = [f'ptr @"{symbol_name(0, p)}"' if isinstance(p, str) else f"i64 {p}"
+               for p in family.parameters(spec, workers)]
+    texts = {f"batch.{name}": _wrapper(f"batch.{name}", loop, [])
+             for name, loop in loops.items()}
+    if table is not None:
+        texts["batch.table"] = _wrapper("batch.table", table, leading)
+    image_name = cache.key("map-batches", target.host_fingerprint(), spec.type, spec.key_size,
+                           spec.value_size, spec.max_entries, spec.flags, spec.map_extra,
+                           spec.lock_at, workers)[:32] + ".batch.o"
+    image = cache.get(image_name)
     if image is None:
-        wrappers = "".join(
-            f"define i64 @{loop.name}_of({parameters}) {{\n"
-            f"  %r = call i64 @{loop.name}({parameters})\n  ret i64 %r\n}}\n"
-            for loop in loops
-            for parameters in [", ".join(f"{kind} %a{n}"
-                                         for n, kind in enumerate(loop.parameters))])
-        built = module([spec], workers, loops, wrappers, [f"{name}_of" for name in names])
+        more = [*loops.values(), *([table] if table is not None else [])]
+        built = module([spec], workers, more, "".join(texts.values()), list(texts))
         target.optimise(built)
         image = target.emit_object(built)
-        cache.put(f"{key}.batch.o", image)
-    code = target.Code(image, imports([(0, one)]), [f"{name}_of" for name in names])
+        cache.put(image_name, image)
+    code = target.Code(image, imports([(0, one)]), list(texts))
     functions = {}
-    for loop, name in zip(loops, ("map_batch_read", "map_batch_write"), strict=True):
-        functions[name] = code.function(f"{loop.name}_of", ctypes.c_int64,
-                                        *(_CTYPES[kind] for kind in loop.parameters))
-        functions[name].code = code
+    for name, loop in loops.items():
+        functions[name] = code.function(f"batch.{name}", *ctypes_signature(loop, 0))
+    if table is not None:
+        functions["table"] = code.function("batch.table", *ctypes_signature(table, len(leading)))
+    for function in functions.values():
+        function.code = code
     one.batches = functions
     return functions
-
-
-def _batch_read(has_read: bool) -> Template:
-    """The entries behind `after` (null: all), at most `count`; how many.  `has_read`: the family
-    copies values out whole, those of all workers at once."""
-
-    def factory(m: Any) -> Callable[..., Any]:
-        next_key = m.symbol("map.0.next_key", "i64(i64, ptr, ptr)")
-        read = m.symbol("map.0.read", "i64(i64, ptr, ptr)")
-        peek = m.symbol("map.0.peek", "ptr(i64, ptr)")
-
-        def map_batch(after, keys, values, count, key_size, value_size, workers):  # type: ignore
-            here = m.gep(m.alloca(520), 0)
-            first = m.is_null(after)
-            if not first:
-                m.copy(here, after, key_size)
-            padded = (value_size + 7) & ~7
-            done = 0
-            while done < count:
-                key = m.gep(keys, done * key_size)
-                status = next_key(0, m.null(), key) if first else next_key(0, here, key)
-                if status != 0:
-                    break
-                first = False
-                m.copy(here, key, key_size)
-                value = m.gep(values, done * workers * padded)
-                if has_read:
-                    if read(0, key, value) == 0:
-                        done += 1
-                else:
-                    found = 1
-                    for worker in range(workers):
-                        mine = peek(worker, key)
-                        if m.is_null(mine):
-                            found = 0
-                        else:
-                            m.copy(m.gep(value, worker * padded), mine, value_size)
-                    done += found
-            return done
-
-        return map_batch
-
-    return Template("map_batch_read" if has_read else "map_batch_peek", factory,
-                    "i64(ptr, ptr, ptr, i64, i64, i64, i64)", inline=False)
-
-
-def _batch_write(has_all: bool) -> Template:
-    """Update entry by entry; how many.  A refusal ends it, and is stored in `status`."""
-
-    def factory(m: Any) -> Callable[..., Any]:
-        update = m.symbol("map.0.update", "i64(i64, ptr, ptr, i64)")
-        update_all = m.symbol("map.0.update_all", "i64(i64, ptr, ptr, i64)")
-
-        def map_batch(  # type: ignore
-            keys, values, count, key_size, value_size, workers, flags, status
-        ):
-            padded = (value_size + 7) & ~7
-            for done in range(count):
-                key = m.gep(keys, done * key_size)
-                value = m.gep(values, done * workers * padded)
-                result = 0
-                if has_all:
-                    result = update_all(0, key, value, flags)
-                else:
-                    for worker in range(workers):
-                        if result == 0:
-                            result = update(worker, key, m.gep(value, worker * padded), flags)
-                if result != 0:
-                    m.store_u64(status, 0, result)
-                    return done
-            return count
-
-        return map_batch
-
-    return Template("map_batch_write_all" if has_all else "map_batch_write", factory,
-                    "i64(ptr, ptr, i64, i64, i64, i64, i64, ptr)", inline=False)

@@ -45,6 +45,15 @@ FLAGS: Mapping[int, MapFlag] = {
     MapType.STACK_TRACE: _USER | _NUMA | MapFlag.STACK_BUILD_ID,
     MapType.USER_RINGBUF: _NUMA,
 }
+_EVERY = frozenset({"lookup", "lookup_and_delete", "update", "delete"})
+BATCHES: Mapping[int, frozenset[str]] = {  # types of which bpf(2) takes many entries at once
+    MapType.HASH: _EVERY, MapType.LRU_HASH: _EVERY, MapType.PERCPU_HASH: _EVERY,
+    MapType.LRU_PERCPU_HASH: _EVERY, MapType.HASH_OF_MAPS: _EVERY,
+    MapType.LPM_TRIE: _EVERY - {"lookup_and_delete"},
+    MapType.ARRAY: frozenset({"lookup", "update"}),
+    MapType.PERCPU_ARRAY: frozenset({"lookup", "update"}),
+    MapType.ARRAY_OF_MAPS: frozenset({"lookup", "update"}),
+}
 _LRU = (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
 _PER_CPU = (MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from xdp_runtime.errors import LoadError
 from xdp_runtime.maps import (
@@ -36,6 +36,9 @@ from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_u
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
 from xdp_runtime.object import MapFlag, MapSpec, MapType
+
+if TYPE_CHECKING:
+    from xdp_runtime.maps.batch import Batch
 
 Value = bytes | list[bytes]  # a list for per-CPU maps
 
@@ -140,6 +143,12 @@ class Map:
     def has_pools(self) -> bool:
         """Are elements freed, so that workers must say where their batches end (pool.py)?"""
         return bool(getattr(self.family, "pools", False))
+
+    @property
+    def writer(self) -> int:
+        """The worker's number of who writes from outside: behind theirs where each has a line in
+        the map, so that no batch of theirs is taken for his."""
+        return self.workers if self.has_pools else 0
 
     def line(self, worker: int) -> tuple[int, int]:
         """Addresses of a worker's line and of the epoch, of a map that has pools."""
@@ -277,20 +286,20 @@ class Map:
             raise OSError(errno.EINVAL, f"map {self.spec.name}: its values hold no spin lock")
         if "update_all" in self.family.operations:
             padded = b"".join(one.ljust(round_up(len(one), 8), b"\0") for one in values)
-            self._raise(self._operation("update_all")(self.workers, key, padded, flags))
+            self._raise(self._operation("update_all")(self.writer, key, padded, flags))
             return
         operation = self._operation("update")
-        if self.has_pools:
-            self._raise(operation(self.workers, key, values[0], flags))
+        if not self.family.per_cpu:
+            self._raise(operation(self.writer, key, values[0], flags))
             return
-        for worker, one in enumerate(values):
+        for worker, one in enumerate(values):  # an array's: each worker's copy is its own
             self._raise(operation(worker, key, one, flags))
 
     def delete(self, key: bytes) -> None:
         """Remove a key; FileNotFoundError (ENOENT) if it is not there."""
         self._check_key(key)
         self.check_writable()
-        self._raise(self._operation("delete")(0, key))
+        self._raise(self._operation("delete")(self.writer, key))
 
     def lookup_and_delete(self, key: bytes) -> Value | None:
         """The value of a key, taking it out in one step; None if there is none.
@@ -304,7 +313,7 @@ class Map:
         size = self.spec.value_size
         padded = round_up(size, 8) if self.family.per_cpu else size
         out = ctypes.create_string_buffer(padded * len(self._cpus))
-        if self._operation("take")(0, key, out):
+        if self._operation("take")(self.writer, key, out):
             return None
         if not self.family.per_cpu:
             return out.raw
@@ -351,7 +360,7 @@ class Map:
             raise OSError(errno.EINVAL, "is not a map of the inner definition", inner.spec.name)
         self.on_inner(inner)
         number = self._describe(inner).to_bytes(4, "little")
-        self._raise(self._operation("update")(0, key, number, 0))
+        self._raise(self._operation("update")(self.writer, key, number, 0))
 
     def inner_maps(self) -> list[Map]:
         """Maps that are in it, or were and may still be looked at."""
@@ -473,6 +482,27 @@ class Map:
         """Update an entry for each pair; how many.  OSError at the first that is refused."""
         from xdp_runtime.maps import batch
         return batch.write(self, keys, values, flags)
+
+    def lookup_batch(self, token: bytes | None = None, count: int = 4096, flags: int = 0) -> Batch:
+        """BPF_MAP_LOOKUP_BATCH: up to `count` entries from the token on; see batch.lookup."""
+        from xdp_runtime.maps import batch
+        return batch.lookup(self, token, count, flags)
+
+    def lookup_and_delete_batch(self, token: bytes | None = None, count: int = 4096,
+                                flags: int = 0) -> Batch:
+        """BPF_MAP_LOOKUP_AND_DELETE_BATCH: the same, taking them out."""
+        from xdp_runtime.maps import batch
+        return batch.lookup(self, token, count, flags, remove=True)
+
+    def update_batch(self, keys: Any, values: Any, flags: int = 0) -> int:
+        """BPF_MAP_UPDATE_BATCH: how many.  Raises batch.BatchError, which says after how many."""
+        from xdp_runtime.maps import batch
+        return batch.update(self, keys, values, flags)
+
+    def delete_batch(self, keys: Any, flags: int = 0) -> int:
+        """BPF_MAP_DELETE_BATCH: how many.  Raises batch.BatchError, which says after how many."""
+        from xdp_runtime.maps import batch
+        return batch.delete(self, keys, flags)
 
     @property
     def typed(self) -> TypedMap:
