@@ -190,6 +190,16 @@ class Machine:
             self._inner_regions[id(model)] = known
         return Pointer(known, 0)
 
+    def read_memory(self, address: int, size: int) -> bytes:
+        """What lies at a made-up address, as far as there is something."""
+        regions = [*(frame.stack for frame in self._frames), *self._values.values(),
+                   self.packet.view]
+        for region in regions:
+            at = address - region.base
+            if region.low <= at < region.high:
+                return bytes(region.data[at : min(at + size, region.high)])
+        return b""
+
     def tail_call(self, model: ModelMap, index: int) -> int:
         """Note where to go, if there is somewhere and fewer than MAX_TAIL_CALLS were made."""
         if not isinstance(model, ModelProgArray):

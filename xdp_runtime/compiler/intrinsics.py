@@ -475,6 +475,7 @@ c_getpid = _call_external("getpid", i32, ())
 c_getpgid = _call_external("getpgid", i32, (i32,))
 c_close = _call_external("close", i32, (i32,))
 c_syscall = _call_external("syscall", i64, (i64, i64, i64))
+c_process_vm_readv = _call_external("process_vm_readv", i64, (i32, ptr, i64, ptr, i64, i64))
 
 _TYPES = {"i64": i64, "ptr": ptr, "i32": i32}
 

@@ -1,8 +1,7 @@
 """Text to numbers, compared, and formatted: as kernel/bpf/helpers.c does it.
 
 strtol and strtoul are the kernel's _parse_integer: white space, perhaps a minus, 0x or 0 where the
-base is open, at most 63 characters.  snprintf formats what trace_printk does (trace.py), up to 248
-characters of it.
+base is open, at most 63 characters.  What snprintf's formats may say is in printf.py.
 """
 
 from __future__ import annotations
@@ -10,28 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from xdp_runtime import state
+from xdp_runtime.helpers import printf
+from xdp_runtime.helpers.printf import EINVAL
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
-from xdp_runtime.helpers.trace import (
-    TEXT_BYTES,
-    TRACE_FIELD,
-    TRACE_LENGTH,
-    TRACE_PUT,
-    format_message,
-)
 from xdp_runtime.template import Template
 
 if TYPE_CHECKING:
     from xdp_runtime.interp import Machine, Pointer
 
 Factory = Callable[..., Any]
-EINVAL, ERANGE = 22, 34
+ERANGE = 34
 _BASE_MASK, _BASES = 0x1F, (0, 8, 10, 16)
 _DIGITS_MAX = 63
 _U64 = (1 << 64) - 1
 _SPACES = b"\t\n\v\f\r \xa0"
-_MINUS, _0, _9, _a, _f, _x, _BLANK, _PERCENT = map(ord, "-09afx %")
-_ARGUMENTS_MAX_BYTES = 12 * 8  # MAX_BPRINTF_VARARGS
+_MINUS, _0, _9, _a, _f, _x, _BLANK = map(ord, "-09afx ")
+_ARGUMENTS_MAX_BYTES = printf.ARGUMENTS_MAX * 8
+_ROOM = printf.ROOM_BYTES
+_ANY_SIZE = 0xFFFFFFFF  # of a text that is known to have an end
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -223,57 +218,31 @@ def _strncmp(m: Any) -> Factory:
 # --- formatting ----------------------------------------------------------------------------------
 def _interpret_snprintf(machine: Machine, out: Pointer | int, size: int, text: bytes, data: bytes,
                         data_size: int) -> int:
-    if data_size % 8 or data_size > _ARGUMENTS_MAX_BYTES or (data_size and not data):
+    if data_size % 8 or data_size > _ARGUMENTS_MAX_BYTES:
         return -EINVAL
     arguments = tuple(int.from_bytes(data[at : at + 8], "little")
                       for at in range(0, data_size, 8))
-    message = format_message(text, arguments)
-    if message is None:
-        return -EINVAL
+    made = printf.prepare(text, arguments, machine.read_memory)
+    if isinstance(made, int):
+        return made
+    message = printf.render(size, text, made)
     if size and not isinstance(out, int):
-        out.write(message[:TEXT_BYTES][: size - 1] + b"\0")
+        out.write(message[: size - 1] + b"\0")
     return len(message) + 1
 
 
 def _snprintf(m: Any) -> Factory:
-    field, put, measure = m.extern(TRACE_FIELD), m.extern(TRACE_PUT), m.extern(TRACE_LENGTH)
-    record_bytes = state.TRACE_RECORD_BYTES
+    prepare, render = m.extern(printf.PREPARE), m.extern(printf.RENDER)
 
     def snprintf(out, size, text, data, data_size):  # type: ignore
-        size &= 0xFFFFFFFF
-        data_size &= 0xFFFFFFFF
+        data_size = data_size & 0xFFFFFFFF
         if data_size & 7 != 0 or data_size > _ARGUMENTS_MAX_BYTES:
             return -EINVAL
-        record = m.gep(m.alloca(record_bytes), 0)
-        position = m.gep(m.alloca(16), 0)
-        end = measure(text, 1 << 30)
-        at = 0
-        used = 0
-        i = 0
-        while i < end:
-            c = m.load_u8(text, i)
-            i += 1
-            if c != _PERCENT:
-                at = put(record, at, c)
-            elif m.load_u8(text, i) == _PERCENT:
-                at = put(record, at, c)
-                i += 1
-            elif used == data_size:
-                end = -EINVAL
-            else:
-                m.store_u64(position, 0, at)
-                i = field(record, position, text, i, m.load_u64(data, used))
-                used += 8
-                at = m.load_u64(position, 0)
-                if i < 0:
-                    end = i
-        if end < 0:
-            return end
-        if size != 0:
-            shown = m.smaller(m.smaller(at, TEXT_BYTES), size - 1)
-            m.copy(out, m.gep(record, 8), shown)
-            m.store_u8(out, shown, 0)
-        return at + 1
+        made = m.gep(m.alloca(_ROOM), 0)
+        error = prepare(text, _ANY_SIZE, data, data_size >> 3, made)
+        if error < 0:
+            return error
+        return render(out, size & 0xFFFFFFFF, text, made) + 1
 
     return snprintf
 
@@ -290,7 +259,7 @@ HELPERS = (
            (Arg.MEM_UNINIT_OR_NULL, Arg.SIZE_OR_ZERO, Arg.CONST_TEXT, Arg.MEM_OR_NULL,
             Arg.SIZE_OR_ZERO), Ret.SCALAR, _interpret_snprintf,
            Template("helper_snprintf", _snprintf, "i64(ptr, i64, ptr, ptr, i64)",
-                    (TRACE_FIELD, TRACE_PUT, TRACE_LENGTH), inline=False), gpl_only=True),
+                    (printf.PREPARE, printf.RENDER), inline=False), gpl_only=True),
     Helper(182, "strncmp", (Arg.MEM, Arg.SIZE, Arg.CONST_TEXT), Ret.SCALAR, _interpret_strncmp,
            Template("helper_strncmp", _strncmp, "i64(ptr, i64, ptr)")),
 )

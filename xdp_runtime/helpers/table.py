@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
+from xdp_runtime import state
 from xdp_runtime.helpers import HELPERS
 from xdp_runtime.helpers.proto import Helper
 from xdp_runtime.helpers.refused import REFUSED
@@ -27,14 +28,16 @@ says:
 kernel's verifier which helpers it allows.
 """
 
-_NO_FORMS = ("`%s`, `%pks`, `%pus`, `%pI4`, `%pI6`, `%pi4`, `%pi6`, `%pS`, `%ps` and `%pB` are "
-             "-EINVAL; `%p` and `%pK` print the number, not a hash of it")
+_FORMS = ("`%p` and `%pK` print the number, not a hash of it; `%pS`, `%ps` and `%pB` know no "
+          "symbols; `%s`, `%pks`, `%pI4` and their like read this process, and nothing is "
+          "behind a `%pus`")
 LIMITS = {  # what the kernel's helper does and ours does not
-    6: _NO_FORMS,
+    6: f"{_FORMS}; {state.TRACE_RECORD_BYTES - 8} characters are kept",
     51: "`BPF_F_BROADCAST` is answered with `XDP_ABORTED`; an XSKMAP is always empty",
     118: "counts 1/250 s, whatever the kernel was built for",
     164: "the callback is loaded in the same block as the call",
-    165: f"{_NO_FORMS}; at most 248 characters",
+    165: _FORMS,
+    177: "as `bpf_trace_printk`",
     181: "the callback is loaded in the same block as the call",
 }
 
@@ -61,14 +64,14 @@ def write() -> Iterator[str]:
     """The page, line by line."""
     yield from _HEAD.splitlines()
     states = [state_of(helper) for helper in in_xdp()]
-    counts = ", ".join(f"{state.value}: {states.count(state)}" for state in State)
+    counts = ", ".join(f"{one.value}: {states.count(one)}" for one in State)
     yield f"\n{len(states)} in all; {counts}.\n"
     yield "| number | helper | GPL | state | why, or what is missing |"
     yield "|---|---|---|---|---|"
-    for helper, state in zip(in_xdp(), states, strict=True):
-        why = REFUSED[helper.id] if state is State.REFUSED else LIMITS.get(helper.id, "")
+    for helper, now in zip(in_xdp(), states, strict=True):
+        why = REFUSED[helper.id] if now is State.REFUSED else LIMITS.get(helper.id, "")
         gpl = "GPL" if helper.gpl_only else ""
-        yield f"| {helper.id} | `bpf_{helper.name}` | {gpl} | {state.value} | {why} |"
+        yield f"| {helper.id} | `bpf_{helper.name}` | {gpl} | {now.value} | {why} |"
 
 
 if __name__ == "__main__":

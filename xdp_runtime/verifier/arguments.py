@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from xdp_runtime.helpers import printf
 from xdp_runtime.helpers.proto import Arg, Helper
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 from xdp_runtime.verifier import access, references, scalar, stack
@@ -163,6 +164,26 @@ def _const_text(env: Env, who: str, position: int, value: Num | Ptr) -> None:
     if b"\0" not in spec.initial.ljust(spec.value_size, b"\0")[value.off:]:
         raise Refused("bounds", f"{who}: the text r{position} points to has no end",
                       regs=(position,))
+
+
+def check_format(env: Env, state: State) -> None:
+    """snprintf's format, which is known, with so many arguments (check_bpf_snprintf_call).
+
+    The kernel takes the bits that are known of the size, and zeros for the others."""
+    text, size = state.top.regs[3], state.top.regs[5]
+    assert isinstance(text, Ptr) and isinstance(size, Num)
+    mark_precise(size.tokens)
+    known = size.range.value
+    if known % 8:
+        raise Refused("helper", "snprintf: the size in r5 is not a multiple of 8", regs=(5,))
+    spec = value_spec(env, text)
+    format_ = spec.initial.ljust(spec.value_size, b"\0")[text.off:]
+    if isinstance(printf.prepare(format_, (0,) * (known // 8), None), int):
+        shown = format_.split(b"\0")[0].decode(errors="replace")
+        raise Refused("helper", f"snprintf: the kernel takes no format {shown!r} with "
+                      f"{known // 8} arguments", "one argument for each %, and only %d %i %u %x "
+                      "%X with l or ll, %c, %s and the kinds of %p that helpers may print",
+                      regs=(3, 5))
 
 
 def _sized_memory(env: Env, state: State, helper: Helper, arg: Arg, position: int,

@@ -29,7 +29,7 @@ from xdp_runtime.verifier.env import Env, Refused
 __all__ = ["LEAVE", "TAIL_CALL", "call", "forget_packet", "helper_of"]
 
 LEAVE = -2
-_SPIN_LOCK, _SPIN_UNLOCK, _TIMER_INIT, _DYNPTR_FROM_MEM = 93, 94, 169, 197
+_SPIN_LOCK, _SPIN_UNLOCK, _SNPRINTF, _TIMER_INIT, _DYNPTR_FROM_MEM = 93, 94, 165, 169, 197
 _DYNPTR_FROM_XDP = KERNEL_FUNCTIONS["bpf_dynptr_from_xdp"]
 _WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED_UNINIT, Arg.MAP_VALUE_UNINIT)
 _ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
@@ -83,6 +83,8 @@ def call(env: Env, state: State, number: int, others: Outcomes) -> None:
         if inner is not None:
             others.append(inner)
         state.top.depth = 0
+    if number == _SNPRINTF:
+        arguments.check_format(env, state)
     never_null = map_ptr is not None and spec is not None and number == 1 and (
         _constant_index(state, map_ptr, spec))
     result = _result(env, state, helper, map_ptr, spec, never_null)
