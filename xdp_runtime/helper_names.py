@@ -64,5 +64,6 @@ KERNEL_FUNCTIONS = {
         "bpf_dynptr_is_null",
         "bpf_dynptr_is_rdonly",
         "bpf_dynptr_adjust",
+        "bpf_xdp_pull_data",
     ))
 }

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import state as st
-from xdp_runtime.fragments import SEVERAL
+from xdp_runtime.fragments import ONE_PIECE, SEVERAL
 from xdp_runtime.template import Template
 
 if TYPE_CHECKING:
-    from xdp_runtime.interp_memory import Packet
+    from xdp_runtime.interp import Machine
+    from xdp_runtime.interp_memory import Packet, Pointer
 
 Factory = Callable[..., Any]
 EINVAL = 22
@@ -120,3 +121,87 @@ def _adjust_tail(m: Any) -> Factory:
 
 
 ADJUST_TAIL = Template("xdp_adjust_tail_frags", _adjust_tail, "i64(ptr, i64)", (SEVERAL.length,))
+
+
+# --- bpf_xdp_pull_data ----------------------------------------------------------------------------
+def interpret_pull(machine: Machine, ctx: Pointer, register: int) -> int:
+    packet, wanted = machine.packet, register & _U32
+    linear = packet.data_end - packet.data
+    if wanted <= linear:
+        return 0
+    if wanted > packet.length:
+        return -EINVAL
+    delta, tailroom = wanted - linear, packet.frame_end - packet.data_end
+    if delta > tailroom + packet.data_meta - packet.hard_start:
+        return -EINVAL
+    shift = max(delta - tailroom, 0)
+    start, end = packet.data_meta, packet.data_end
+    packet.frame[start - shift : end - shift] = packet.frame[start:end]
+    packet.data_meta, packet.data = packet.data_meta - shift, packet.data - shift
+    packet.data_end -= shift
+    while delta:
+        first = packet.fragments[0]
+        part = min(delta, first.size)
+        packet.frame[packet.data_end : packet.data_end + part] = (
+            first.page[first.start : first.start + part])
+        packet.data_end += part
+        first.start += part
+        delta -= part
+        if not first.size:
+            del packet.fragments[0]
+    return 0
+
+
+def _pull(m: Any) -> Factory:
+    length = m.extern(SEVERAL.length)
+
+    def xdp_pull_data_frags(run, wanted):  # type: ignore
+        wanted = wanted & _U32
+        data, end = m.load_ptr(run, st.DATA), m.load_ptr(run, st.DATA_END)
+        delta = wanted - m.diff(end, data)
+        if delta <= 0:
+            return 0
+        if wanted > length(run):
+            return -EINVAL
+        meta = m.load_ptr(run, st.DATA_META)
+        shift = delta - m.diff(m.load_ptr(run, st.FRAME_END), end)
+        if shift > m.diff(meta, m.load_ptr(run, st.HARD_START)):
+            return -EINVAL
+        if shift > 0:
+            m.move(m.gep(meta, -shift), meta, m.diff(end, meta))
+            m.store_ptr(run, st.DATA_META, m.gep(meta, -shift))
+            m.store_ptr(run, st.DATA, m.gep(data, -shift))
+            end = m.gep(end, -shift)
+        record, count = m.load_ptr(run, st.FRAGMENTS), m.load_u32(run, st.FRAGMENT_COUNT)
+        m.store_u32(run, st.FRAGMENT_BYTES, m.load_u32(run, st.FRAGMENT_BYTES) - delta)
+        while delta > 0:
+            where = m.load_ptr(record, st.FRAGMENT_DATA)
+            size = m.diff(m.load_ptr(record, st.FRAGMENT_END), where)
+            part = m.smaller(delta, size)
+            m.copy(end, where, part)
+            end = m.gep(end, part)
+            delta -= part
+            m.store_ptr(record, st.FRAGMENT_DATA, m.gep(where, part))
+            if part == size:
+                record = m.gep(record, st.FRAGMENT_SIZE_BYTES)
+                count -= 1
+        m.store_ptr(run, st.DATA_END, end)
+        m.store_ptr(run, st.FRAGMENTS, record)
+        m.store_u32(run, st.FRAGMENT_COUNT, count)
+        return 0
+
+    return xdp_pull_data_frags
+
+
+def _pull_nothing(m: Any) -> Factory:
+    length = m.extern(ONE_PIECE.length)
+
+    def xdp_pull_data(run, wanted):  # type: ignore
+        """There is nothing behind the first buffer."""
+        return -EINVAL if wanted & _U32 > length(run) else 0
+
+    return xdp_pull_data
+
+
+PULL_DATA = Template("xdp_pull_data", _pull_nothing, "i64(ptr, i64)", (ONE_PIECE.length,))
+PULL_DATA_FRAGS = Template("xdp_pull_data_frags", _pull, "i64(ptr, i64)", (SEVERAL.length,))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import state
 from xdp_runtime.fragments import ONE_PIECE, SEVERAL, Pieces
+from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.helpers import frags
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.maps.dev import EXCLUDE_INGRESS, TO_STACK
@@ -230,4 +231,7 @@ HELPERS = (
            interpret_load_bytes, LOAD_BYTES, frags_template=LOAD_BYTES_FRAGS),
     Helper(190, "xdp_store_bytes", (Arg.CTX, Arg.ANYTHING, Arg.MEM, Arg.SIZE), Ret.SCALAR,
            interpret_store_bytes, STORE_BYTES, frags_template=STORE_BYTES_FRAGS),
+    Helper(KERNEL_FUNCTIONS["bpf_xdp_pull_data"], "xdp_pull_data", (Arg.CTX, Arg.ANYTHING),
+           Ret.SCALAR, frags.interpret_pull, frags.PULL_DATA, changes_packet=True,
+           frags_template=frags.PULL_DATA_FRAGS),
 )
