@@ -24,9 +24,9 @@ from xdp_runtime.isa import (
 )
 
 ABORTED = 0  # XDP_ABORTED
-_CALLING_BACK = (164, 181)  # bpf_for_each_map_elem, bpf_loop
-# after these a program holds a socket, a lock, or a record of a ring buffer
-_HOLDING = frozenset((84, 85, 93, 99, 131, 198))
+_CALLING_BACK = (164, 181, 209)  # bpf_for_each_map_elem, bpf_loop, bpf_user_ringbuf_drain
+# after these a program holds a socket, a lock, or a record of a ring buffer; or, draining, a ring
+_HOLDING = frozenset((84, 85, 93, 99, 131, 198, 209))
 _TIMER_SET_CALLBACK = 170
 
 

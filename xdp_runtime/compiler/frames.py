@@ -28,7 +28,7 @@ from xdp_runtime.isa import (
 )
 
 MAX_UNFOLDED_SLOTS = 1_000_000
-CALLING_BACK = (164, 181)  # bpf_for_each_map_elem, bpf_loop
+CALLING_BACK = (164, 181, 209)  # bpf_for_each_map_elem, bpf_loop, bpf_user_ringbuf_drain
 HEADER = 1 << 32  # added to the slot of such a call: the node where it asks whether to go on
 
 

@@ -24,7 +24,7 @@ packet pointers do not wrap is proven as well, but saved not one instruction, so
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from xdp_runtime import state as st
@@ -47,7 +47,13 @@ from xdp_runtime.compiler.kinds import (
     Uninit,
     constant,
 )
-from xdp_runtime.compiler.provenance import MAPS, Analysis, Provenance, number_is_tail_call
+from xdp_runtime.compiler.provenance import (
+    DRAIN,
+    MAPS,
+    Analysis,
+    Provenance,
+    number_is_tail_call,
+)
 from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.fuel import ABORTED, stretches
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
@@ -86,6 +92,7 @@ from xdp_runtime.isa import (
 from xdp_runtime.maps import family_of
 from xdp_runtime.maps.family import E2BIG, EINVAL
 from xdp_runtime.maps.of_maps import parameters_of
+from xdp_runtime.maps.user_ringbuf import DRAIN_BYTES, RESULT
 from xdp_runtime.object import MapSpec, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
@@ -501,18 +508,23 @@ class Lowering:
         return f"loop{frame.id}_{slot}"
 
     def lower_loop(self, slot: int) -> None:
-        """bpf_loop, bpf_for_each_map_elem: check, keep what the callback is handed and the map, and
-        go to the header.  `count` is where the walk over a map is."""
+        """A call that calls back: check, keep what the callback is handed and the map, and go to
+        the header.  `count` is where the walk over a map is."""
         where = self.loop_location(self.frame, slot)
-        flagged = self.value(f"icmp ne i64 {self.number_of(4)}, 0")
-        if isinstance(self.state.regs[1], MAPS):
+        if self.provenance.drains(slot):
+            count = "0"
+            error = self.lower_drain(slot, where, "drain_begin", self.number_of(4))
+            self.copy(self.state.regs[1], self.reg(1), f"{where}_map")
+        elif isinstance(self.state.regs[1], MAPS):
             count, error = "0", "0"
             self.copy(self.state.regs[1], self.reg(1), f"{where}_map")
         else:
             count = self.widen(self.narrow(self.number_of(1), 32), 32)
             many = self.value(f"icmp ugt i64 {count}, {MAX_LOOPS}")
             error = self.value(f"select i1 {many}, i64 -{E2BIG}, i64 0")
-        error = self.value(f"select i1 {flagged}, i64 -{EINVAL}, i64 {error}")
+        if not self.provenance.drains(slot):
+            flagged = self.value(f"icmp ne i64 {self.number_of(4)}, 0")
+            error = self.value(f"select i1 {flagged}, i64 -{EINVAL}, i64 {error}")
         self.put(f"{where}_count", "i", count)
         self.put(f"{where}_round", "i", "0")
         self.copy(self.state.regs[3], self.reg(3), where)
@@ -529,7 +541,14 @@ class Lowering:
         callee = self.analysis.entered[(self.frame.id, slot)]
         done = self.get(f"{where}_round", "i")
         count = self.get(f"{where}_count", "i")
-        if isinstance(self.state.regs[1], MAPS):
+        if self.provenance.drains(slot):
+            got = self.lower_drain(slot, where, "drain", done)
+            more = self.value(f"icmp ne i64 {got}, 0")
+            result = self.value(f"getelementptr inbounds i8, ptr %{where}_drain, i64 {RESULT}")
+            done = self.value(f"load i64, ptr {result}, align 8")
+            self.put(self.reg(1), "p", f"%{where}_drain")
+            self.copy(self.state.regs[3], self.reg(3), self.reg(2))
+        elif isinstance(self.state.regs[1], MAPS):
             more = self.lower_walk(slot, where, count)
         else:
             more = self.value(f"icmp ult i64 {done}, {count}")
@@ -541,6 +560,13 @@ class Lowering:
         over = self.provenance.loop_over(self.state)
         self.emit(f"br i1 {more}, label %{self.jump_to((callee.id, callee.entry), inner)}, "
                   f"label %{self.jump_to((self.frame.id, slot + 1), over)}")
+
+    def lower_drain(self, slot: int, where: str, operation: str, number: str) -> str:
+        """Begin to drain a ring, or go on (maps/user_ringbuf.py)."""
+        self.slot, helper = slot, replace(self.entry.helpers[DRAIN], map_op=operation)
+        drain = f"%{where}_drain"
+        self.variables[drain] = f"[{DRAIN_BYTES // 8} x i64]"
+        return self.map_operation(helper, [f"ptr {drain}", f"i64 {number}"])
 
     def lower_walk(self, slot: int, where: str, cursor: str) -> str:
         """The next element's key and value into r2 and r3, what is handed into r4; is there one?"""
@@ -558,8 +584,10 @@ class Lowering:
     def lower_loop_return(self, frame: Frame, slot: int, left: State) -> None:
         """The callback returned: 0 for another round."""
         where = self.loop_location(frame, slot)
-        goes_on = self.value(f"icmp eq i64 {self.number_of(0)}, 0")
-        done = self.value(f"add i64 {self.get(f'{where}_round', 'i')}, 1")
+        draining = self.provenance.drains(slot)  # the header is told the answer
+        goes_on = "true" if draining else self.value(f"icmp eq i64 {self.number_of(0)}, 0")
+        done = (self.number_of(0) if draining else
+                self.value(f"add i64 {self.get(f'{where}_round', 'i')}, 1"))
         self.put(f"{where}_round", "i", done)
         called = self.analysis.at[(frame.id, slot)]
         self.copy(called.regs[3], where, self.location(3, frame.depth))

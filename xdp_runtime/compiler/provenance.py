@@ -71,7 +71,7 @@ from xdp_runtime.verifier.facts import NUMBER as SEEN_NUMBER
 from xdp_runtime.verifier.facts import POINTER as SEEN_POINTER
 from xdp_runtime.verifier.facts import Facts
 
-TAIL_CALL = 12
+TAIL_CALL, DRAIN = 12, 209
 MAPS = (MapPtr, MapOneOf, InnerMap)
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.MAP_VALUE_UNINIT, Arg.FIXED_UNINIT)
@@ -393,7 +393,7 @@ class Provenance:
         inner.forget_spills(callee.depth)
         return inner
 
-    # bpf_loop and bpf_for_each_map_elem: the node of the call checks its arguments, the header asks
+    # calls that call back (frames.py): the node of the call checks its arguments, the header asks
     # whether to go on; what is handed to the callback stays in r3 there, the map in r1
 
     def loop_again(self, state: State, called: State) -> State:
@@ -402,6 +402,10 @@ class Provenance:
         again.regs[:6] = [NOTHING, kept, NOTHING, called.regs[3], NOTHING, NOTHING]
         return again
 
+    def drains(self, slot: int) -> bool:
+        insn = self.insns[slot]
+        return isinstance(insn, Call) and insn.helper == DRAIN
+
     def loop_over(self, state: State) -> State:
         over = state.copy()
         over.regs[:6] = [NUMBER] + [NOTHING] * 5
@@ -409,7 +413,9 @@ class Provenance:
 
     def call_back(self, state: State, callee: Frame) -> State:
         inner, iterated, handed = self.enter(state, callee), state.regs[1], state.regs[3]
-        if isinstance(iterated, MAPS):  # map, key, value, what is handed
+        if self.drains(callee.call_slot):  # a dynptr, what is handed
+            inner.regs[1:6] = [Mem(), handed, NOTHING, NOTHING, NOTHING]
+        elif isinstance(iterated, MAPS):  # map, key, value, what is handed
             maps = [] if isinstance(iterated, InnerMap) else [*maps_of(iterated)]
             value = MapValue(maps[0] if len(maps) == 1 else -1)
             inner.regs[1:6] = [iterated, Mem(), value, handed, NOTHING]

@@ -39,6 +39,7 @@ LIMITS = {  # what the kernel's helper does and ours does not
     165: _FORMS,
     177: "as `bpf_trace_printk`",
     181: "the callback is loaded in the same block as the call",
+    209: "the callback is loaded in the same block as the call",
 }
 
 

@@ -431,17 +431,22 @@ class Map:
         """The records of a ring buffer, or of all workers' rings of a PERF_EVENT_ARRAY, that were
         committed since; they leave the ring."""
         memory = self.memory("ring")
-        if self._event_fd >= 0:
-            with suppress(BlockingIOError):  # before looking, or a record could go unnoticed
-                os.eventfd_read(self._event_fd)
+        self._clear_event()
         return [record for start, size in self._rings()
                 for record in ringbuf.consume(memory, start, size)]
+
+    def _clear_event(self) -> None:
+        """Before looking into a ring, or a record, or that it was drained, could go unnoticed."""
+        if self._event_fd >= 0:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._event_fd)
 
     def produce(self, record: bytes) -> None:
         """Put a record into a USER_RINGBUF, for programs to drain.  Raises OSError: E2BIG if it
         can never fit, ENOSPC if others must be drained first."""
         if self.spec.type != MapType.USER_RINGBUF:
             raise TypeError(f"map {self.spec.name}: {type_name(self.spec.type)} has no such ring")
+        self._clear_event()
         user_ringbuf.produce(self.memory("ring"), self.spec.max_entries, record)
 
     @property
@@ -452,7 +457,8 @@ class Map:
                    for start, _ in self._rings())
 
     def fileno(self) -> int:
-        """An eventfd, readable when there is something to consume; for select, poll and asyncio.
+        """An eventfd, readable when there is something to consume, or when a USER_RINGBUF was
+        drained; for select, poll and asyncio.
 
         Only the process whose workers write the ring can have it."""
         if self._event_fd < 0:

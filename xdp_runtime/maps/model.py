@@ -26,8 +26,12 @@ from xdp_runtime.maps.family import (
     ENOENT,
     ENOSPC,
     EOPNOTSUPP,
+    EOVERFLOW,
 )
+from xdp_runtime.maps.user_ring_model import ModelUserRing
 from xdp_runtime.object import MapSpec, MapType
+
+QUEUE_MAX = 16384  # packets, of a CPUMAP's entry
 
 
 class ModelMap(Protocol):
@@ -529,7 +533,7 @@ def make_model(spec: MapSpec) -> ModelMap:
         case MapType.STACK_TRACE:
             return ModelStacks(spec)
         case MapType.USER_RINGBUF:
-            return ModelRing(spec)
+            return ModelUserRing(spec)
         case _:
             known = {int(kind): kind.name for kind in MapType}
             kind = known.get(spec.type, f"number {spec.type}")
