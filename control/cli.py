@@ -23,6 +23,7 @@ from xdp_runtime.errors import OutOfMemory, VerifyError, XdpuError
 _OBJECT = Option("OBJ", "object file with XDP programs, as clang makes it", required=True)
 _PROGRAM = Option("-n --prog-name", "program of the object (default: its first XDP program)",
                   "NAME")
+_RUN = Option("RUN", "name of the run, or one of its interfaces", required=True)
 _JSON = Option("-j --json", "JSON on standard output", type=bool)
 _VERBOSE = Option("-v --verbose", "say more; of an error, all", type=bool, counted=True)
 _SET_MAP = Option("--set-map", "a map entry before the first packet, numbers or hex:AABB..; may be "
@@ -73,6 +74,22 @@ VERBS = (
         *_CLASS,
         _JSON, _VERBOSE, _OPT,
     ), "Ctrl-C ends the run and puts everything back; Ctrl-\\ shows more, or less."),
+    Verb("replace", "Replace the program of a run by another, between two batches of packets.",
+         "control.remote:replace", (
+             _RUN, _OBJECT, _PROGRAM, _SET_MAP, _JSON, _VERBOSE),
+         "Maps of the same name and definition go on with their content, global variables begin "
+         "anew.  If the object is refused, the old program stays."),
+    *(Verb(verb, text, f"control.remote:{verb}", (
+        _RUN, Option("IFACE", "interfaces (default: all of the run)", "", many=True), _JSON,
+        _VERBOSE)) for verb, text in (
+            ("pause", "Let a run leave packets where they are; queues run full, then overflow."),
+            ("resume", "Let a run that was paused go on."))),
+    *(Verb(f"port {verb}", text, f"control.remote:{verb}", (
+        _RUN, Option("IFACE", "the interface", required=True), _JSON, _VERBOSE)) for verb, text in (
+            ("add", "Let a run take one more interface."),
+            ("remove", "Let a run give an interface back to the host."))),
+    Verb("stop", "End a run, and wait until all is put back.", "control.remote:stop",
+         (_RUN, _JSON, _VERBOSE)),
     Verb("prog run", "Run a program on one packet.", "control.prog:run", (
         _OBJECT, _PROGRAM, _SET_MAP, _MAP_MEMORY,
         Option("--data-in", "the packet: a file of bytes, - for standard input, or hex:AABB..",
@@ -152,8 +169,18 @@ VERBS = (
     Verb("features", "What this machine and an interface can do, and how to mend what is missing.",
          "control.status:features",
          (Option("IFACE", "an interface to ask about"), _JSON, _VERBOSE)),
-    Verb("status", "List the runs of this machine with their counters.", "control.status:status",
-         (_JSON, _VERBOSE)),
+    Verb("status", "List the runs of this machine with their counters, or tell all of one.",
+         "control.status:status", (
+             Option("RUN", "name of a run, or one of its interfaces"), _JSON, _VERBOSE)),
+    Verb("top", "Show what runs do at the moment, again and again.", "control.top:run", (
+        Option("RUN", "name of a run, or one of its interfaces (default: all)"),
+        Option("-i --interval", "seconds between looks (1)", "S", options.seconds, 1.0),
+        Option("-c --count", "end after so many looks; 0: on a signal (0)", "N",
+               options.number(0, 2**31 - 1), 0),
+        _JSON, _VERBOSE)),
+    Verb("metrics", "The counters of all runs, for Prometheus.", "control.metrics:run", (
+        Option("--listen", "serve them over HTTP until a signal", "ADDRESS:PORT", options.address),
+        _JSON, _VERBOSE)),
     Verb("clean", "Put back what runs that died left behind.", "control.status:clean",
          (_JSON, _VERBOSE)),
 )

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,16 +20,16 @@ _SIOCGIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x1, 0x40
 
 
 class Watchdog:
-    """Of the interfaces that `ports` are on, in this network namespace."""
+    """Of the interfaces that `ports` are on at the time, in this network namespace."""
 
-    def __init__(self, ports: Sequence[Port]) -> None:
-        self._ports = [port for port in ports if port.ifindex]
+    def __init__(self, ports: Callable[[], Sequence[Port]]) -> None:
+        self._ports = ports
         self._asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def check(self) -> None:
         """Raises PortError when one is gone or down."""
-        for port in self._ports:
-            if not self._flags(port) & _IFF_UP:
+        for port in self._ports():
+            if port.ifindex and not self._flags(port) & _IFF_UP:
                 raise PortError(f"interface {port.name}", "went down during the run",
                                 f"ip link set dev {port.name} up, and run again")
 

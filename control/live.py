@@ -18,9 +18,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from control import setmap
+from control.changes import Changes
 from control.host import Watchdog, choose_cpus, refuse_shared, say_cpus, used_cpus
 from control.ports import foresee, is_stackless, open_own_tap, open_port, tap_name
 from control.run import finish, stop_engine
+from control.server import ControlServer
 from control.signals import Signals
 from control.watch import Watch, note
 from dataplane import loop, rundir, takeover
@@ -34,13 +36,77 @@ from xdp_runtime.object import Object, ProgramSpec
 
 @dataclass
 class Live:
-    """What a run consists of, as far as it is open."""
+    """What a run consists of, as far as it is open.  `undo` has a way back for each interface."""
 
-    name: str
-    ports: list[Port] = field(default_factory=list)
-    taps: dict[int, TapPort] = field(default_factory=dict)  # by position of their interface
+    args: Namespace
+    run_dir: rundir.RunDir
+    signals: Signals
+    ports: dict[str, Port] = field(default_factory=dict)  # by interface, in the engine's order
+    taps: dict[str, TapPort] = field(default_factory=dict)
+    undo: dict[str, ExitStack] = field(default_factory=dict)
     cpus: tuple[int, ...] | None = None
     mended: bool = False
+
+    @property
+    def every(self) -> list[Port]:
+        return [*self.ports.values(), *self.taps.values()]
+
+    @property
+    def is_dpdk(self) -> bool:
+        return bool(self.args.port == "dpdk")
+
+    def open(self, name: str) -> None:
+        with ExitStack() as undo:
+            port = open_port(self.args, name, self.mended)
+            undo.callback(port.close)
+            self.signals.check()
+            self.ports[name] = port
+            undo.callback(self.ports.pop, name)
+            self.undo[name] = undo.pop_all()
+
+    def open_tap(self, name: str, workers: int) -> None:
+        if is_stackless(self.args):
+            return
+        names = list(self.ports)
+        title = tap_name(name, names.index(name), names)
+        tap = open_own_tap(self.ports[name], title, workers) if self.is_dpdk \
+            else TapPort.open(title, workers)
+        self.undo[name].callback(tap.close)
+        self.taps[name] = tap
+        self.undo[name].callback(self.taps.pop, name)
+
+    def take_over(self, name: str) -> None:
+        """From now on its TAP stands in for the interface."""
+        tap = self.taps.get(name)
+        if tap is None or self.is_dpdk:
+            return
+        stand_in = takeover.Takeover(name, tap.name, self.run_dir.path)
+        self.undo[name].callback(stand_in.restore)
+        stand_in.apply()
+        for text in stand_in.notes:
+            note(text)
+
+    def close(self, name: str) -> None:
+        self.undo.pop(name).close()
+
+    def close_all(self) -> None:
+        """The last one first; a failure does not keep the others from being put back."""
+        with ExitStack() as all_of_them:
+            for name in list(self.undo):
+                all_of_them.callback(self.close, name)
+
+    def describe(self, engine: Engine) -> None:
+        """What others read of the run, in run.json."""
+        spec = engine.program.spec
+        rundir.write_atomic(self.run_dir.path / "run.json", json.dumps({
+            "program": spec.name, "object": engine.program.object.name,
+            "interfaces": list(self.ports),
+            "modes": [port.mode for port in self.ports.values()],
+            "paused": sorted(engine.paused), "workers": len(engine.workers),
+            "namespace": takeover.network_namespace(), "cpus": list(self.cpus or ()),
+            "started": self.started}))
+
+    started: float = field(default_factory=lambda: round(time.time(), 3))
 
 
 def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) -> int:
@@ -52,12 +118,14 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
     try:
         with ExitStack() as undo:
             live, engine = _set_up(args, obj, spec, signals, undo)
-            every = [*live.ports, *live.taps.values()]
-            dog = Watchdog([] if args.port == "dpdk" else every)
-            watch = Watch(engine, every, signals,
+            dog = Watchdog(lambda: [] if live.is_dpdk else live.every)
+            changes = Changes(live, engine)
+            server = undo.enter_context(ControlServer(live.run_dir.path, changes, signals.wake))
+            watch = Watch(engine, lambda: live.every, signals,
                           name="+".join(args.iface), interval_s=args.interval,
                           duration_s=args.duration, as_json=args.json,
-                          trace=args.trace or args.verbose > 0, check=dog.check,
+                          trace=args.trace or args.verbose > 0,
+                          checks=(dog.check, server.carry_out),
                           silence=lambda: _why_silent(args, live, dog))
             signals.check()
             engine.start()
@@ -68,7 +136,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                 stop_engine(engine, undo)
                 if watch.trace:
                     watch.print_trace()
-                counters = {port.name: port.statistics() for port in every}
+                counters = {port.name: port.statistics() for port in live.every}
                 report = (watch, engine, time.monotonic() - watch.started_s, counters)
     finally:
         if report is not None:
@@ -89,48 +157,35 @@ def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec, kind: PortKi
 
 def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
             undo: ExitStack) -> tuple[Live, Engine]:
-    live = Live(args.name or _run_name(args.iface))
-    live.mended = mend()
-    run_dir = rundir.create(live.name)
+    mended = mend()
+    run_dir = rundir.create(args.name or _run_name(args.iface))
     undo.callback(_remove, run_dir)
     if args.port != "dpdk":
         refuse_shared(args.iface)
     keeper = Keeper(run_dir.path)
     undo.callback(keeper.close)
+    live = Live(args, run_dir, signals, mended=mended)
+    undo.callback(live.close_all)
     signals.check()
     for name in args.iface:
-        port = open_port(args, name, live.mended)
-        undo.callback(port.close)
-        live.ports.append(port)
-        signals.check()
-    workers = min(len(port.queues) for port in live.ports)
-    if not is_stackless(args):
-        for position, name in enumerate(args.iface):
-            title = tap_name(name, position, args.iface)
-            tap = open_own_tap(live.ports[position], title, workers) if args.port == "dpdk" \
-                else TapPort.open(title, workers)
-            undo.callback(tap.close)
-            live.taps[position] = tap
+        live.open(name)
+    workers = min(len(port.queues) for port in live.ports.values())
+    for name in args.iface:
+        live.open_tap(name, workers)
     signals.check()
     live.cpus = choose_cpus(args.cpu, workers, used_cpus())
-    engine = Engine(obj, live.ports, program=spec.name, stack=dict(live.taps),
+    stack = {position: live.taps[name] for position, name in enumerate(live.ports)
+             if name in live.taps}
+    engine = Engine(obj, list(live.ports.values()), program=spec.name, stack=dict(stack),
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
                     opt=args.opt, directory=run_dir.path,
                     max_map_bytes=args.max_map_memory, grants=args.grants)
     undo.callback(engine.close)
     setmap.apply(engine.program, args.settings)
-    rundir.write_atomic(run_dir.path / "run.json", json.dumps({
-        "program": spec.name, "object": obj.name, "interfaces": list(args.iface),
-        "modes": [port.mode for port in live.ports], "workers": workers,
-        "namespace": takeover.network_namespace(), "cpus": list(live.cpus or ()),
-        "started": round(time.time(), 3)}))
-    for position, tap in live.taps.items() if args.port != "dpdk" else ():
+    live.describe(engine)
+    for name in args.iface:
         signals.check()
-        stand_in = takeover.Takeover(args.iface[position], tap.name, run_dir.path)
-        undo.callback(stand_in.restore)
-        stand_in.apply()
-        for text in stand_in.notes:
-            note(text)
+        live.take_over(name)
     return live, engine
 
 
@@ -162,14 +217,12 @@ def _run_name(ifaces: Sequence[str]) -> str:
 
 def _announce(args: Namespace, live: Live, engine: Engine) -> None:
     spec = engine.program.spec
-    for port in live.ports:
+    for port in live.ports.values():
         note(f"{spec.name} of {engine.program.object.name} runs on {port.name}: {port.mode}")
     count = len(engine.workers)
     note(f"{count} worker{'s' * (count > 1)}, {say_cpus(live.cpus)}, pid {os.getpid()}")
-    for position, tap in live.taps.items():
-        note(f"XDP_PASS of {args.iface[position]} goes to the stack by {tap.name}, which has "
-             + ("no address yet: ip addr add ... dev " + tap.name if args.port == "dpdk"
-                else "its addresses meanwhile"))
+    for name in live.taps:
+        say_way_in(live, name)
     if not live.taps and args.port == "dpdk" and not args.no_stack:
         note("XDP_PASS needs no TAP: the kernel keeps its own copy of every frame of this device")
     elif not live.taps:
@@ -179,10 +232,17 @@ def _announce(args: Namespace, live: Live, engine: Engine) -> None:
     if args.json:
         print(json.dumps({
             "type": "start", "ts": round(time.time(), 3), "name": "+".join(args.iface),
-            "run": live.name, "pid": os.getpid(), "program": spec.name,
-            "modes": {port.name: port.mode for port in live.ports},
-            "taps": {args.iface[position]: tap.name for position, tap in live.taps.items()},
+            "run": live.run_dir.name, "pid": os.getpid(), "program": spec.name,
+            "modes": {port.name: port.mode for port in live.ports.values()},
+            "taps": {name: tap.name for name, tap in live.taps.items()},
             "workers": count, "cpus": live.cpus}), flush=True)
+
+
+def say_way_in(live: Live, name: str) -> None:
+    tap = live.taps[name].name
+    note(f"XDP_PASS of {name} goes to the stack by {tap}, which has "
+         + (f"no address yet: ip addr add ... dev {tap}" if live.is_dpdk
+            else "its addresses meanwhile"))
 
 
 def _say_unpassed(args: Namespace, total: dict[str, int]) -> None:
@@ -193,9 +253,10 @@ def _say_unpassed(args: Namespace, total: dict[str, int]) -> None:
 def _why_silent(args: Namespace, live: Live, dog: Watchdog) -> str:
     """Likely causes, the likeliest first."""
     if args.port == "dpdk":
-        down = [f"{port.name} has no link" for port in live.ports if not port.link()[0]]  # type: ignore[attr-defined]
+        down = [f"{port.name} has no link" for port in live.ports.values() if not port.link()[0]]  # type: ignore[attr-defined]
         return "; ".join([*down, "or nobody sends"])
-    why = [f"{port.name} has no carrier" for port in live.ports if not dog.has_carrier(port)]
+    why = [f"{port.name} has no carrier" for port in live.ports.values()
+           if not dog.has_carrier(port)]
     if args.queue != "all" and args.port == "afxdp":
         why.append("only some of the receive queues are taken, the others go to the host "
                    "(--queue all)")

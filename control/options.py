@@ -194,3 +194,12 @@ def names(text: str) -> tuple[str, ...]:
     if len(set(parts)) != len(parts):
         raise argparse.ArgumentTypeError(f"{text!r} names an interface twice")
     return parts
+
+
+def address(text: str) -> tuple[str, int]:
+    """ADDRESS:PORT, [ADDRESS6]:PORT, or :PORT for 127.0.0.1; port 0 lets the kernel choose."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535 or (
+            ":" in host and not (host[0] == "[" and host[-1] == "]")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no ADDRESS:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)

@@ -92,7 +92,7 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
                             max_map_bytes=args.max_map_memory, grants=args.grants)
         undo.callback(engine.close)
         setmap.apply(engine.program, args.settings)
-        watch = Watch(engine, [port], signals, name=Path(args.pcap).name, out=out,
+        watch = Watch(engine, lambda: [port], signals, name=Path(args.pcap).name, out=out,
                       interval_s=args.interval, duration_s=args.duration, as_json=args.json,
                       trace=args.trace or args.verbose > 0, tick_s=0.005)
         started_s = time.monotonic()

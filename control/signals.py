@@ -90,6 +90,11 @@ class Signals:
         finally:
             self._raises = False
 
+    def wake(self) -> None:
+        """End a `wait` early, from any thread."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b"\0")
+
     def wait(self, timeout_s: float) -> None:
         """Sleep until a signal comes, or the time is over."""
         if select.select([self._read], [], [], max(timeout_s, 0))[0]:

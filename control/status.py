@@ -8,10 +8,13 @@ from argparse import Namespace
 from typing import Any
 
 from dataplane import rundir
+from xdp_runtime.errors import PortError
 
 
 def status(args: Namespace) -> int:
     """Every run under the run directory; one that died is listed as such."""
+    if args.run is not None:
+        return _tell(args)
     rows = [describe_run(run) for run in rundir.runs() if run.owner() is not None]
     if args.json:
         print(json.dumps(rows))
@@ -35,6 +38,46 @@ def status(args: Namespace) -> int:
     return 0
 
 
+def _tell(args: Namespace) -> int:
+    """One living run: its workers' counters, its ports' own, and how long batches take."""
+    from control.remote import find
+    from control.server import ask
+    from control.watch import LOST, say_counters
+    from dataplane.stats import Stats
+
+    run = find(args.run)
+    known = describe_run(run)
+    try:
+        stats = Stats.open(run.path / "stats")
+    except (OSError, ValueError) as error:
+        raise PortError(f"run {run.name}", "is just starting, or ending", "try again") from error
+    took = stats.latency()
+    known["latency_ns"] = {f"p{q * 100:g}": took.quantile_ns(q) for q in (0.5, 0.99, 0.999)}
+    known["flows"] = [{"worker": f.worker, "port": f.port, "queue": f.queue, **stats.flow(i)}
+                      for i, f in enumerate(stats.flows)]
+    known["ports"] = ask(run.path, {"do": "counters"})
+    if args.json:
+        print(json.dumps(known))
+        return 0
+    print(f"{run.name}: {known['program']}, pid {known['pid']}, up {known['up_s']:.0f} s, "
+          f"{known['workers']} workers")
+    for name, mode in zip(known["interfaces"], known["modes"], strict=False):
+        print(f"  {name}: {mode}" + (", paused" if name in known["paused"] else ""))
+    for flow in known["flows"]:
+        counted = {name: value for name, value in flow.items()
+                   if value and name not in ("worker", "port", "queue")}
+        print(f"  worker {flow['worker']} {flow['port']}:{flow['queue']}: "
+              f"{say_counters(counted) if counted else 'nothing yet'}")
+    for port, counters in known["ports"].items():
+        print(f"  {port}: {say_counters(counters)}")
+    if known["latency_ns"]["p50"] is not None:
+        print("  from receiving a batch to having passed it on, at most: " + ", ".join(
+            f"{name} {value / 1000:,.1f} us" for name, value in known["latency_ns"].items()))
+    lost = sum(known["total"][name] for name in LOST)
+    print(f"  lost: {lost:,}")
+    return 0
+
+
 def describe_run(run: rundir.RunDir) -> dict[str, Any]:
     """What its directory says; a run that is just starting or ending may say little."""
     from dataplane.stats import Stats
@@ -50,7 +93,8 @@ def describe_run(run: rundir.RunDir) -> dict[str, Any]:
     return {"name": run.name, "pid": owner.pid if owner else 0, "alive": run.owner_alive(),
             "up_s": round(max(time.time() - known.get("started", time.time()), 0), 1),
             "program": known.get("program", ""), "interfaces": known.get("interfaces", []),
-            "modes": known.get("modes", []), "workers": known.get("workers", 0),
+            "modes": known.get("modes", []), "paused": known.get("paused", []),
+            "workers": known.get("workers", 0),
             "cpus": known.get("cpus", []), "total": total}
 
 

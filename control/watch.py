@@ -16,6 +16,7 @@ from typing import Any
 from control.signals import Signals
 from dataplane.engine import Engine
 from dataplane.port import Port
+from dataplane.stats import COUNTERS
 from xdp_runtime.helpers.trace import read_trace
 
 # what became of packets that went nowhere, and the words for it
@@ -46,24 +47,26 @@ def note(text: str) -> None:
 class Watch:
     """Looks at an engine until a signal, the end of `duration_s`, or of its input."""
 
-    def __init__(self, engine: Engine, ports: Sequence[Port], signals: Signals, *, name: str,
-                 interval_s: float, duration_s: float = 0.0, as_json: bool = False,
+    def __init__(self, engine: Engine, ports: Callable[[], Sequence[Port]], signals: Signals, *,
+                 name: str, interval_s: float, duration_s: float = 0.0, as_json: bool = False,
                  trace: bool = False, tick_s: float = _TICK_S,
-                 check: Callable[[], None] = lambda: None,
+                 checks: Sequence[Callable[[], None]] = (),
                  silence: Callable[[], str] | None = None, out: Any = None) -> None:
-        self.engine, self.ports, self.signals, self.name = engine, ports, signals, name
+        self.engine, self.ports_now = engine, ports
+        self.signals, self.name = signals, name
         self.interval_s, self.duration_s, self.as_json = interval_s, duration_s, as_json
-        self.trace, self.tick_s, self.check, self.silence = trace, tick_s, check, silence
+        self.trace, self.tick_s, self.checks, self.silence = trace, tick_s, checks, silence
         self.out = out or sys.stdout
         self.started_s = self.ended_s = time.monotonic()
         self._flows = [engine.stats.flow(i) for i in range(len(engine.stats.flows))]
         self._seen = [0] * len(engine.workers)
+        self._program = engine.program
         self._at_s = self.started_s
         self._invalid = 0
         self._said: set[str] = set()
 
     def run(self) -> None:
-        """Raises what a worker or `check` raised; Ctrl-C and the like are an ordinary end."""
+        """Raises what a worker or one of `checks` raised; Ctrl-C and the like end it in order."""
         self.started_s = self._at_s = time.monotonic()
         due_s = self.started_s + self.interval_s
         end_s = self.started_s + self.duration_s if self.duration_s else float("inf")
@@ -86,7 +89,8 @@ class Watch:
         self._raise_worker_error()
         if self.trace:
             self.print_trace()
-        self.check()
+        for check in self.checks:
+            check()
         if self.silence is not None:
             if self.engine.stats.total()["rx_packets"]:
                 self.silence = None
@@ -100,6 +104,8 @@ class Watch:
                 raise worker.error
 
     def print_trace(self) -> None:
+        if self._program is not self.engine.program:  # replaced: its workers' memory is new
+            self._program, self._seen = self.engine.program, [0] * len(self._seen)
         for worker in self.engine.workers:
             memory = self.engine.program.worker_bytes(worker.number)
             texts, self._seen[worker.number] = read_trace(memory, self._seen[worker.number])
@@ -113,8 +119,9 @@ class Watch:
         passed_s, self._at_s = now_s - self._at_s, now_s
         stats = self.engine.stats
         flows = [stats.flow(i) for i in range(len(stats.flows))]
-        rates = [per_second(new, old, passed_s)
-                 for new, old in zip(flows, self._flows, strict=True)]
+        new_flows = len(flows) - len(self._flows)
+        rates = [per_second(new, old, passed_s) for new, old in zip(
+            flows, self._flows + [dict.fromkeys(COUNTERS, 0)] * new_flows, strict=True)]
         self._flows = flows
         total, rate = stats.total(), sum_up(rates)
         extended = self.signals.quits % 2 == 1
@@ -126,7 +133,7 @@ class Watch:
                 record["flows"] = [
                     {"worker": f.worker, "port": f.port, "queue": f.queue, "per_second": r,
                      "total": t} for f, r, t in zip(stats.flows, rates, flows, strict=True)]
-                record["ports"] = {p.name: p.statistics() for p in self.ports}
+                record["ports"] = {p.name: p.statistics() for p in self.ports_now()}
             print(json.dumps(record), file=self.out, flush=True)
         else:
             print(status_line(self.name, rate), file=self.out)
@@ -134,10 +141,10 @@ class Watch:
                 for flow, one in zip(stats.flows, rates, strict=True):
                     title = f"  worker {flow.worker} {flow.port}:{flow.queue}"
                     print(status_line(title, one), file=self.out)
-                for port in self.ports:
+                for port in self.ports_now():
                     print(f"  {port.name}: {say_counters(port.statistics())}", file=self.out)
             self.out.flush()
-        for port in self.ports:
+        for port in self.ports_now():
             advice: Callable[[], str] | None = getattr(port, "advice", None)
             if advice is not None and (text := advice()) and text not in self._said:
                 self._said.add(text)

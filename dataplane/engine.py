@@ -29,10 +29,11 @@ from pathlib import Path
 from dataplane import loop
 from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortKind, PortQueue
 from dataplane.stats import FlowName, Stats
+from xdp_runtime.compiler import link
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.maps import budget
 from xdp_runtime.object import Object
-from xdp_runtime.policy import ExtensionClass
+from xdp_runtime.policy import ExtensionClass, enforce
 from xdp_runtime.program import Program, load
 from xdp_runtime.state import max_workers
 
@@ -240,6 +241,13 @@ class Engine:
         self.stats = Stats.create(_names(rows), directory)
         for worker, flows in zip(self.workers, rows, strict=True):
             worker.prepare(self.program, flows, self.stats, self._settings)
+
+    def compile_ahead(self, obj: Object, program: str, grants: ExtensionClass | None) -> None:
+        """Do what `replace` will find in the cache; changes nothing.  Raises what `load` raises."""
+        spec = obj.program(program)
+        fuel = enforce(obj, spec, grants) if grants is not None else None
+        link.compile_program(obj, spec, len(self.workers), self._opt, [loop.unit(*self._kinds)],
+                             fuel)
 
     def _load(self, obj: Object, program: str | None, grants: ExtensionClass | None,
               heir_to: Program | None = None) -> Program:

@@ -41,7 +41,9 @@ C_PROGRAM_MEMORY = 24  # ptr, the program's worker memory
 C_BATCH = 32  # ptr, slots
 C_POLLFDS = 40  # ptr, struct pollfd[]
 C_POLLFD_COUNT = 48  # u32
-C_ROUNDS = 64  # u64, rounds done; a watchdog sees whether it moves
+C_ROUNDS = 64  # u64, rounds done; stands still in a worker that hangs
+C_WHERE = 72  # u32, what it does at the moment, WHERE
+C_WHERE_FLOW = 76  # u32, and for which of its flows
 C_FLOW_TABLE = 128
 
 # a flow
@@ -58,6 +60,11 @@ FLOW_SIZE_BYTES = 64
 CONTROL_SIZE_BYTES = C_FLOW_TABLE + FLOW_SIZE_BYTES * FLOWS_MAX
 
 ROLE_PROGRAM, ROLE_STACK = 0, 1
+WHERE = ("between batches", "receiving", "in the program", "passing packets on", "in the stack's "
+         "packets", "publishing the rings", "asleep")
+_BETWEEN, _RECEIVING, _RUNNING, _DISPOSING, _STACK, _FLUSHING, _ASLEEP = range(len(WHERE))
+_SAMPLE = 63  # a round of 64 is timed
+_CLOCK_MONOTONIC = 1
 _SPIN_MIN, _SPIN_MAX = 64, 4096  # rounds without a packet before sleeping
 _SLEEP_MS = 100
 _EAGER_WAKEUPS = 64  # fruitless wake-ups in a row before a short unconditional sleep
@@ -79,6 +86,7 @@ def _program_flow(m: Any) -> Factory:
         count = receive(kind, q, batch, m.load_u32(control, C_BATCH_SIZE))
         if count == 0:
             return 0
+        m.store_u32(control, C_WHERE, _RUNNING)
         for i in range(count):
             m.prefetch(m.load_ptr(batch, i * port.SLOT_SIZE_BYTES + port.DATA), 0)
         run = m.alloca(state_bytes)
@@ -121,6 +129,7 @@ def _program_flow(m: Any) -> Factory:
         count_up(counters, stats.RX_PACKETS, count)
         count_up(counters, stats.RX_BYTES, received)
         count_up(counters, stats.BATCHES, 1)
+        m.store_u32(control, C_WHERE, _DISPOSING)
         dispose(control, flow, batch, count)
         return count
 
@@ -249,6 +258,7 @@ def _stack_flow(m: Any) -> Factory:
 def _worker(m: Any) -> Factory:
     count_up = m.extern(COUNT_UP)
     program_flow, stack_flow = m.extern(PROGRAM_FLOW), m.extern(STACK_FLOW)
+    now, note_latency = m.extern(NOW), m.extern(NOTE_LATENCY)
     flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
     flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
 
@@ -257,17 +267,24 @@ def _worker(m: Any) -> Factory:
         rounds = idle = fruitless = 0
         spin = _SPIN_MIN
         while m.acquire_u32(control, C_STOP) == 0:
-            work = 0
+            work = began = 0
+            if rounds & _SAMPLE == 0:
+                began = now()
             for i in range(flows):
                 flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
                 if m.load_u32(flow, F_PAUSED) != 0:
                     continue
+                m.store_u32(control, C_WHERE_FLOW, i)
                 if m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
+                    m.store_u32(control, C_WHERE, _RECEIVING)
                     work += program_flow(control, flow)
                 elif idle > 0 or rounds & 15 == 0:  # asking a TAP is a system call
+                    m.store_u32(control, C_WHERE, _STACK)
                     work += stack_flow(control, flow)
             rounds += 1
+            m.store_u64(control, C_ROUNDS, rounds)
             if work != 0 or idle == 0:
+                m.store_u32(control, C_WHERE, _FLUSHING)
                 for i in range(flows):
                     flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
                     q = m.load_ptr(flow, F_QUEUE)
@@ -275,8 +292,10 @@ def _worker(m: Any) -> Factory:
                         flush_front(m.load_u32(flow, F_KIND), q)
                     else:
                         flush_back(m.load_u32(flow, F_KIND), q)
-                m.store_u64(control, C_ROUNDS, rounds)
+            m.store_u32(control, C_WHERE, _BETWEEN)
             if work != 0:
+                if began != 0:
+                    note_latency(control, now() - began)
                 idle = fruitless = 0
                 continue
             idle += 1
@@ -287,6 +306,7 @@ def _worker(m: Any) -> Factory:
                 continue
             counters = m.load_ptr(control, C_FLOW_TABLE + F_STATS)
             count_up(counters, stats.IDLE_POLLS, 1)
+            m.store_u32(control, C_WHERE, _ASLEEP)
             ready = m.c_poll(m.load_ptr(control, C_POLLFDS), m.load_u32(control, C_POLLFD_COUNT),
                              _SLEEP_MS)
             fruitless += 1
@@ -310,13 +330,42 @@ def _count_up(m: Any) -> Factory:
     return count_up
 
 
+def _now(m: Any) -> Factory:
+    def now():  # type: ignore
+        time = m.gep(m.alloca(16), 0)
+        m.c_clock_gettime(_CLOCK_MONOTONIC, time)
+        return m.load_u64(time, 0) * 1_000_000_000 + m.load_u64(time, 8)
+
+    return now
+
+
+def _note_latency(m: Any) -> Factory:
+    def note_latency(control, took_ns):  # type: ignore
+        """Count a round into the worker's histogram, which is in its first flow's block."""
+        counters = m.load_ptr(control, C_FLOW_TABLE + F_STATS)
+        exponent = 63 - m.leading_zeros(took_ns | 1)
+        half = m.lshr(took_ns << 1, exponent) & 1
+        bucket = exponent * 2 + half
+        if bucket >= stats.BUCKETS:
+            bucket = stats.BUCKETS - 1
+        offset = stats.LATENCY + 8 * bucket
+        m.store_u64(counters, offset, m.load_u64(counters, offset) + 1)
+        m.store_u64(counters, stats.LATENCY_SUM, m.load_u64(counters, stats.LATENCY_SUM) + took_ns)
+        return 0
+
+    return note_latency
+
+
+NOW = Template("worker_now", _now, "i64()", inline=False)
+NOTE_LATENCY = Template("note_latency", _note_latency, "i64(ptr, i64)", inline=False)
 COUNT_UP = Template("count_up", _count_up, "i64(ptr, i64, i64)")
 FIND_FLOW = Template("find_flow", _find_flow, "ptr(ptr, i64)")
 DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, i64)", (COUNT_UP, FIND_FLOW))
 PROGRAM_FLOW = Template("program_flow", _program_flow, "i64(ptr, ptr)",
                         (DISPOSE, COUNT_UP, ENTER, LEAVE))
 STACK_FLOW = Template("stack_flow", _stack_flow, "i64(ptr, ptr)", (COUNT_UP,), inline=False)
-LOOP = Template("worker_loop", _worker, "i64(ptr)", (PROGRAM_FLOW, STACK_FLOW, COUNT_UP))
+LOOP = Template("worker_loop", _worker, "i64(ptr)",
+                (PROGRAM_FLOW, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY))
 
 
 def unit(front: Sequence[PortKind], back: Sequence[PortKind]) -> Unit:

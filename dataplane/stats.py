@@ -1,6 +1,6 @@
 """Counters in shared memory: anyone may read them, nobody stops for it.
 
-A header (JSON: names, workers, flows, interfaces), then a block of 512 bytes for each
+A header (JSON: names, workers, flows, interfaces), then a block of 1024 bytes for each
 flow of each worker: u64 counters in the order of COUNTERS, written by its worker alone, with no
 two workers on one cache line.  Names are public API.
 """
@@ -41,11 +41,14 @@ COUNTERS = (
  REDIRECT, BATCHES, TX_BYTES, TX_FULL, REDIRECT_NO_PORT, REDIRECT_FULL,
  PASS_FULL, INVALID_VERDICT, STACK_PACKETS, STACK_BYTES, STACK_FULL, IDLE_POLLS) = (
     8 * _i for _i in range(len(COUNTERS)))  # byte offsets in a flow's block, for the loop
-FLOW_BYTES = 512
+LATENCY_SUM = 504  # ns, of all that the histogram has counted
+LATENCY = 512  # histogram of a worker, in the block of its first flow
+BUCKETS = 64  # u64 each: rounds that took from 2^(i/2) ns on, 1.5 * 2^((i-1)/2) for an odd i
+FLOW_BYTES = 1024
 HEADER_BYTES = 1 << 16
 _SPARE_FLOWS = 1024  # for ports that come later; memory nobody touched costs nothing
 _MAGIC = b"XDPUSTA1"
-assert len(COUNTERS) * 8 <= FLOW_BYTES
+assert len(COUNTERS) * 8 <= LATENCY_SUM and LATENCY + 8 * BUCKETS <= FLOW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,33 @@ class FlowName:
     worker: int
     port: str
     queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A histogram of times in ns, and their sum."""
+
+    counts: tuple[int, ...]
+    sum_ns: int
+
+    @staticmethod
+    def upper_ns(bucket: int) -> float:
+        """The end of a bucket."""
+        exponent, half = divmod(bucket + 1, 2)
+        return float(2 ** exponent * (3 if half else 2) // 2)
+
+    def quantile_ns(self, q: float) -> float | None:
+        """An upper bound, at most 1.5 times too high; None before the first sample."""
+        left = q * sum(self.counts)
+        for bucket, count in enumerate(self.counts):
+            left -= count
+            if count and left <= 0:
+                return self.upper_ns(bucket)
+        return None
+
+    def since(self, before: Latency) -> Latency:
+        return Latency(tuple(a - b for a, b in zip(self.counts, before.counts, strict=True)),
+                       self.sum_ns - before.sum_ns)
 
 
 class Stats:
@@ -124,6 +154,17 @@ class Stats:
     def flow(self, index: int) -> dict[str, int]:
         start = (HEADER_BYTES + FLOW_BYTES * index) // 8
         return {name: self._cells[start + i] for i, name in enumerate(COUNTERS)}
+
+    def latency(self, flows: Iterable[int] | None = None) -> Latency:
+        """How long sampled rounds took, from before a batch was received until all it led to was
+        published: one round of 64, of all workers or of those that these flows belong to."""
+        counts, sum_ns = [0] * BUCKETS, 0
+        for index in range(len(self.flows)) if flows is None else flows:
+            start = (HEADER_BYTES + FLOW_BYTES * index) // 8
+            sum_ns += self._cells[start + LATENCY_SUM // 8]
+            at = start + LATENCY // 8
+            counts = [a + b for a, b in zip(counts, self._cells[at : at + BUCKETS], strict=True)]
+        return Latency(tuple(counts), sum_ns)
 
     def total(self, flows: Iterable[int] | None = None) -> dict[str, int]:
         chosen = range(len(self.flows)) if flows is None else flows

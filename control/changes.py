@@ -1,0 +1,140 @@
+"""What can be asked of a run while it runs: another program, ports that come, go or rest, counters.
+
+`prepare` is called by the control socket's thread and changes nothing; what it returns is done by
+the main thread.  Each change is whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from control import setmap
+from control.host import refuse_shared
+from control.watch import note
+from dataplane.engine import Engine
+from xdp_runtime.core_relo import read_settled
+from xdp_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from control.live import Live
+    from control.server import Change
+
+Request = dict[str, Any]
+
+
+class Changes:
+    """The changes of one run."""
+
+    def __init__(self, live: Live, engine: Engine) -> None:
+        self.live, self.engine = live, engine
+        self._verbs: dict[str, Callable[[Request], Change]] = {
+            "replace": self._replace, "pause": self._pause, "resume": self._pause,
+            "add": self._add, "remove": self._remove, "counters": self._counters}
+
+    def prepare(self, request: Request) -> Change:
+        """Raises XdpuError for what can be refused before anything is touched."""
+        prepare = self._verbs.get(str(request.get("do")))
+        if prepare is None:
+            raise ConfigError(f"request {request.get('do')!r}", "is not known to this run",
+                              f"it knows {', '.join(self._verbs)}")
+        return prepare(request)
+
+    def _done(self, what: str, **result: Any) -> dict[str, Any]:
+        """Say it where the run was started, and to who asked."""
+        note(what)
+        self.live.describe(self.engine)
+        if self.live.args.json:
+            print(json.dumps({"type": "change", "ts": round(time.time(), 3), "what": what,
+                              **result}), flush=True)
+        return {"what": what, **result}
+
+    def _replace(self, request: Request) -> Change:
+        obj = read_settled(str(request["object"]))
+        spec = obj.program(request.get("program"))
+        settings = [setmap.parse(text, obj) for text in request.get("set_map", ())]
+        grants = self.live.args.grants  # the class binds the run, whatever program it has
+        self.engine.compile_ahead(obj, spec.name, grants)
+
+        def change() -> dict[str, Any]:
+            before = self.engine.program.spec.name
+            kept = self.engine.replace(obj, spec.name, grants,
+                                       lambda program: setmap.apply(program, settings))
+            fresh = [m.name for m in obj.maps if m.name not in kept]
+            return self._done(
+                f"{spec.name} of {obj.name} runs in place of {before}; maps "
+                f"{_listed(kept)} go on, {_listed(fresh)} are new",
+                program=spec.name, object=obj.name, kept=kept, new=fresh)
+
+        return change
+
+    def _pause(self, request: Request) -> Change:
+        pausing = request["do"] == "pause"
+
+        def change() -> dict[str, Any]:
+            names = [str(name) for name in request.get("ifaces") or self.live.ports]
+            unknown = [name for name in names if name not in self.live.ports]
+            if unknown:
+                raise ConfigError(f"interface {unknown[0]}", "is not part of this run",
+                                  f"it has {', '.join(self.live.ports)}")
+            for name in names:
+                self.engine.pause(self.live.ports[name].name, pausing)
+            return self._done(f"{_listed(names)} {'paused' if pausing else 'resumed'}",
+                              ifaces=names)
+
+        return change
+
+    def _add(self, request: Request) -> Change:
+        name = str(request["iface"])
+        if self.live.is_dpdk:
+            raise ConfigError(f"interface {name}", "devices of DPDK are given at the start",
+                              "end the run and start it with all of them")
+
+        def change() -> dict[str, Any]:
+            from control.live import say_way_in
+
+            live, engine = self.live, self.engine
+            if name in live.ports:
+                raise ConfigError(f"interface {name}", "is part of this run already")
+            refuse_shared([name])
+            with ExitStack() as undo:
+                live.open(name)
+                undo.callback(live.close, name)
+                live.open_tap(name, len(engine.workers))
+                port = live.ports[name]
+                engine.add_port(port, live.taps.get(name))
+                undo.callback(engine.remove_port, port.name)
+                live.take_over(name)
+                undo.pop_all()
+            if name in live.taps:
+                say_way_in(live, name)
+            return self._done(f"{engine.program.spec.name} runs on {name}, too: {port.mode}",
+                              iface=name, mode=port.mode)
+
+        return change
+
+    def _remove(self, request: Request) -> Change:
+        name = str(request["iface"])
+
+        def change() -> dict[str, Any]:
+            if name not in self.live.ports:
+                raise ConfigError(f"interface {name}", "is not part of this run",
+                                  f"it has {', '.join(self.live.ports)}")
+            self.engine.remove_port(self.live.ports[name].name)
+            self.live.close(name)
+            return self._done(f"{name} is left to the host again", iface=name)
+
+        return change
+
+    def _counters(self, request: Request) -> Change:
+        def change() -> dict[str, Any]:
+            return {port.name: port.statistics() for port in self.live.every}
+
+        return change
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"
