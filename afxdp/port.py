@@ -21,6 +21,8 @@ from afxdp.interface import Interface
 from afxdp.queue import BindError, Queue, Shape, open_queue
 from afxdp.redirect_program import QUEUES_MAX, RedirectProgram
 from afxdp.umem import Umems
+from dataplane import napi
+from dataplane.napi import Deferral
 from dataplane.port import PortKind, PortQueue
 from xdp_runtime.errors import ConfigError, PortError
 
@@ -37,11 +39,11 @@ class AfxdpPort:
     kind: PortKind = rings.AFXDP
 
     def __init__(self, iface: Interface, program: RedirectProgram, opened: Sequence[Queue],
-                 member: socket.socket | None, mode: str) -> None:
+                 member: socket.socket | None, deferral: Deferral | None, mode: str) -> None:
         self.name, self.ifindex, self.mtu, self.mode = iface.name, iface.ifindex, iface.mtu, mode
         self.opened = tuple(opened)
         self.queues: Sequence[PortQueue] = [queue.port_queue for queue in opened]
-        self._program, self._member = program, member
+        self._program, self._member, self._deferral = program, member, deferral
         self._gone = self._closed = False
         self._statistics: dict[str, int] = {}
 
@@ -75,13 +77,18 @@ class AfxdpPort:
             indices = _choose_queues(found, queues)
             opened, why_copy = _open_queues(found, indices, undo, copy_mode, shape,
                                             umems or Umems(len(indices), len(indices)))
+            deferral = napi.defer(found.name, found.ifindex) if busy_poll else None
+            if deferral is not None:
+                undo.callback(deferral.restore)
             member = interface.make_promiscuous(found.ifindex) if promisc else None
             if member is not None:
                 undo.callback(member.close)
             for queue in opened:
                 program.admit(queue.index, queue.fd)
             text = _describe(found, program, indices, opened, why_copy)
-            port = cls(found, program, opened, member, text)
+            if deferral is not None:
+                text += f"; {deferral.said}"
+            port = cls(found, program, opened, member, deferral, text)
             undo.pop_all()
             return port
 
@@ -115,6 +122,8 @@ class AfxdpPort:
                 stack.callback(queue.close)
             if self._member is not None:
                 stack.callback(self._member.close)
+            if self._deferral is not None:
+                stack.callback(self._deferral.restore)
             stack.callback(self._program.close)
         self.queues = []
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from control import options
+from control import afxdp_options, options
 from control.options import Option, Verb
 from control.signals import Signals
 from xdp_runtime.errors import OutOfMemory, VerifyError, XdpuError
@@ -55,15 +55,13 @@ VERBS = (
                default=""),
         Option("--queue", "receive queues of each interface: all, 0-3, or 0,2", "LIST",
                options.queues, "all"),
-        Option("-m --mode", "XDP mode: native in the driver, skb in the stack, slower",
-               choices=("native", "skb"), default="native"),
-        Option("-C --copy-mode", "whether packets are copied (AF_XDP)",
-               choices=("auto", "copy", "zero-copy"), default="auto"),
+        *afxdp_options.OPTIONS,
         Option("-b --batch-size", "packets taken at once (64)", "N", options.number(1, 256), 64),
         Option("-i --interval", "seconds between status lines (1)", "S", options.seconds, 1.0),
         Option("-d --duration", "end after so many seconds; 0: on a signal (0)", "S",
                options.duration, 0.0),
-        Option("--busy-poll", "never sleep: a core a worker, lowest latency", type=bool),
+        Option("--busy-poll", "never sleep: a core a worker, lowest latency; --busy-poll=N is "
+               "--busy-poll-budget N", type=bool, value="--busy-poll-budget"),
         Option("--cpu", "CPUs the workers are pinned to: a list, auto or none (auto)", "LIST",
                options.cpus, "auto"),
         Option("--no-stack", "no TAP for XDP_PASS: such frames are counted and dropped",

@@ -20,7 +20,8 @@ class Option:
     """`names` is "-i --interval", or one upper-case word for an argument without a dash.
 
     `type` bool is a switch, and with `counted` one that counts; `many` may be given again, and
-    takes all that is left where there is no dash.
+    takes all that is left where there is no dash.  A switch may have a `value`: the option that
+    gets N where somebody writes --switch=N.
     """
 
     names: str
@@ -33,6 +34,7 @@ class Option:
     counted: bool = False
     many: bool = False
     hidden: bool = False
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,20 @@ class Verb:
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong by an error of ours, not by leaving the process."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.values: dict[str, str] = {}  # switch: the option that takes what is behind its =
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words: list[str] = []
+        for word in args or ():
+            switch, equals, value = word.partition("=")
+            if equals and switch in self.values:
+                words += [switch, f"{self.values[switch]}={value}"]
+            else:
+                words.append(word)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message.removeprefix("argument "), mend=f"see: {self.prog} --help")
@@ -104,6 +120,8 @@ def build_parser(verb: Verb) -> Parser:
             elif option.metavar:
                 settings["metavar"] = option.metavar
         parser.add_argument(*names, **settings)
+        if option.value:
+            parser.values[names[-1]] = option.value
     return parser
 
 

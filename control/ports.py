@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 
-from control import features
+from control import afxdp_options, features
 from dataplane import hostwrite
 from dataplane import netlink as nl
 from dataplane.hostnet import IFF_UP
@@ -36,6 +36,7 @@ def foresee(args: Namespace) -> tuple[PortKind, int]:
             from afxdp.port import AfxdpPort
             native.load()
             kind, counts = AfxdpPort.kind, [_count(args.queue, one.channels) for one in found]
+            afxdp_options.share(args, counts)
         else:
             from dataplane.af_packet import AfPacketPort
             kind, counts = AfPacketPort.kind, [_count(args.queue, 1) for _ in found]
@@ -69,12 +70,10 @@ def open_port(args: Namespace, name: str, mended: bool) -> Port:
     if args.port == "afpacket":
         from dataplane.af_packet import AfPacketPort
         return AfPacketPort(name, _count(args.queue, 1), promiscuous=args.promisc)
-    from afxdp.port import AfxdpPort
     deadline_s = time.monotonic() + (_REBIND_S if mended else 0)
     while True:
         try:
-            return AfxdpPort.open(name, args.queue, args.mode, copy_mode=args.copy_mode,
-                                  promisc=args.promisc)
+            return afxdp_options.open_port(args, name)
         except PortError as error:
             busy = "already bound" in error.why or "another XDP program" in error.why
             if not busy or time.monotonic() > deadline_s:

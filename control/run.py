@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from control import afxdp_options
 from control.signals import Interrupted, Signals
 from xdp_runtime.errors import ConfigError, XdpuError
 
@@ -55,8 +56,7 @@ def check_options(args: Namespace) -> None:
     if args.iface is not None:
         if args.out is not None:
             raise ConfigError("--out", "goes with --pcap", "tcpdump records interfaces")
-        if args.port != "afxdp" and (args.mode != "native" or args.copy_mode != "auto"):
-            raise ConfigError("--mode and --copy-mode", "go with --port afxdp")
+        afxdp_options.check(args)
 
 
 def _check_devices(args: Namespace) -> None:

@@ -95,7 +95,8 @@ class Worker:
                 base + loop.F_TIMESTAMPS: int(flow.port.kind.timestamps),
             }
             pointers |= {base + loop.F_QUEUE: flow.queue.address,
-                         base + loop.F_STATS: stats.address(flow.block)}
+                         base + loop.F_STATS: stats.address(flow.block),
+                         base + loop.F_FRAMES: flow.queue.frames}
         for offset, value in numbers.items():
             struct.pack_into("<I", self._memory, offset, value)
         for offset, value in pointers.items():

@@ -56,6 +56,7 @@ F_PARTNER = 24  # u32, flow + 1: where PASS goes, or where the stack's frames le
 F_TIMESTAMPS = 28  # u32, 1: its port fills RX_TIMESTAMP of the slots
 F_STATS = 32  # ptr
 F_PAUSED = 40  # u32, 1: its packets stay where they are
+F_FRAMES = 48  # u64, flows with the same number, not 0, share their frames
 FLOW_SIZE_BYTES = 64
 CONTROL_SIZE_BYTES = C_FLOW_TABLE + FLOW_SIZE_BYTES * FLOWS_MAX
 
@@ -149,6 +150,7 @@ def _dispose(m: Any) -> Factory:
         kind, q = m.load_u32(flow, F_KIND), m.load_ptr(flow, F_QUEUE)
         counters = m.load_ptr(flow, F_STATS)
         partner = m.load_u32(flow, F_PARTNER)
+        frames = m.load_u64(flow, F_FRAMES)
         aborted = dropped = passed = sent = redirected = sent_bytes = 0
         tx_full = no_port = redirect_full = pass_full = invalid = 0
         for i in range(count):
@@ -184,6 +186,12 @@ def _dispose(m: Any) -> Factory:
                 other = find(control, target)
                 if m.is_null(other):
                     no_port += 1
+                elif frames != 0 and frames == m.load_u64(other, F_FRAMES):  # no copy
+                    if transmit(kind, m.load_ptr(other, F_QUEUE), slot) == 0:
+                        redirect_full += 1
+                    else:
+                        sent_bytes += length
+                    continue
                 elif send(m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE), data,
                           length) == 0:
                     redirect_full += 1

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dataplane import hostnet, hostwrite, rundir
+from dataplane import hostnet, hostwrite, napi, rundir
 from dataplane import netlink as nl
 from dataplane.hostnet import HostState, Link
 from dataplane.rundir import Owner
@@ -215,7 +215,7 @@ def repair(run_dir: Path) -> list[str]:
             failed.pop(journal.path, None)
         except PortError as e:
             failed[journal.path] = str(e)
-    return [line for line in done if line] + list(failed.values())
+    return [line for line in done if line] + list(failed.values()) + napi.repair()
 
 
 def _journals(folder: Path) -> list[Path]:

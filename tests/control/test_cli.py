@@ -98,7 +98,11 @@ USAGE = [
     (["run", DROP, "--iface", "lo", "--duration", "nan"],
      "-d/--duration: 'nan' is not a time in seconds (see: xdpu run --help)"),
     (["run", DROP, "--iface", "lo", "--port", "afpacket", "--mode", "skb"],
-     "--mode and --copy-mode: go with --port afxdp"),
+     "--mode: goes with --port afxdp"),
+    (["run", DROP, "--iface", "lo", "--port", "tap", "--unaligned", "--busy-poll=8"],
+     "--busy-poll-budget and --unaligned: go with --port afxdp"),
+    (["run", DROP, "--iface", "lo", "--busy-poll=0"],
+     "--busy-poll-budget: '0' is not a number from 1 to 65535 (see: xdpu run --help)"),
     (["prog", "run", DROP, "--data-in", "hex:0g"],
      "--data-in: not hexadecimal bytes, Non-hexadecimal digit found (as in hex:ffffffffffff)"),
     (["prog", "run", DROP, "--data-in", "hex:00"], "--data-in: 1 bytes, a packet has 14 to 3480"),
@@ -118,7 +122,8 @@ def test_usage(argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str
 
 def test_an_unknown_choice_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", DROP, "--iface", "lo", "--mode", "fast"]) == 2
-    assert capsys.readouterr().err.startswith("xdpu: -m/--mode: invalid choice: 'fast' (choose")
+    assert capsys.readouterr().err.startswith(
+        "xdpu: -m/--mode/--xdp-mode: invalid choice: 'fast' (choose")
 
 
 LOAD = [

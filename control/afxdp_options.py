@@ -1,0 +1,72 @@
+"""Options of the AF_XDP port: the table, what it cannot say, and opening a port as they ask."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from control import options
+from control.options import Option
+from xdp_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from afxdp.port import AfxdpPort
+
+OPTIONS = (
+    Option("-m --mode --xdp-mode", "XDP mode: native in the driver; generic (skb) in the stack, "
+           "slower; auto: native, and if the driver refuses, generic",
+           choices=("native", "generic", "auto", "skb"), default="native"),
+    Option("-C --copy-mode", "whether packets are copied (AF_XDP); auto: only if the driver "
+           "offers no zero-copy", choices=("auto", "copy", "zero-copy"), default="auto"),
+    Option("--need-wakeup", "off: wake the kernel after each batch, asked or not (on)",
+           choices=("on", "off"), default="on"),
+    Option("--busy-poll-budget", "as --busy-poll=N: and the workers run the driver themselves, N "
+           "packets a call, its interrupts put off meanwhile", "N", options.number(1, 65535), 0),
+    Option("--ring-size", "entries of each ring of a queue, a power of two (2048)", "N",
+           options.number(64, 1 << 15), 2048),
+    Option("--frame-size", "bytes of a frame: 2048 or 4096; with --unaligned any between (4096)",
+           "N", options.number(2048, 4096), 4096),
+    Option("--frames", "frames of each queue, a power of two (twice the ring)", "N",
+           options.number(128, 1 << 20), 0),
+    Option("--unaligned", "frames at any address, of any size", type=bool),
+    Option("--umem-pages", "pages frames are in: auto: huge ones if there are enough free",
+           choices=("auto", "huge", "ordinary"), default="auto"),
+    Option("--umem", "shared: one for all queues of a worker, so that a redirect between "
+           "interfaces copies nothing; own: one a queue; auto: shared by several interfaces",
+           choices=("auto", "shared", "own"), default="auto"),
+)
+_DEFAULTS: dict[str, Any] = {
+    next(name for name in option.names.split() if name.startswith("--"))[2:].replace("-", "_"):
+    False if option.type is bool else option.default for option in OPTIONS}
+
+
+def check(args: Namespace) -> None:
+    """Raises ConfigError for options of this port with another one."""
+    if args.port != "afxdp":
+        given = [name for name, default in _DEFAULTS.items() if getattr(args, name) != default]
+        if given:
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(names, f"{'goes' if len(given) == 1 else 'go'} with --port afxdp")
+    if args.busy_poll_budget:
+        args.busy_poll = True
+
+
+def share(args: Namespace, counts: Sequence[int]) -> None:
+    """Decide which queues share a umem, once it is known how many each interface has."""
+    from afxdp.umem import Umems
+    from xdp_runtime.state import max_workers
+
+    wanted = args.umem == "shared" or (args.umem == "auto" and len(counts) > 1)
+    args.umems = Umems(min(*counts, max_workers()), sum(counts)) if wanted else None
+
+
+def open_port(args: Namespace, name: str) -> AfxdpPort:
+    """Raises what AfxdpPort.open raises."""
+    from afxdp.port import AfxdpPort
+
+    return AfxdpPort.open(
+        name, args.queue, args.mode, copy_mode=args.copy_mode, frame_size=args.frame_size,
+        ring_size=args.ring_size, need_wakeup=args.need_wakeup == "on", promisc=args.promisc,
+        unaligned=args.unaligned, pages=args.umem_pages, frames=args.frames,
+        busy_poll=args.busy_poll_budget, umems=args.umems)
