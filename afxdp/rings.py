@@ -373,11 +373,13 @@ def _flush(m: Any) -> Factory:
     return afxdp_flush
 
 
+RELEASE = Template("afxdp_release", _release, RELEASE_SIGNATURE, (FILL_ROOM,))
+FLUSH = Template("afxdp_flush", _flush, FLUSH_SIGNATURE, (PUSH, REFILL))
 AFXDP = PortKind(
     "afxdp",
     receive=Template("afxdp_receive", _receive, RECEIVE_SIGNATURE, (PUSH, REFILL)),
-    release=Template("afxdp_release", _release, RELEASE_SIGNATURE, (FILL_ROOM,)),
+    release=RELEASE,
     transmit=Template("afxdp_transmit", _transmit, TRANSMIT_SIGNATURE, (HAS_ROOM,)),
     send=Template("afxdp_send", _send, SEND_SIGNATURE, (HAS_ROOM, PUSH), inline=False),
-    flush=Template("afxdp_flush", _flush, FLUSH_SIGNATURE, (PUSH, REFILL)),
+    flush=FLUSH,
 )

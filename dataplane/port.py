@@ -16,6 +16,15 @@ A batch is an array of slots of SLOT_SIZE_BYTES each.  `receive` fills DATA, DAT
 FRAME_END and COOKIE; DATA_META and VERDICT are the loop's.  Bounds are those of the buffer:
 [HARD_START, FRAME_END) is memory that the program's adjust_head and adjust_tail may move into
 (HARD_START leaves XDP_FRAME_BYTES of the headroom alone, as the kernel does).
+
+A kind with `chain` gives packets in several buffers, to xdp.frags programs alone: such a packet
+takes consecutive slots of one batch.  In the first, `receive` says in FRAGMENTS how many follow;
+these have DATA, DATA_END, FRAME_END and COOKIE, and each is given back by a `release` of its own.
+
+    chain(q, slot, more) -> 1 | 0      transmit the packet in this slot and the `more` behind it
+
+Packets that are to go elsewhere are made one piece by the loop, so `send` of these kinds takes
+packets of any length, and so does `transmit` whose packet lies outside its slot's frame: it copies.
 """
 
 from __future__ import annotations
@@ -38,6 +47,7 @@ COOKIE = 40  # u64 of the port's own, e.g. the umem address of the frame
 VERDICT = 48  # u32, xdp_action, set by the loop before release or transmit
 TARGET = 52  # u32, interface index of a redirect, set by the loop
 RX_TIMESTAMP = 56  # u64, ns: when it was received, 0: unknown; of kinds that say `timestamps`
+FRAGMENTS = 48  # u32, until VERDICT is set: how many slots behind this one belong to its packet
 SLOT_SIZE_BYTES = 64
 
 RECEIVE_SIGNATURE = "i64(ptr, ptr, i64)"
@@ -45,6 +55,7 @@ RELEASE_SIGNATURE = "i64(ptr, ptr)"
 TRANSMIT_SIGNATURE = "i64(ptr, ptr)"
 SEND_SIGNATURE = "i64(ptr, ptr, i64)"
 FLUSH_SIGNATURE = "i64(ptr)"
+CHAIN_SIGNATURE = "i64(ptr, ptr, i64)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,7 @@ class PortKind:
     send: Template
     flush: Template
     timestamps: bool = False  # does `receive` fill RX_TIMESTAMP?
+    chain: Template | None = None  # for kinds whose packets may take several slots
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,12 @@ _code: list[Any] = []
 
 @cache
 def calls(kind: PortKind) -> dict[str, Callable[..., int]]:
-    """receive, release, transmit, send and flush as functions that release the GIL."""
+    """receive, release, transmit, send, flush and chain as functions that release the GIL."""
     from xdp_runtime.compiler import target, templates
 
     five = {name: getattr(kind, name)
-            for name in ("receive", "release", "transmit", "send", "flush")}
+            for name in ("receive", "release", "transmit", "send", "flush", "chain")
+            if getattr(kind, name) is not None}
     text = target.pause_definition()
     for name, template in five.items():
         kinds = ", ".join(template.parameters)
@@ -79,6 +80,11 @@ class Slot:
         return self._get(contract.FRAME_END)
 
     @property
+    def fragments(self) -> int:
+        """How many slots follow that belong to this packet, as `receive` left it."""
+        return self._get(contract.FRAGMENTS, ctypes.c_uint32)
+
+    @property
     def data(self) -> bytes:
         return ctypes.string_at(self.start, self.end - self.start)
 
@@ -126,6 +132,10 @@ class Driver:
     def transmit(self, slot: Slot) -> bool:
         slot.judge(Verdict.TX)
         return bool(self._calls["transmit"](self.q, slot.address))
+
+    def chain(self, slot: Slot, more: int) -> bool:
+        slot.judge(Verdict.TX)
+        return bool(self._calls["chain"](self.q, slot.address, more))
 
     def send(self, frame: bytes) -> bool:
         kept = ctypes.create_string_buffer(frame, len(frame))

@@ -23,7 +23,7 @@ COMMANDS, ROOM = 4, 256
 FIRST, PAGE = 4096 - 256 - 320, 4096
 KEY = bytes(4)
 Case = tuple[bytes, int | None]  # a packet, and how much of it is in the first buffer
-Outcome = tuple[int, bytes, bytes, bytes]
+Outcome = tuple[int, bytes, bytes, bytes | None]
 
 
 def a_command(rng: random.Random, length: int) -> bytes:
@@ -62,7 +62,7 @@ def interpreted(given: list[Case], name: str = "frags") -> list[Outcome]:
     obj = read_object(OBJECT)
     machine = Machine(obj, obj.program(name))
     results = machine.maps[obj.map_index("results")]
-    out = []
+    out: list[Outcome] = []
     for packet, linear in given:
         run = machine.run(packet, linear_bytes=linear)
         out.append((run.verdict, run.data_out, run.meta, bytes(results.lookup(KEY) or b"")))
@@ -71,7 +71,8 @@ def interpreted(given: list[Case], name: str = "frags") -> list[Outcome]:
 
 def words(outcome: Outcome) -> tuple[object, ...]:
     """For messages."""
-    return outcome[0], len(outcome[1]), len(outcome[2]), struct.unpack_from("<12i", outcome[3])
+    verdict, packet, meta, results = outcome
+    return verdict, len(packet), len(meta), struct.unpack_from("<12i", results or b"")
 
 
 @pytest.mark.parametrize("name", ["frags", "linear"])
@@ -81,9 +82,10 @@ def test_compiled_is_interpreted(opt: int, name: str) -> None:
     if name == "linear":
         given = [(packet[:3000], None) for packet, _ in given]
     with load(read_object(OBJECT), name, opt=opt) as program:
+        results = program.maps["results"]
         for case, expected in zip(given, interpreted(given, name), strict=True):
             run = program.run(case[0], linear_bytes=case[1])
-            got = (run.retval, run.data_out, run.meta, program.maps["results"].lookup(KEY))
+            got = run.retval, run.data_out, run.meta, bytes(results.lookup(KEY) or b"")  # type: ignore[arg-type]
             assert words(got) == words(expected), case[0][:64].hex()
             assert got == expected, case[0][:64].hex()
 
@@ -105,7 +107,7 @@ def test_every_error_is_met() -> None:
     for packet, outcome in zip(cases(1, 800), interpreted(list(cases(1, 800))), strict=True):
         for n in range(COMMANDS):
             what = COMMAND.unpack_from(packet[0], n * COMMAND.size)[0]
-            seen.add((what, min(struct.unpack_from("<i", outcome[3], 4 * n)[0], 0)))
+            seen.add((what, min(struct.unpack_from("<i", outcome[3] or b"", 4 * n)[0], 0)))
     assert seen >= {(LOAD, 0), (LOAD, -14), (LOAD, -22), (STORE, 0), (STORE, -14), (STORE, -22),
                     (TAIL, 0), (TAIL, -22), (HEAD, 0), (HEAD, -22), (META, -13)}
 

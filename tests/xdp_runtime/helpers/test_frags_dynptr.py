@@ -75,8 +75,8 @@ def in_kernel() -> Iterator[KernelProgram]:
     subprocess.run(["bpftool", "prog", "loadall", OBJECT, where], check=True)
     try:
         path = ctypes.create_string_buffer(f"{where}/frags".encode())
-        fd = bpf_syscall.bpf(  # type: ignore[arg-type]
-            _OBJ_GET, bytearray(struct.pack("=QII", ctypes.addressof(path), 0, 0)))
+        attr = bytearray(struct.pack("=QII", ctypes.addressof(path), 0, 0))
+        fd = bpf_syscall.bpf(_OBJ_GET, attr)  # type: ignore[arg-type]
         with KernelProgram(read_object(OBJECT).program("frags"), fd, {}) as program:
             yield program
     finally:
