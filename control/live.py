@@ -21,6 +21,7 @@ from control import setmap
 from control.changes import Changes
 from control.host import Watchdog, choose_cpus, refuse_shared, say_cpus, used_cpus
 from control.ports import foresee, is_stackless, open_own_tap, open_port, tap_name
+from control.progress import Progress
 from control.run import finish, stop_engine
 from control.server import ControlServer
 from control.signals import Signals
@@ -125,7 +126,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                           name="+".join(args.iface), interval_s=args.interval,
                           duration_s=args.duration, as_json=args.json,
                           trace=args.trace or args.verbose > 0,
-                          checks=(dog.check, server.carry_out),
+                          checks=(dog.check, server.carry_out, Progress(engine, note).check),
                           silence=lambda: _why_silent(args, live, dog))
             signals.check()
             engine.start()

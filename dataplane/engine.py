@@ -165,6 +165,17 @@ class Worker:
         """Rounds of the loop so far; stands still only in a worker that hangs or sleeps."""
         return int(struct.unpack_from("<Q", self._memory, loop.C_ROUNDS)[0])
 
+    def where(self) -> tuple[str, Flow | None]:
+        """What it does at the moment, and for which flow."""
+        stage, number = struct.unpack_from("<2I", self._memory, loop.C_WHERE)
+        flow = self.flows[number] if number < len(self.flows) else None
+        return loop.WHERE[stage], flow if loop.WHERE[stage] in loop.OF_A_FLOW else None
+
+    @property
+    def thread_id(self) -> int:
+        """The kernel's number of its thread, 0 before it starts."""
+        return (self._thread.native_id or 0) if self._thread is not None else 0
+
     @property
     def running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

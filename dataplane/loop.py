@@ -64,6 +64,7 @@ ROLE_PROGRAM, ROLE_STACK = 0, 1
 WHERE = ("between batches", "receiving", "in the program", "passing packets on", "in the stack's "
          "packets", "publishing the rings", "asleep")
 _BETWEEN, _RECEIVING, _RUNNING, _DISPOSING, _STACK, _FLUSHING, _ASLEEP = range(len(WHERE))
+OF_A_FLOW = WHERE[_RECEIVING:_FLUSHING]
 _SAMPLE = 63  # a round of 64 is timed
 _CLOCK_MONOTONIC = 1
 _SPIN_MIN, _SPIN_MAX = 64, 4096  # rounds without a packet before sleeping

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.run_xdpu import EXAMPLES, Run, command, environment, until, xdpu
+from tests.control.run_xdpu import EXAMPLES, OBJECTS, Run, command, environment, until, xdpu
 from tests.control.test_run_iface import ping
-from tests.nets import VethPair, popen_in_ns, run
+from tests.nets import VethPair, in_ns, popen_in_ns, run
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 _LINE = re.compile(r'xdpu_[a-z_]+\{([a-z_]+="[^"]*",?)+\} [0-9.e+-]+')
@@ -122,3 +123,20 @@ def test_a_run_that_died_is_down(net: VethPair, tmp_path: Path) -> None:
     cleaned = run("ip", "netns", "exec", net.b.ns, *command("clean"),
                   env=environment(XDPU_RUNDIR=str(tmp_path)))
     assert "dead" in cleaned.stdout
+
+
+def test_a_worker_that_hangs_is_told_of_with_where(net: VethPair, tmp_path: Path) -> None:
+    """The program needs longer than anybody waits; the run ends all the same."""
+    frame = "ff" * 6 + "02" * 6 + "88b5" + "00" * 46
+    send = ("import socket; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); "
+            f"s.bind(('{net.a.ifname}', 0)); s.send(bytes.fromhex('{frame}'))")
+    with Run(net.b.ns, str(OBJECTS / "slow.o"), "--iface", net.b.ifname, "--no-stack", "-i", "1",
+             XDPU_RUNDIR=str(tmp_path)) as one:
+        one.wait_for("start")
+        in_ns(net.a.ns, sys.executable, "-c", send)
+        until(lambda: (one.read(0.1), "no progress" in one.errors)[1], "the watchdog")
+        assert re.search(rf"worker \d has made no progress for \d s: in the program slow, packets "
+                         rf"of {net.b.ifname}:\d, running on a CPU", one.errors)
+        assert one.end() == 1
+        assert "did not stop within" in one.errors
+    assert not list(tmp_path.glob("*/takeover-*"))
