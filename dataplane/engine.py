@@ -26,7 +26,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dataplane import loop
+from dataplane import loop, redirect, scouting
+from dataplane import worker_block as layout
+from dataplane.aborted import Area
+from dataplane.block import Block
 from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortKind, PortQueue
 from dataplane.stats import FlowName, Stats
 from xdp_runtime.compiler import link
@@ -57,16 +60,18 @@ class Flow:
 class Worker:
     """One thread running the compiled loop over its flows until told to stop."""
 
-    def __init__(self, number: int, cpu: int | None) -> None:
+    def __init__(self, number: int, cpu: int | None, trace_aborted: int = 0) -> None:
         self.number, self.cpu = number, cpu
         self.flows: list[Flow] = []
         self.error: BaseException | None = None
         self.finished = False
         batch_bytes = SLOT_SIZE_BYTES * BATCH_MAX
-        self._memory = mmap.mmap(-1, loop.CONTROL_SIZE_BYTES + 4096 + batch_bytes)
+        self._memory = mmap.mmap(-1, layout.CONTROL_SIZE_BYTES + 4096 + batch_bytes)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._batch = self._base + loop.CONTROL_SIZE_BYTES + 4096
-        self._pollfds = self._base + loop.CONTROL_SIZE_BYTES
+        self._batch = self._base + layout.CONTROL_SIZE_BYTES + 4096
+        self._pollfds = self._base + layout.CONTROL_SIZE_BYTES
+        self._scratch = Block(redirect.SCRATCH_BYTES + 8 * BATCH_MAX)
+        self.aborted = Area(trace_aborted)
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread: threading.Thread | None = None
         self._code: Callable[[int], int] | None = None
@@ -78,25 +83,28 @@ class Worker:
         """Write all of the control block; of a running worker only `between` batches."""
         self.flows = list(flows)
         fds = [self._event, *(f.queue.poll_fd for f in self.flows)]  # poll(2) passes over -1
-        numbers = {loop.C_WORKER_ID: self.number, loop.C_FLOWS: len(self.flows),
-                   loop.C_POLLFD_COUNT: len(fds), **settings}
-        pointers = {loop.C_BATCH: self._batch, loop.C_POLLFDS: self._pollfds}
+        numbers = {layout.C_WORKER_ID: self.number, layout.C_FLOWS: len(self.flows),
+                   layout.C_POLLFD_COUNT: len(fds), **settings}
+        pointers = {layout.C_BATCH: self._batch, layout.C_POLLFDS: self._pollfds,
+                    layout.C_SCRATCH: self._scratch.address,
+                    layout.C_HOWS: self._scratch.address + redirect.SCRATCH_BYTES,
+                    layout.C_ABORTED: self.aborted.address}
         for index, fd in enumerate(fds):
             self._set_pollfd(index, fd)
-        table = loop.FLOW_SIZE_BYTES * loop.FLOWS_MAX
-        self._memory[loop.C_FLOW_TABLE:loop.C_FLOW_TABLE + table] = bytes(table)
+        table = layout.FLOW_SIZE_BYTES * layout.FLOWS_MAX
+        self._memory[layout.C_FLOW_TABLE:layout.C_FLOW_TABLE + table] = bytes(table)
         for index, flow in enumerate(self.flows):
-            base = loop.C_FLOW_TABLE + index * loop.FLOW_SIZE_BYTES
+            base = layout.C_FLOW_TABLE + index * layout.FLOW_SIZE_BYTES
             numbers |= {
-                base + loop.F_KIND: flow.kind, base + loop.F_ROLE: flow.role,
-                base + loop.F_IFINDEX: flow.port.ifindex,
-                base + loop.F_RX_QUEUE: flow.queue.index,
-                base + loop.F_PARTNER: flow.partner + 1,
-                base + loop.F_TIMESTAMPS: int(flow.port.kind.timestamps),
+                base + layout.F_KIND: flow.kind, base + layout.F_ROLE: flow.role,
+                base + layout.F_IFINDEX: flow.port.ifindex,
+                base + layout.F_RX_QUEUE: flow.queue.index,
+                base + layout.F_PARTNER: flow.partner + 1,
+                base + layout.F_TIMESTAMPS: int(flow.port.kind.timestamps),
             }
-            pointers |= {base + loop.F_QUEUE: flow.queue.address,
-                         base + loop.F_STATS: stats.address(flow.block),
-                         base + loop.F_FRAMES: flow.queue.frames}
+            pointers |= {base + layout.F_QUEUE: flow.queue.address,
+                         base + layout.F_STATS: stats.address(flow.block),
+                         base + layout.F_FRAMES: flow.queue.frames}
         for offset, value in numbers.items():
             struct.pack_into("<I", self._memory, offset, value)
         for offset, value in pointers.items():
@@ -104,13 +112,13 @@ class Worker:
         self.use(program)
 
     def _set_pollfd(self, index: int, fd: int) -> None:
-        start = loop.CONTROL_SIZE_BYTES + index * _POLLFD.size
+        start = layout.CONTROL_SIZE_BYTES + index * _POLLFD.size
         self._memory[start : start + _POLLFD.size] = _POLLFD.pack(fd, _POLLIN, 0)
 
     def use(self, program: Program) -> None:
         """Run this program's code on its memory; of a running worker only `between` batches."""
         self._code = program.code.function(loop.WORKER, ctypes.c_int64, ctypes.c_void_p)
-        struct.pack_into("<Q", self._memory, loop.C_PROGRAM_MEMORY,
+        struct.pack_into("<Q", self._memory, layout.C_PROGRAM_MEMORY,
                          program.worker_memory(self.number))
 
     def start(self) -> None:
@@ -141,13 +149,13 @@ class Worker:
             return False
         with suppress(BlockingIOError):
             os.eventfd_read(self._event)
-        struct.pack_into("<I", self._memory, loop.C_STOP, 0)
+        struct.pack_into("<I", self._memory, layout.C_STOP, 0)
         try:
             between[0]()
         finally:
             between[1].set()
         if self._ending:  # asked for before the line above, perhaps
-            struct.pack_into("<I", self._memory, loop.C_STOP, 1)
+            struct.pack_into("<I", self._memory, layout.C_STOP, 1)
         return True
 
     def between(self, action: Callable[[], None]) -> threading.Event:
@@ -159,11 +167,6 @@ class Worker:
         if not self.running:
             done.set()
         return done
-
-    @property
-    def rounds(self) -> int:
-        """Rounds of the loop so far; stands still only in a worker that hangs or sleeps."""
-        return int(struct.unpack_from("<Q", self._memory, loop.C_ROUNDS)[0])
 
     def where(self) -> tuple[str, Flow | None]:
         """What it does at the moment, and for which flow."""
@@ -177,6 +180,11 @@ class Worker:
         return (self._thread.native_id or 0) if self._thread is not None else 0
 
     @property
+    def rounds(self) -> int:
+        """Rounds of the loop so far; stands still only in a worker that hangs or sleeps."""
+        return int(struct.unpack_from("<Q", self._memory, layout.C_ROUNDS)[0])
+
+    @property
     def running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
@@ -185,16 +193,20 @@ class Worker:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        struct.pack_into("<I", self._memory, loop.C_STOP, 1)
+        struct.pack_into("<I", self._memory, layout.C_STOP, 1)
         os.eventfd_write(self._event, 1)
 
     def pause(self, name: str, paused: bool) -> None:
         """Take no packets from the queues of this port, nor from its stack, or again."""
         for index, flow in enumerate(self.flows):
             if flow.owner == name:
-                struct.pack_into("<I", self._memory, loop.C_FLOW_TABLE
-                                 + index * loop.FLOW_SIZE_BYTES + loop.F_PAUSED, int(paused))
+                struct.pack_into("<I", self._memory, layout.C_FLOW_TABLE
+                                 + index * layout.FLOW_SIZE_BYTES + layout.F_PAUSED, int(paused))
                 self._set_pollfd(1 + index, -1 if paused else flow.queue.poll_fd)
+
+    def look_ahead(self, how: int) -> None:
+        """How from the next batch on: AUTO, ALWAYS or NEVER of scouting.py."""
+        struct.pack_into("<I", self._memory, layout.C_LOOK_AHEAD, how)
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread; True when it has ended.  Raises what went wrong in it."""
@@ -232,20 +244,22 @@ class Engine:
                  stack: Mapping[int, Port] | None = None, batch_size: int = 64,
                  busy_poll: bool = False, cpus: Sequence[int] | None = None, opt: int = 3,
                  exit_when_idle: bool = False, directory: Path | None = None,
-                 max_map_bytes: int = 0, grants: ExtensionClass | None = None) -> None:
+                 max_map_bytes: int = 0, grants: ExtensionClass | None = None,
+                 trace_aborted: int = 0, look_ahead: str = "auto") -> None:
         if not 1 <= batch_size <= BATCH_MAX:
             raise ConfigError(f"batch size {batch_size}", f"must be 1 to {BATCH_MAX}")
         self.ports, self.stack = list(ports), dict(stack or {})
         self.paused: set[str] = set()
         self._opt, self._grants = opt, grants
-        self._settings = {loop.C_BATCH_SIZE: batch_size, loop.C_BUSY_POLL: int(busy_poll),
-                          loop.C_EXIT_WHEN_IDLE: int(exit_when_idle)}
+        self._settings = {layout.C_BATCH_SIZE: batch_size, layout.C_BUSY_POLL: int(busy_poll),
+                          layout.C_EXIT_WHEN_IDLE: int(exit_when_idle),
+                          layout.C_LOOK_AHEAD: scouting.WORDS[look_ahead]}
         count = min(*(len(p.queues) for p in [*self.ports, *self.stack.values()]), max_workers())
         self._maps = directory / "maps" if directory else None
         if self._maps is not None:
             self._maps.mkdir(exist_ok=True)
         budget.check(obj.name, obj.maps, count, self._maps, max_map_bytes)
-        self.workers = [Worker(number, cpus[number % len(cpus)] if cpus else None)
+        self.workers = [Worker(number, cpus[number % len(cpus)] if cpus else None, trace_aborted)
                         for number in range(count)]
         self._kinds = _kinds(self.ports), _kinds(self.stack.values())
         rows = self._plan(self.ports, self.stack, 0)
@@ -272,9 +286,9 @@ class Engine:
         rows, block = [], first_block
         for worker in self.workers:
             flows = self._flows_of(worker.number, ports, stack)
-            if len(flows) > loop.FLOWS_MAX:
+            if len(flows) > layout.FLOWS_MAX:
                 raise ConfigError(f"worker {worker.number}", f"{len(flows)} queues, at most "
-                                  f"{loop.FLOWS_MAX}", "use fewer interfaces or queues")
+                                  f"{layout.FLOWS_MAX}", "use fewer interfaces or queues")
             rows.append([replace(flow, block=block + i) for i, flow in enumerate(flows)])
             block += len(flows)
         return rows
@@ -288,10 +302,10 @@ class Engine:
             own = list(port.queues)[number::len(self.workers)]
             stack_flow = len(flows) + len(own) if partner is not None else -1
             for queue in own:
-                flows.append(Flow(port, queue, loop.ROLE_PROGRAM, front.index(port.kind),
+                flows.append(Flow(port, queue, layout.ROLE_PROGRAM, front.index(port.kind),
                                   stack_flow, port.name))
             if partner is not None:
-                flows.append(Flow(partner, partner.queues[number], loop.ROLE_STACK,
+                flows.append(Flow(partner, partner.queues[number], layout.ROLE_STACK,
                                   back.index(partner.kind), stack_flow - len(own), port.name))
         return flows
 
@@ -403,6 +417,13 @@ class Engine:
         if not self.wait(timeout_s):
             hung = next(worker for worker in self.workers if worker.running)
             raise XdpuError(f"worker {hung.number}", f"did not stop within {timeout_s:g} s")
+
+    def look_ahead(self, how: str) -> None:
+        """Fetch what a batch's programs will look up first: "on", "off", or "auto", which measures
+        whether it pays (scouting.py)."""
+        self._settings[layout.C_LOOK_AHEAD] = scouting.WORDS[how]
+        for worker in self.workers:
+            worker.look_ahead(scouting.WORDS[how])
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until every worker has ended; False on time-out.  Raises what went wrong in one."""

@@ -20,58 +20,59 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataplane import port, stats
+from dataplane.aborted import NOTE
 from dataplane.port import PortKind
+from dataplane.redirect import ELSEWHERE
+from dataplane.scouting import JUDGE, LOOK_AHEAD
+from dataplane.worker_block import (
+    C_BATCH,
+    C_BATCH_SIZE,
+    C_BUSY_POLL,
+    C_EXIT_WHEN_IDLE,
+    C_FLOW_TABLE,
+    C_FLOWS,
+    C_HOWS,
+    C_LOOK_AHEAD,
+    C_POLLFD_COUNT,
+    C_POLLFDS,
+    C_PROGRAM_MEMORY,
+    C_ROUNDS,
+    C_STOP,
+    C_WHERE,
+    C_WHERE_FLOW,
+    C_WORKER_ID,
+    COUNT_UP,
+    F_FRAMES,
+    F_IFINDEX,
+    F_KIND,
+    F_PARTNER,
+    F_PAUSED,
+    F_QUEUE,
+    F_ROLE,
+    F_RX_QUEUE,
+    F_SCOUT,
+    F_STATS,
+    F_TIMESTAMPS,
+    FIND_FLOW,
+    FLOW_SIZE_BYTES,
+    ROLE_PROGRAM,
+    WHERE,
+)
 from xdp_runtime import state as st
 from xdp_runtime.compiler.link import ENTRY, Unit
-from xdp_runtime.maps.dev import TO_STACK
 from xdp_runtime.maps.pool import ENTER, LEAVE
+from xdp_runtime.maps.scout import LARGE_BYTES
 from xdp_runtime.template import Template
 
 WORKER = "xdpu.worker"  # i64(ptr control), exported
-FLOWS_MAX = 32
-
-# the control block of a worker: byte offsets
-C_STOP = 0  # u32, set to 1 by Python: leave at the next batch boundary
-C_WORKER_ID = 4  # u32
-C_BATCH_SIZE = 8  # u32
-C_BUSY_POLL = 12  # u32, 1: never sleep
-C_FLOWS = 16  # u32
-C_EXIT_WHEN_IDLE = 20  # u32, 1: return when a round brings nothing (files)
-C_PROGRAM_MEMORY = 24  # ptr, the program's worker memory
-C_BATCH = 32  # ptr, slots
-C_POLLFDS = 40  # ptr, struct pollfd[]
-C_POLLFD_COUNT = 48  # u32
-C_ROUNDS = 64  # u64, rounds done; stands still in a worker that hangs
-C_WHERE = 72  # u32, what it does at the moment, WHERE
-C_WHERE_FLOW = 76  # u32, and for which of its flows
-C_FLOW_TABLE = 128
-
-# a flow
-F_KIND = 0  # u32, number of its port kind on its side
-F_ROLE = 4  # u32
-F_QUEUE = 8  # ptr, the port queue's memory
-F_IFINDEX = 16  # u32
-F_RX_QUEUE = 20  # u32
-F_PARTNER = 24  # u32, flow + 1: where PASS goes, or where the stack's frames leave; 0: none
-F_TIMESTAMPS = 28  # u32, 1: its port fills RX_TIMESTAMP of the slots
-F_STATS = 32  # ptr
-F_PAUSED = 40  # u32, 1: its packets stay where they are
-F_FRAMES = 48  # u64, flows with the same number, not 0, share their frames
-FLOW_SIZE_BYTES = 64
-CONTROL_SIZE_BYTES = C_FLOW_TABLE + FLOW_SIZE_BYTES * FLOWS_MAX
-
-ROLE_PROGRAM, ROLE_STACK = 0, 1
-WHERE = ("between batches", "receiving", "in the program", "passing packets on", "in the stack's "
-         "packets", "publishing the rings", "asleep")
 _BETWEEN, _RECEIVING, _RUNNING, _DISPOSING, _STACK, _FLUSHING, _ASLEEP = range(len(WHERE))
-OF_A_FLOW = WHERE[_RECEIVING:_FLUSHING]
 _SAMPLE = 63  # a round of 64 is timed
 _CLOCK_MONOTONIC = 1
 _SPIN_MIN, _SPIN_MAX = 64, 4096  # rounds without a packet before sleeping
 _SLEEP_MS = 100
 _EAGER_WAKEUPS = 64  # fruitless wake-ups in a row before a short unconditional sleep
 
-_ABORTED, _DROP, _PASS, _TX, _REDIRECT = (int(v) for v in st.Verdict)
+_, _DROP, _PASS, _TX, _REDIRECT = (int(v) for v in st.Verdict)
 Factory = Callable[..., Any]
 
 
@@ -81,6 +82,7 @@ def _program_flow(m: Any) -> Factory:
     state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
     receive = m.symbol("xdpu.front.receive", "i64(i64, ptr, ptr, i64)")
     dispose = m.extern(DISPOSE)
+    look_ahead, judge = m.extern(LOOK_AHEAD), m.extern(JUDGE)
 
     def program_flow(control, flow):  # type: ignore
         batch = m.load_ptr(control, C_BATCH)
@@ -95,9 +97,11 @@ def _program_flow(m: Any) -> Factory:
         counters = m.load_ptr(flow, F_STATS)
         ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
         worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
-        timestamps = m.load_u32(flow, F_TIMESTAMPS)
+        timestamps, hows = m.load_u32(flow, F_TIMESTAMPS), m.load_ptr(control, C_HOWS)
         received = 0
         enter(memory)
+        began = look_ahead(m.load_u32(control, C_LOOK_AHEAD), m.gep(flow, F_SCOUT), batch, count,
+                           ifindex, rx_queue, worker, memory)
         for i in range(count):
             slot = m.gep(batch, i * port.SLOT_SIZE_BYTES)
             data, end = m.load_ptr(slot, port.DATA), m.load_ptr(slot, port.DATA_END)
@@ -121,18 +125,22 @@ def _program_flow(m: Any) -> Factory:
                     known = st.KNOWS_TIMESTAMP
             m.store_u32(run, st.RX_KNOWN, known)
             m.store_u64(run, st.RX_TIMESTAMP, timestamp)
+            m.store_u64(run, st.REDIRECT_HOW, 0)  # and PROGRAM
             verdict = program(run)
+            m.store_u64(hows, i * 8, m.load_u64(run, st.REDIRECT_HOW))
             m.store_u32(slot, port.VERDICT, verdict)
             m.store_u32(slot, port.TARGET, m.load_u32(run, st.REDIRECT_IFINDEX))
             m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
             m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
             m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
-        leave(memory)
+        if began != 0:
+            judge(m.gep(flow, F_SCOUT), count, began)
         count_up(counters, stats.RX_PACKETS, count)
         count_up(counters, stats.RX_BYTES, received)
         count_up(counters, stats.BATCHES, 1)
         m.store_u32(control, C_WHERE, _DISPOSING)
         dispose(control, flow, batch, count)
+        leave(memory)  # not before programs of a map's entry have run
         return count
 
     return program_flow
@@ -144,7 +152,7 @@ def _dispose(m: Any) -> Factory:
     transmit = m.symbol("xdpu.front.transmit", "i64(i64, ptr, ptr)")
     send = m.symbol("xdpu.front.send", "i64(i64, ptr, ptr, i64)")
     deliver = m.symbol("xdpu.back.send", "i64(i64, ptr, ptr, i64)")
-    find = m.extern(FIND_FLOW)
+    find, elsewhere, note = m.extern(FIND_FLOW), m.extern(ELSEWHERE), m.extern(NOTE)
 
     def dispose(control, flow, batch, count):  # type: ignore
         """Each packet to where its verdict says; every frame goes back or out exactly once."""
@@ -152,8 +160,9 @@ def _dispose(m: Any) -> Factory:
         counters = m.load_ptr(flow, F_STATS)
         partner = m.load_u32(flow, F_PARTNER)
         frames = m.load_u64(flow, F_FRAMES)
+        hows = m.load_ptr(control, C_HOWS)
         aborted = dropped = passed = sent = redirected = sent_bytes = 0
-        tx_full = no_port = redirect_full = pass_full = invalid = 0
+        tx_full = no_port = redirect_full = pass_full = 0
         for i in range(count):
             slot = m.gep(batch, i * port.SLOT_SIZE_BYTES)
             verdict = m.load_u32(slot, port.VERDICT)
@@ -166,8 +175,7 @@ def _dispose(m: Any) -> Factory:
                 else:
                     sent_bytes += length
                 continue
-            target = m.load_u32(slot, port.TARGET)
-            if verdict == _PASS or (verdict == _REDIRECT and target == TO_STACK):
+            if verdict == _PASS:
                 passed += 1
                 if partner != 0:
                     other = m.gep(control, C_FLOW_TABLE + (partner - 1) * FLOW_SIZE_BYTES)
@@ -178,6 +186,13 @@ def _dispose(m: Any) -> Factory:
                 dropped += 1
             elif verdict == _REDIRECT:
                 redirected += 1
+                how, target = m.load_u32(hows, i * 8), m.load_u32(slot, port.TARGET)
+                if how != 0:
+                    if elsewhere(control, flow, slot, how) == 0:
+                        release(kind, q, slot)
+                        continue
+                    data = m.load_ptr(slot, port.DATA)
+                    length = m.diff(m.load_ptr(slot, port.DATA_END), data)
                 if target == m.load_u32(flow, F_IFINDEX):
                     if transmit(kind, q, slot) == 0:
                         redirect_full += 1
@@ -200,8 +215,8 @@ def _dispose(m: Any) -> Factory:
                     sent_bytes += length
             else:
                 aborted += 1
-                if verdict != _ABORTED:
-                    invalid += 1
+                note(control, flow, slot, verdict, m.load_u32(hows, i * 8),
+                     m.load_u32(hows, i * 8 + 4), 0)
             release(kind, q, slot)
         count_up(counters, stats.ABORTED, aborted)
         count_up(counters, stats.DROP, dropped)
@@ -213,22 +228,9 @@ def _dispose(m: Any) -> Factory:
         count_up(counters, stats.REDIRECT_NO_PORT, no_port)
         count_up(counters, stats.REDIRECT_FULL, redirect_full)
         count_up(counters, stats.PASS_FULL, pass_full)
-        count_up(counters, stats.INVALID_VERDICT, invalid)
         return 0
 
     return dispose
-
-
-def _find_flow(m: Any) -> Factory:
-    def find_flow(control, ifindex):  # type: ignore
-        """This worker's flow on an interface, or null."""
-        for i in range(m.load_u32(control, C_FLOWS)):
-            flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
-            if m.load_u32(flow, F_IFINDEX) == ifindex and m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
-                return flow
-        return m.null()
-
-    return find_flow
 
 
 def _stack_flow(m: Any) -> Factory:
@@ -331,14 +333,6 @@ def _worker(m: Any) -> Factory:
     return worker
 
 
-def _count_up(m: Any) -> Factory:
-    def count_up(counters, offset, value):  # type: ignore
-        m.store_u64(counters, offset, m.load_u64(counters, offset) + value)
-        return 0
-
-    return count_up
-
-
 def _now(m: Any) -> Factory:
     def now():  # type: ignore
         time = m.gep(m.alloca(16), 0)
@@ -367,11 +361,10 @@ def _note_latency(m: Any) -> Factory:
 
 NOW = Template("worker_now", _now, "i64()", inline=False)
 NOTE_LATENCY = Template("note_latency", _note_latency, "i64(ptr, i64)", inline=False)
-COUNT_UP = Template("count_up", _count_up, "i64(ptr, i64, i64)")
-FIND_FLOW = Template("find_flow", _find_flow, "ptr(ptr, i64)")
-DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, i64)", (COUNT_UP, FIND_FLOW))
+DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, i64)",
+                   (COUNT_UP, FIND_FLOW, ELSEWHERE, NOTE))
 PROGRAM_FLOW = Template("program_flow", _program_flow, "i64(ptr, ptr)",
-                        (DISPOSE, COUNT_UP, ENTER, LEAVE))
+                        (DISPOSE, COUNT_UP, ENTER, LEAVE, LOOK_AHEAD, JUDGE))
 STACK_FLOW = Template("stack_flow", _stack_flow, "i64(ptr, ptr)", (COUNT_UP,), inline=False)
 LOOP = Template("worker_loop", _worker, "i64(ptr)",
                 (PROGRAM_FLOW, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY))
@@ -387,7 +380,8 @@ def unit(front: Sequence[PortKind], back: Sequence[PortKind]) -> Unit:
         f'define i64 @"{WORKER}"(ptr %control) {{',
         "  %result = call i64 @worker_loop(ptr %control)", "  ret i64 %result", "}",
     ])
-    return Unit("loop", text, tuple(dict.fromkeys(templates)), (WORKER,))
+    return Unit("loop", text, tuple(dict.fromkeys(templates)), (WORKER,),
+                scout=LARGE_BYTES)
 
 
 def dispatch(side: str, kinds: Sequence[PortKind]) -> str:

@@ -36,10 +36,19 @@ COUNTERS = (
     "stack_bytes",
     "stack_full",  # of those, no room on the interface: lost
     "idle_polls",  # times the worker went to sleep in poll(2)
+    "aborted_program",  # of `aborted`: the program returned XDP_ABORTED
+    "aborted_redirect",  # of `aborted`: bpf_redirect or bpf_redirect_map refused its flags
+    "aborted_budget",  # of `aborted`: the instruction budget was used up
+    "broadcast",  # of `redirect`: to all entries of a map, which makes
+    "broadcast_copies",  # so many, each of which is sent or counted as lost
+    "egress_drop",  # dropped by the program of a devmap's entry
+    "egress_aborted",  # that program returned something else than PASS and DROP: lost
 )
 (RX_PACKETS, RX_BYTES, ABORTED, DROP, PASS, TX,
  REDIRECT, BATCHES, TX_BYTES, TX_FULL, REDIRECT_NO_PORT, REDIRECT_FULL,
- PASS_FULL, INVALID_VERDICT, STACK_PACKETS, STACK_BYTES, STACK_FULL, IDLE_POLLS) = (
+ PASS_FULL, INVALID_VERDICT, STACK_PACKETS, STACK_BYTES, STACK_FULL, IDLE_POLLS,
+ ABORTED_PROGRAM, ABORTED_REDIRECT, ABORTED_BUDGET, BROADCAST, BROADCAST_COPIES,
+ EGRESS_DROP, EGRESS_ABORTED) = (
     8 * _i for _i in range(len(COUNTERS)))  # byte offsets in a flow's block, for the loop
 LATENCY_SUM = 504  # ns, of all that the histogram has counted
 LATENCY = 512  # histogram of a worker, in the block of its first flow

@@ -165,6 +165,7 @@ class Machine:
     # --- what helpers use ------------------------------------------------------------------------
     packet: Packet
     redirect_ifindex: int | None
+    redirect_how: int  # state.py, HOW_*
     trace: list[str]
     _next_program: ProgramSpec | None
     _steps: int
@@ -286,8 +287,13 @@ class Machine:
         end = self.packet
         return Result(
             self._r0, end.content(),
-            bytes(end.frame[end.data_meta : end.data]), self.redirect_ifindex, tuple(self.trace),
+            bytes(end.frame[end.data_meta : end.data]), self._redirected_to(), tuple(self.trace),
             self._steps)
+
+    def _redirected_to(self) -> int | None:
+        """Of a redirect to an interface: its index."""
+        kind = self.redirect_how & state.HOW_KIND
+        return self.redirect_ifindex if kind == state.HOW_INTERFACE else None
 
     def _begin(self, packet: bytes, meta: bytes, numbers: dict[int, int], headroom: int,
                tailroom: int | None) -> None:
@@ -297,7 +303,7 @@ class Machine:
         frame = bytearray(headroom - len(meta)) + meta + packet + bytes(tailroom)
         self.packet = Packet(frame, headroom - len(meta), headroom, data_end,
                              min(state.XDP_FRAME_BYTES, headroom), data_end + tailroom)
-        self.redirect_ifindex = None
+        self.redirect_ifindex, self.redirect_how = None, 0
         self.trace = []
         self._context = Context("struct xdp_md", bytearray(), 0, state.XDP_MD_SIZE_BYTES,
                                 0x400000000000, packet=self.packet, numbers=numbers)

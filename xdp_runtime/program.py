@@ -28,7 +28,7 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler import link
 from xdp_runtime.core_relo import settle
 from xdp_runtime.errors import ConfigError, LoadError, OutOfMemory
-from xdp_runtime.maps import heir
+from xdp_runtime.maps import dev, heir
 from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
 from xdp_runtime.object import MapType, Object, ProgramSpec
@@ -88,6 +88,7 @@ class Program:
         self._watched: dict[int, tuple[Map, memoryview, list[tuple[int, int]]]] = {}
         self._watch(*self.all_maps)
         self._fill_program_arrays()
+        self._allow_programs()
         for m in maps:
             m.on_inner = self._watch
             if m not in kept and m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
@@ -130,11 +131,21 @@ class Program:
         return memoryview(self._memory)[start : start + st.WORKER_SIZE_BYTES]
 
     def program_number(self, name: str) -> int:
-        """The number a PROG_ARRAY slot holds for a program, or KeyError."""
-        for number, program in enumerate(link.tail_call_targets(self.object, self.spec)):
+        """A program's place in this module, or KeyError.  Plus 1 it is what a slot of a PROG_ARRAY
+        holds, and what entries of DEVMAP, DEVMAP_HASH and CPUMAP hold as their program."""
+        for number, program in enumerate(link.compiled_programs(self.object, self.spec)):
             if name == program.name:
                 return number
         raise KeyError(f"program {name!r} is not compiled with {self.spec.name}")
+
+    def _allow_programs(self) -> None:
+        """Entries of maps may name programs that were made for them."""
+        second = link.second_programs(self.object, self.spec)
+        for m in self.maps.values():
+            place = dev.PROGRAMS_OF.get(m.spec.type)
+            if place is not None:
+                dev.allow(m, [self.program_number(p.name) + 1 for p in second
+                              if p.kind.partition("/")[2] == place])
 
     def _fill_program_arrays(self) -> None:
         for m in self.maps.values():
@@ -270,7 +281,8 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
     if grants is not None:
         from xdp_runtime.policy import enforce
 
-        fuel = enforce(obj, spec, grants)
+        budgets = [enforce(obj, one, grants) for one in (spec, *link.second_programs(obj, spec))]
+        fuel = next((budget for budget in budgets if budget is not None), None)
     if workers > st.max_workers():
         raise LoadError(f"program {spec.name}", f"{workers} workers are more than this machine has "
                         f"CPUs ({st.max_workers()})", "use fewer queues")

@@ -72,6 +72,7 @@ def _repeat(m: Any, several: int) -> Callable[..., Any]:
             m.store_u32(run, st.EGRESS_IFINDEX, 0)
             m.store_u32(run, st.WORKER_ID, worker_id)
             m.store_u32(run, st.REDIRECT_IFINDEX, 0)
+            m.store_u32(run, st.REDIRECT_HOW, 0)
             m.store_u32(run, st.TAIL_CALLS, 0)
             m.store_ptr(run, st.WORKER, worker)
             m.copy(m.gep(run, st.RX_KNOWN), m.gep(first, st.RX_KNOWN), rx_bytes)
@@ -86,7 +87,10 @@ def _repeat(m: Any, several: int) -> Callable[..., Any]:
         m.store_ptr(first, st.DATA, m.load_ptr(run, st.DATA))
         m.store_ptr(first, st.DATA_END, m.load_ptr(run, st.DATA_END))
         m.store_ptr(first, st.DATA_META, m.load_ptr(run, st.DATA_META))
-        m.store_u32(first, st.REDIRECT_IFINDEX, m.load_u32(run, st.REDIRECT_IFINDEX))
+        target = m.load_u32(run, st.REDIRECT_IFINDEX)
+        if m.load_u32(run, st.REDIRECT_HOW) & st.HOW_KIND != st.HOW_INTERFACE:
+            target = 0
+        m.store_u32(first, st.REDIRECT_IFINDEX, target)
         if several != 0:
             m.store_ptr(first, st.FRAGMENTS, m.load_ptr(run, st.FRAGMENTS))
             m.store_u32(first, st.FRAGMENT_COUNT, m.load_u32(run, st.FRAGMENT_COUNT))

@@ -39,8 +39,22 @@ RX_END = 96
 FRAGMENTS = 96  # pointer to the first one's record
 FRAGMENT_COUNT = 104  # u32
 FRAGMENT_BYTES = 108  # u32, bytes of the packet in them all
-STATE_SIZE_BYTES = 112
+# how a redirect goes, and who decided
+REDIRECT_HOW = 112  # u32: what REDIRECT_IFINDEX is a number of, and more (HOW_*, below)
+PROGRAM = 116  # u32, number in the module of the program that runs: a tail call changes it
+STATE_SIZE_BYTES = 120
 KNOWS_TIMESTAMP, KNOWS_HASH, KNOWS_VLAN = 1, 2, 4
+
+# --- how a redirect goes: kind | program << HOW_PROGRAM | queue length << HOW_QUEUE --------------
+HOW_INTERFACE = 0  # the target is an interface; the program is that of a devmap's entry
+HOW_MANY = 1  # it is a map, whose entries all get a copy; the program is 1 to leave out the ingress
+HOW_WORKER = 2  # it is a worker; the program is that of a cpumap's entry
+HOW_RING = 3  # it is a named ring (an xskmap's entry)
+HOW_REFUSED = 6  # no redirect: bpf_redirect or bpf_redirect_map was given flags that do not exist
+HOW_SPENT = 7  # no redirect: the program's instruction budget was used up
+HOW_KIND = 7  # mask
+HOW_PROGRAM, HOW_PROGRAM_MASK = 3, 0x3F  # number in the module, plus 1; 0: none
+HOW_QUEUE = 9
 
 # --- a further buffer's record; the records of a packet lie one behind the other ------------------
 # (a slot of a port's batch has the same layout: a packet's buffers are consecutive slots)

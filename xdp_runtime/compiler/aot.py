@@ -105,6 +105,7 @@ def _batch(m: Any) -> Callable[..., Any]:
             m.store_u32(run, st.EGRESS_IFINDEX, 0)
             m.store_u32(run, st.WORKER_ID, worker)
             m.store_u32(run, st.REDIRECT_IFINDEX, 0)
+            m.store_u32(run, st.REDIRECT_HOW, 0)
             m.store_u32(run, st.TAIL_CALLS, 0)
             m.store_u32(run, st.RX_KNOWN, 0)
             m.store_u64(run, st.FRAGMENT_COUNT, 0)  # and their bytes
@@ -112,7 +113,10 @@ def _batch(m: Any) -> Callable[..., Any]:
             verdict = program(run)
             m.copy(packet, run, 24)
             m.store_u32(packet, _VERDICT, verdict)
-            m.store_u32(packet, _REDIRECT, m.load_u32(run, st.REDIRECT_IFINDEX))
+            target = m.load_u32(run, st.REDIRECT_IFINDEX)
+            if m.load_u32(run, st.REDIRECT_HOW) != 0:  # to what there is only in a running xdpu
+                target = 0
+            m.store_u32(packet, _REDIRECT, target)
         leave(memory)
         return count
 

@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from xdp_runtime import cache
 from xdp_runtime import state as st
 from xdp_runtime.errors import LoadError
 from xdp_runtime.isa import LoadMap
-from xdp_runtime.maps import family_of
+from xdp_runtime.maps import dev, family_of
 from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
 _FROZEN = (GlobalKind.RODATA, GlobalKind.KCONFIG)
 ENTRY = "xdpu.program"  # i32(ptr state): what a loop template calls
+SECOND = "xdpu.second"  # i32(i64 number + 1, ptr state): a program of a map's entry; -1: none
+TARGETS = "xdpu.targets"  # i64(i64 map, i64 worker, ptr out, i64 cursor): as a devmap's operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Unit:
 
     `text` is LLVM assembly that may call the templates and @"xdpu.program"; `exports` are
     functions that Python calls; `externals` are symbols given an address when the code is loaded.
+    `scout`: it calls maps.scout.SCOUT and STEPS, too, for maps larger than so many bytes.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Unit:
     templates: tuple[Template, ...] = ()
     exports: tuple[str, ...] = ()
     externals: tuple[str, ...] = ()
+    scout: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +73,32 @@ def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
                      if p.is_xdp and p is not entry and p.has_frags == entry.has_frags)]
 
 
+def second_programs(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
+    """Programs for packets that `entry` redirects: made for the maps it uses (xdp/devmap,
+    xdp/cpumap), if these have room for a program in their entries."""
+    used = [one for program in tail_call_targets(obj, entry) for insn in program.insns
+            if isinstance(insn, LoadMap) and 0 <= insn.map < len(obj.maps)
+            for one in (obj.maps[insn.map], obj.maps[insn.map].inner) if one is not None]
+    places = {dev.PROGRAMS_OF[one.type] for one in used
+              if one.type in dev.PROGRAMS_OF and one.value_size == 8}
+    return [p for p in obj.programs
+            if p.is_xdp and p is not entry and p.kind.partition("/")[2] in places]
+
+
+def compiled_programs(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
+    """All programs of the module of `entry`: those it tail-calls, it first, then those that its
+    maps' entries name, and what these tail-call.  A program's number is its place."""
+    out = tail_call_targets(obj, entry)
+    for program in second_programs(obj, entry):
+        out += [p for p in tail_call_targets(obj, program) if p not in out]
+    return out
+
+
 def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
                     units: Sequence[Unit] = (), fuel: int | None = None) -> Image:
     """Machine code for `entry` and everything it can reach.  `fuel`: the instructions that a run
     may have, to be counted (fuel.py).  Raises LoadError, VerifyError."""
-    programs = tail_call_targets(obj, entry)
+    programs = compiled_programs(obj, entry)
     key = _content_key(obj, programs, workers, opt, units, fuel)
     found = cache.get(key)
     if found is not None:
@@ -95,23 +121,34 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     `triple` is what it will be compiled for, this machine's if not given."""
     from xdp_runtime.compiler import target, templates
     from xdp_runtime.compiler.lower import Lowering, alias_scopes
+    from xdp_runtime.compiler.scout import scouts
 
     for spec in obj.maps:
         family_of(spec)  # a map that does not exist here is the first thing to say
     needed: dict[str, Template] = {}
-    programs = tail_call_targets(obj, entry)
-    numbers = range(len(programs))
+    programs, called = compiled_programs(obj, entry), len(tail_call_targets(obj, entry))
     bodies = []
     for number, program in enumerate(programs):
         facts = proven_facts(obj, program)
+        alone = number >= called and len(tail_call_targets(obj, program)) == 1
+        numbers = (number,) if alone else range(called if number < called else len(programs))
         lowered = Lowering(program, number, obj.maps, workers, numbers, facts,
                            fuelled=fuel is not None).lower()
         needed |= lowered.templates
         bodies.append(lowered.text)
+    large = max((unit.scout for unit in units), default=0)
+    if large:
+        text, more = scouts(programs[:called], obj.maps, workers, large,
+                            partial(proven_facts, obj))
+        bodies.append(text)
+        needed |= more
     exports: list[str] = []
     for unit in units:
         needed |= {t.name: t for t in unit.templates}
         exports += unit.exports
+    devices = [index for index, spec in enumerate(obj.maps) if spec.type in dev.DEVICES]
+    needed |= {t.name: t for t in (family_of(obj.maps[index]).operations["targets"]
+                                   for index in devices)}
     symbols = region_symbols(obj.maps, workers)
     externals = [name for unit in units for name in unit.externals]
     wanted = templates.closure(needed.values())
@@ -119,16 +156,42 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         *(f'@"{name}" = external global i8, align 64' for name in [*symbols, *externals]),
         *(declaration(template) for template in wanted),
         intrinsics(),
-        *bodies,
         f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{', *_fill_up(fuel),
         '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
+        _second(programs, [programs.index(p) for p in second_programs(obj, entry)], fuel),
+        _targets(obj.maps, devices, workers),
         *(unit.text for unit in units),
+        *bodies,  # after their callers (target.link)
         target.pause_definition(triple),
         alias_scopes(len(obj.maps)),
         "",
     ])
     module = target.link(text, templates.bitcodes(wanted), exports)
     return module, tuple(exports), (*symbols, *externals)
+
+
+def _second(programs: Sequence[ProgramSpec], numbers: Sequence[int], fuel: int | None) -> str:
+    cases = " ".join(f"i64 {n + 1}, label %p{n}" for n in numbers)
+    out = [f'define i32 @"{SECOND}"(i64 %number, ptr %state) noinline {{', *_fill_up(fuel),
+           f"  switch i64 %number, label %none [ {cases} ]"]
+    for n in numbers:
+        out += [f"p{n}: ; {programs[n].name}", f"  %at{n} = getelementptr inbounds i8, ptr %state, "
+                f"i64 {st.PROGRAM}", f"  store i32 {n}, ptr %at{n}",
+                f'  %v{n} = call i32 @"prog.{n}"(ptr %state)', f"  ret i32 %v{n}"]
+    return "\n".join([*out, "none:", "  ret i32 -1", "}"])
+
+
+def _targets(maps: Sequence[MapSpec], devices: Sequence[int], workers: int) -> str:
+    cases = " ".join(f"i64 {n}, label %m{n}" for n in devices)
+    out = [f'define i64 @"{TARGETS}"(i64 %map, i64 %worker, ptr %out, i64 %cursor) noinline {{',
+           f"  switch i64 %map, label %none [ {cases} ]"]
+    for n in devices:
+        family = family_of(maps[n])
+        leading = [f'ptr @"map.{n}.{p}"' if isinstance(p, str) else f"i64 {p}"
+                   for p in family.parameters(maps[n], workers)]
+        out += [f"m{n}:", f"  %r{n} = call i64 @{family.operations['targets'].name}("
+                f"{', '.join(leading)}, i64 %worker, ptr %out, i64 %cursor)", f"  ret i64 %r{n}"]
+    return "\n".join([*out, "none:", "  ret i64 -1", "}"])
 
 
 def _fill_up(fuel: int | None) -> list[str]:
@@ -179,7 +242,7 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
               f"{m.initial.hex() if m.global_kind in _FROZEN else ''}"
               for m in obj.maps]
     for unit in units:
-        parts += [unit.name, unit.text, *unit.exports, *unit.externals,
+        parts += [unit.name, unit.text, str(unit.scout), *unit.exports, *unit.externals,
                   *(t.name for t in unit.templates)]
     return f"program-{cache.key(*parts)[:40]}.o"
 

@@ -439,6 +439,8 @@ class Lowering:
                 case MayGoto(off):
                     left = self.value(f"load i64, ptr %may{self.frame.depth}")
                     over = self.value(f"icmp eq i64 {left}, 0")
+        if self.entry.memory_bytes is None:
+            self.put_state(st.REDIRECT_HOW, "i32", str(st.HOW_SPENT))
                     fewer = self.value(f"sub i64 {left}, 1")
                     self.emit(f"store i64 {fewer}, ptr %may{self.frame.depth}")
                     self.branch_if(over, slot, slot + 1 + off)
@@ -906,7 +908,7 @@ class Lowering:
             template = operations[helper.map_op]
             if self.program.has_frags:
                 template = operations.get(f"{helper.map_op}_frags", template)
-            calls.append((self.call_template(template, [*leading, *own]), label, template))
+            calls.append((self.call_template(template, [*leading, *own, *extra]), label, template))
             if label:
                 self.emit(f"br label %{done}")
         if len(calls) == 1:
@@ -951,6 +953,8 @@ class Lowering:
         made, miss = self.label("tail"), self.label("miss")
         index = self.narrow(self.number_of(3), 32)
         inside = self.value(f"icmp ult i32 {index}, {spec.max_entries}")
+            extra = [f"i64 {one if isinstance(one, int) else -1}"] if (
+                helper.map_op == "redirect") else []  # BPF_F_BROADCAST comes back to the map
         count = self.get_state(st.TAIL_CALLS, "i32")
         allowed = self.value(f"icmp ult i32 {count}, {MAX_TAIL_CALLS}")
         self.emit(f"br i1 {self.value(f'and i1 {inside}, {allowed}')}, label %{made}, "
@@ -1002,3 +1006,7 @@ def scope_of(number: int) -> str:
 
 def spill_location(depth: int, off: int) -> str:
     return f"s{depth}_{-off}"
+            if number == self.number:  # a call of this very program is a loop
+                self.emit("br label %again")
+                continue
+            self.put_state(st.PROGRAM, "i32", str(number))

@@ -16,7 +16,7 @@ from xdp_runtime.fragments import ONE_PIECE, SEVERAL, Pieces
 from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.helpers import frags
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
-from xdp_runtime.maps.dev import EXCLUDE_INGRESS, TO_STACK
+from xdp_runtime.maps.dev import BROADCAST, EXCLUDE_INGRESS
 from xdp_runtime.object import MapType
 from xdp_runtime.template import Template
 
@@ -131,8 +131,10 @@ def _interpret_adjust_tail(machine: Machine, ctx: Pointer, register: int) -> int
 def _redirect(m: Any) -> Factory:
     def xdp_redirect(run, ifindex, flags):  # type: ignore
         if flags != 0:
+            m.store_u32(run, state.REDIRECT_HOW, state.HOW_REFUSED)
             return _ABORTED
         m.store_u32(run, state.REDIRECT_IFINDEX, ifindex)
+        m.store_u32(run, state.REDIRECT_HOW, state.HOW_INTERFACE)
         return _REDIRECT
 
     return xdp_redirect
@@ -140,19 +142,35 @@ def _redirect(m: Any) -> Factory:
 
 def _interpret_redirect(machine: Machine, ifindex: int, flags: int) -> int:
     if flags:
+        machine.redirect_how = state.HOW_REFUSED
         return _ABORTED
-    machine.redirect_ifindex = ifindex & 0xFFFFFFFF
+    machine.redirect_ifindex, machine.redirect_how = ifindex & 0xFFFFFFFF, state.HOW_INTERFACE
     return _REDIRECT
 
 
 def _interpret_redirect_map(machine: Machine, map: ModelDevMap, index: int, flags: int) -> int:
+    """bpf_xdp_redirect_map(), net/core/filter.c"""
     to_device = map.spec.type in (MapType.DEVMAP, MapType.DEVMAP_HASH)
-    if flags & ~(3 | EXCLUDE_INGRESS if to_device else 3):
+    number = next((n for n, one in enumerate(machine.maps) if one is map), -1)
+    many = flags & BROADCAST
+    if flags & ~(3 | BROADCAST | EXCLUDE_INGRESS if to_device else 3) or (many and number < 0):
+        machine.redirect_how = state.HOW_REFUSED
         return _ABORTED
-    target = map.target(index)
-    if not target:
+    if many:
+        leave_out = int(bool(flags & EXCLUDE_INGRESS))
+        machine.redirect_ifindex = number
+        machine.redirect_how = state.HOW_MANY | leave_out << state.HOW_PROGRAM
+        return _REDIRECT
+    first, program = map.target(index)
+    if not first:
+        machine.redirect_ifindex, machine.redirect_how = None, 0
         return flags & 3
-    machine.redirect_ifindex = TO_STACK if map.spec.type == MapType.CPUMAP else target
+    how, target = program << state.HOW_PROGRAM, first
+    if map.spec.type == MapType.CPUMAP:
+        how, target = how | state.HOW_WORKER | first << state.HOW_QUEUE, index & 0xFFFFFFFF
+    elif map.spec.type == MapType.XSKMAP:
+        how = state.HOW_RING
+    machine.redirect_ifindex, machine.redirect_how = target, how
     return _REDIRECT
 
 

@@ -27,7 +27,7 @@ from xdp_runtime.template import Template
 
 BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
 ENOENT, E2BIG, ENOMEM, EEXIST, EINVAL, EPERM = 2, 7, 12, 17, 22, 1
-EAGAIN, EFAULT, ENOSPC, EOPNOTSUPP = 11, 14, 28, 95
+EAGAIN, EFAULT, ENOSPC, EOVERFLOW, EOPNOTSUPP = 11, 14, 28, 75, 95
 
 
 def round_up(size: int, to: int) -> int:

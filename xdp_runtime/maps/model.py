@@ -416,28 +416,41 @@ class ModelStacks(ModelRing):
 
 
 class ModelDevMap(ModelHash):
-    """DEVMAP, DEVMAP_HASH, CPUMAP, XSKMAP: targets of bpf_redirect_map by number."""
+    """DEVMAP, DEVMAP_HASH, CPUMAP, XSKMAP: targets of bpf_redirect_map by number.
+
+    `allowed` are the programs that entries may name, of an XSKMAP the rings (dev.py)."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        super().__init__(spec)
+        self.allowed: set[int] = set()
 
     def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
-        hashed = self.spec.type == MapType.DEVMAP_HASH
-        if self.spec.type == MapType.XSKMAP:
-            return -EOPNOTSUPP
-        if not hashed:
-            if flags > BPF_EXIST:
-                return -EINVAL
-            if int.from_bytes(key, "little") >= self.spec.max_entries:
-                return -E2BIG
-            if flags == BPF_NOEXIST:
-                return -EEXIST
-            flags = 0
-        elif not any(value[:4]):
+        kind, index = self.spec.type, int.from_bytes(key, "little")
+        first, program = int.from_bytes(value[:4], "little"), int.from_bytes(value[4:], "little")
+        if flags > BPF_EXIST or (kind == MapType.DEVMAP_HASH and not first):
             return -EINVAL
-        if any(value[4:]):
-            return -EOPNOTSUPP
-        if not any(value[:4]):
+        if kind != MapType.DEVMAP_HASH and index >= self.spec.max_entries:
+            return -E2BIG
+        if kind == MapType.XSKMAP:
+            if not self.allowed:
+                return -EOPNOTSUPP
+            if error := self._check(bytes(key), flags):
+                return error
+            if first not in self.allowed:
+                return -EINVAL
+            return super().update(key, value)
+        if kind != MapType.DEVMAP_HASH and flags == BPF_NOEXIST:
+            return -EEXIST
+        if kind == MapType.CPUMAP and first > QUEUE_MAX:
+            return -EOVERFLOW
+        if program and program not in self.allowed:
+            return -EINVAL
+        if not first:
+            if program and kind == MapType.DEVMAP:
+                return -EINVAL
             self._cells.pop(bytes(key), None)
             return 0
-        return super().update(key, value, flags)
+        return super().update(key, value, flags & BPF_NOEXIST)
 
     def delete(self, key: bytes) -> int:
         if self.spec.type == MapType.DEVMAP_HASH:
@@ -445,10 +458,17 @@ class ModelDevMap(ModelHash):
         self._cells.pop(bytes(key), None)
         return -EINVAL if int.from_bytes(key, "little") >= self.spec.max_entries else 0
 
-    def target(self, index: int) -> int:
-        """The interface index, 0 if there is none."""
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        cell = super().lookup(key, cpu)
+        if cell is not None and self.spec.type == MapType.XSKMAP:  # a struct bpf_xdp_sock
+            return bytearray(key)
+        return cell
+
+    def target(self, index: int) -> tuple[int, int]:
+        """The two words of an entry: interface index, queue length or ring; and program."""
         cell = self.peek((index & 0xFFFFFFFF).to_bytes(4, "little"))
-        return int.from_bytes(cell[:4], "little") if cell else 0
+        return (int.from_bytes(cell[:4], "little"), int.from_bytes(cell[4:], "little")) if (
+            cell) else (0, 0)
 
 
 class ModelOfMaps(ModelHash):

@@ -1,0 +1,205 @@
+"""XDP_REDIRECT beyond "out of one interface": programs of a devmap's entry, and to all entries.
+
+The worker's loop comes here for packets whose redirect says more than an interface (state.py,
+HOW_*).  As in the kernel (net/core/filter.c, kernel/bpf/devmap.c):
+
+* The program of an entry (SEC "xdp/devmap") sees the packet when it has been decided where it
+  goes: egress_ifindex is that interface, rx_queue_index is 0.  XDP_PASS sends it on, XDP_DROP drops
+  it, all else counts as aborted.
+* BPF_F_BROADCAST: each entry gets a copy, and its program sees that copy alone.  With
+  BPF_F_EXCLUDE_INGRESS not the interface that the packet came from.  A copy that is lost is
+  counted, the others are sent all the same (the kernel stops where it has no memory for one).
+
+The packet's frame stays the caller's in every case; what leaves from here is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dataplane import aborted, port, stats
+from dataplane.worker_block import (
+    C_PROGRAM_MEMORY,
+    C_SCRATCH,
+    C_WORKER_ID,
+    COUNT_UP,
+    F_IFINDEX,
+    F_KIND,
+    F_QUEUE,
+    F_STATS,
+    FIND_FLOW,
+)
+from xdp_runtime import state as st
+from xdp_runtime.compiler.link import SECOND, TARGETS
+from xdp_runtime.template import Template
+
+SCRATCH_BYTES = 1 << 17  # a frame for the copy that a program sees
+_PAGE, _SHARED_INFO_BYTES = 4096, 320  # of a frame in the kernel, and what it keeps at its end
+
+_ABORTED, _DROP, _PASS = int(st.Verdict.ABORTED), int(st.Verdict.DROP), int(st.Verdict.PASS)
+_REDIRECT = int(st.Verdict.REDIRECT)
+Factory = Callable[..., Any]
+
+
+def _run_second(m: Any) -> Factory:
+    second = m.symbol(SECOND, "i32(i64, ptr)")
+    state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
+
+    def run_second(control, slot, number, ingress, egress, how):  # type: ignore
+        """Run program `number` - 1 on the slot's packet -> verdict; the slot has its new edges.
+
+        `how` gets what the run state says of a redirect: u32 target, u32 HOW_*, u32 program."""
+        run = m.alloca(state_bytes)
+        m.store_ptr(run, st.DATA, m.load_ptr(slot, port.DATA))
+        m.store_ptr(run, st.DATA_END, m.load_ptr(slot, port.DATA_END))
+        m.store_ptr(run, st.DATA_META, m.load_ptr(slot, port.DATA_META))
+        m.store_ptr(run, st.HARD_START, m.load_ptr(slot, port.HARD_START))
+        m.store_ptr(run, st.FRAME_END, m.load_ptr(slot, port.FRAME_END))
+        m.store_u32(run, st.INGRESS_IFINDEX, ingress)
+        m.store_u32(run, st.RX_QUEUE_INDEX, 0)
+        m.store_u32(run, st.EGRESS_IFINDEX, egress)
+        m.store_u32(run, st.WORKER_ID, m.load_u32(control, C_WORKER_ID))
+        m.store_u32(run, st.REDIRECT_IFINDEX, 0)
+        m.store_u32(run, st.TAIL_CALLS, 0)
+        m.store_ptr(run, st.WORKER, m.load_ptr(control, C_PROGRAM_MEMORY))
+        m.store_u32(run, st.RX_KNOWN, 0)
+        m.store_u64(run, st.FRAGMENT_COUNT, 0)  # and their bytes
+        m.store_u32(run, st.REDIRECT_HOW, 0)
+        m.store_u32(run, st.PROGRAM, number - 1)
+        verdict = second(number, run)
+        m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
+        m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
+        m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
+        m.store_u32(how, 0, m.load_u32(run, st.REDIRECT_IFINDEX))
+        m.store_u32(how, 4, m.load_u32(run, st.REDIRECT_HOW))
+        m.store_u32(how, 8, m.load_u32(run, st.PROGRAM))
+        return verdict
+
+    return run_second
+
+
+RUN_SECOND = Template("run_second", _run_second, "i64(ptr, ptr, i64, i64, i64, ptr)", inline=False)
+
+
+def _egress(m: Any) -> Factory:
+    count_up, run_second = m.extern(COUNT_UP), m.extern(RUN_SECOND)
+    note = m.extern(aborted.NOTE)
+
+    def egress(control, flow, slot, number, ifindex):  # type: ignore
+        """The program of a devmap's entry -> 1: send the packet on; 0: it is lost and counted."""
+        how = m.alloca(16)
+        verdict = run_second(control, slot, number, m.load_u32(flow, F_IFINDEX), ifindex, how)
+        if verdict == _PASS:
+            return 1
+        counters = m.load_ptr(flow, F_STATS)
+        if verdict == _DROP:
+            count_up(counters, stats.EGRESS_DROP, 1)
+            return 0
+        count_up(counters, stats.EGRESS_ABORTED, 1)
+        note(control, flow, slot, verdict, m.load_u32(how, 4), m.load_u32(how, 8), 1)
+        return 0
+
+    return egress
+
+
+EGRESS = Template("egress", _egress, "i64(ptr, ptr, ptr, i64, i64)",
+                  (COUNT_UP, RUN_SECOND, aborted.NOTE), inline=False)
+
+
+def _clone(m: Any) -> Factory:
+    def clone_packet(control, slot, clone):  # type: ignore
+        """A copy of packet and headroom in the worker's scratch frame, as xdpf_clone() makes it."""
+        low = m.load_ptr(slot, port.HARD_START)
+        meta, data = m.load_ptr(slot, port.DATA_META), m.load_ptr(slot, port.DATA)
+        size = m.diff(m.load_ptr(slot, port.DATA_END), low)
+        frame = m.load_ptr(control, C_SCRATCH)
+        if size > SCRATCH_BYTES or m.diff(meta, low) < 0:
+            return 0
+        m.copy(m.gep(frame, m.diff(meta, low)), meta, m.diff(m.load_ptr(slot, port.DATA_END), meta))
+        m.store_ptr(clone, port.DATA, m.gep(frame, m.diff(data, low)))
+        m.store_ptr(clone, port.DATA_META, m.gep(frame, m.diff(meta, low)))
+        m.store_ptr(clone, port.DATA_END, m.gep(frame, size))
+        m.store_ptr(clone, port.HARD_START, frame)
+        room = _PAGE - _SHARED_INFO_BYTES - st.XDP_FRAME_BYTES
+        m.store_ptr(clone, port.FRAME_END, m.gep(frame, room if room > size else size))
+        return 1
+
+    return clone_packet
+
+
+CLONE = Template("clone_packet", _clone, "i64(ptr, ptr, ptr)")
+
+
+def _broadcast(m: Any) -> Factory:
+    count_up, find, run_egress = m.extern(COUNT_UP), m.extern(FIND_FLOW), m.extern(EGRESS)
+    clone_packet = m.extern(CLONE)
+    targets = m.symbol(TARGETS, "i64(i64, i64, ptr, i64)")
+    send = m.symbol("xdpu.front.send", "i64(i64, ptr, ptr, i64)")
+    slot_bytes = port.SLOT_SIZE_BYTES
+
+    def broadcast(control, flow, slot, map, leave_out):  # type: ignore
+        own = m.load_u32(flow, F_IFINDEX)
+        worker = m.load_u32(control, C_WORKER_ID)
+        entry, clone = m.alloca(16), m.alloca(slot_bytes)
+        copies = no_port = full = sent_bytes = 0
+        cursor = targets(map, worker, entry, 0)
+        while cursor != -1:
+            ifindex, program = m.load_u32(entry, 0), m.load_u32(entry, 4)
+            cursor = targets(map, worker, entry, cursor)
+            if leave_out != 0 and ifindex == own:
+                continue
+            copies += 1
+            packet = slot
+            if program != 0:
+                if clone_packet(control, slot, clone) == 0:
+                    full += 1
+                    continue
+                if run_egress(control, flow, clone, program, ifindex) == 0:
+                    continue
+                packet = clone
+            data = m.load_ptr(packet, port.DATA)
+            length = m.diff(m.load_ptr(packet, port.DATA_END), data)
+            other = flow if ifindex == own else find(control, ifindex)
+            if m.is_null(other):
+                no_port += 1
+            elif send(m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE), data, length) == 0:
+                full += 1
+            else:
+                sent_bytes += length
+        counters = m.load_ptr(flow, F_STATS)
+        count_up(counters, stats.BROADCAST, 1)
+        count_up(counters, stats.BROADCAST_COPIES, copies)
+        count_up(counters, stats.REDIRECT_NO_PORT, no_port)
+        count_up(counters, stats.REDIRECT_FULL, full)
+        count_up(counters, stats.TX_BYTES, sent_bytes)
+        return copies
+
+    return broadcast
+
+
+BROADCAST = Template("broadcast", _broadcast, "i64(ptr, ptr, ptr, i64, i64)",
+                     (COUNT_UP, FIND_FLOW, EGRESS, CLONE), inline=False)
+
+
+def _elsewhere(m: Any) -> Factory:
+    run_egress, run_broadcast = m.extern(EGRESS), m.extern(BROADCAST)
+
+    def redirect_elsewhere(control, flow, slot, how):  # type: ignore
+        """-> 1: the packet leaves by the interface that is its target; 0: all is done but for
+        giving back its frame."""
+        kind = how & st.HOW_KIND
+        program = (how >> st.HOW_PROGRAM) & st.HOW_PROGRAM_MASK
+        target = m.load_u32(slot, port.TARGET)
+        if kind == st.HOW_INTERFACE:
+            return run_egress(control, flow, slot, program, target)
+        if kind == st.HOW_MANY:
+            run_broadcast(control, flow, slot, target, program)
+            return 0
+        return 1
+
+    return redirect_elsewhere
+
+
+ELSEWHERE = Template("redirect_elsewhere", _elsewhere, "i64(ptr, ptr, ptr, i64)",
+                     (EGRESS, BROADCAST), inline=False)
