@@ -19,6 +19,7 @@ from xdp_runtime import state as st
 from xdp_runtime.bpf_syscall import Cmd
 from xdp_runtime.compiler.link import ENTRY, Unit
 from xdp_runtime.maps.pool import ENTER, LEAVE
+from xdp_runtime.maps.scout import KIND, PLACE_BYTES, SCOUT, STEP, STEPS
 from xdp_runtime.program import Program
 from xdp_runtime.template import Template
 
@@ -33,6 +34,9 @@ RUN_ARRAY = "fuzz.array"
 def _array(m: Any) -> Callable[..., Any]:
     enter, leave = m.extern(ENTER), m.extern(LEAVE)
     program = m.symbol(ENTRY, "i32(ptr)")
+    scout, step, steps_of = m.symbol(SCOUT, "i64(ptr, ptr)"), m.extern(STEP), m.symbol(
+        STEPS, "i64()")
+    place_bytes = PLACE_BYTES
     state_bytes, slot, headroom, hard_start = (
         st.STATE_SIZE_BYTES, SLOT, st.HEADROOM_BYTES, st.XDP_FRAME_BYTES)
     room, rx_bytes = SLOT - TAILROOM, st.STATE_SIZE_BYTES - st.RX_KNOWN
@@ -40,7 +44,7 @@ def _array(m: Any) -> Callable[..., Any]:
     def run_array(first, frames, lengths, headers, out, count):  # type: ignore
         """Frames are slots with the packet behind the headroom and zeros around it."""
         worker = m.load_ptr(first, st.WORKER)
-        run = m.alloca(state_bytes)
+        run, place = m.alloca(state_bytes), m.alloca(place_bytes)
         for i in range(count):
             enter(worker)
             frame = m.gep(frames, i * slot)
@@ -58,6 +62,10 @@ def _array(m: Any) -> Callable[..., Any]:
             m.store_u32(run, st.TAIL_CALLS, 0)
             m.store_ptr(run, st.WORKER, worker)
             m.copy(m.gep(run, st.RX_KNOWN), m.gep(first, st.RX_KNOWN), rx_bytes)
+            m.store_u32(place, KIND, 0)
+            scout(run, place)  # as the worker loop does; nobody may notice
+            for _ in range(steps_of()):
+                step(place)
             verdict = program(run)
             leave(worker)
             meta = m.load_u64(run, st.DATA_META)
@@ -77,8 +85,9 @@ UNIT = Unit(
     f'define i64 @"{RUN_ARRAY}"(ptr %a, ptr %b, ptr %c, ptr %d, ptr %e, i64 %n) {{\n'
     "  %r = call i64 @run_array(ptr %a, ptr %b, ptr %c, ptr %d, ptr %e, i64 %n)\n"
     "  ret i64 %r\n}\n",
-    (Template("run_array", _array, "i64(ptr, ptr, ptr, ptr, ptr, i64)", (ENTER, LEAVE)),),
+    (Template("run_array", _array, "i64(ptr, ptr, ptr, ptr, ptr, i64)", (ENTER, LEAVE, STEP)),),
     (RUN_ARRAY,),
+    scout=SLOT,
 )
 
 

@@ -195,8 +195,14 @@ class OurMany:
         return self._real.run(count)
 
     def sample(self, count: int) -> Sample:
+        """As a real run does, which looks ahead if it pays; and without, and always."""
         floor, raw = self._idle.run(count), self._real.run(count)
-        return {"floor": floor, "raw": raw, "net": raw - floor}
+        sample = {"floor": floor, "raw": raw, "net": raw - floor}
+        for how in ("off", "on"):
+            self._real.engine.look_ahead(how)
+            sample[f"look_ahead_{how}"] = self._real.run(count) - floor
+        self._real.engine.look_ahead("auto")
+        return sample
 
 
 class KernelMany:
@@ -231,6 +237,8 @@ class KernelMany:
 
     def sample(self, count: int) -> Sample:
         floor, raw = self.run(count, "floor"), self.run(count)
+        for _ in range(2):  # as ours does, so that both see the same packets
+            self.run(count)
         return {"floor": floor, "raw": raw, "net": raw - floor}
 
 

@@ -30,12 +30,11 @@ from xdp_runtime.compiler.provenance import number_is_tail_call
 from xdp_runtime.helpers.proto import Helper, Ret
 from xdp_runtime.isa import Atomic, Insn, LoadMap, Operand, Reg, Store, StoreRelease
 from xdp_runtime.maps import family_of
-from xdp_runtime.maps.scout import SCOUT, SCOUTS, STEP, STEPS
+from xdp_runtime.maps.scout import LARGE_BYTES, SCOUT, SCOUTS, STEP, STEPS
 from xdp_runtime.object import MapSpec, MapType, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
-LARGE_BYTES = 256 << 10  # a quarter of a common second-level cache
 _LOOKUP = 1
 _PURE = {8, 28, 42, 188}  # get_smp_processor_id, csum_diff, get_numa_node_id, xdp_get_buff_len
 _ANY_NUMBER = {5, 7, 125, 160, 208}  # of time, and at random
@@ -43,9 +42,12 @@ _LRU = (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
 
 
 class Scout(Lowering):
-    """Lowers one program as a scout; `steps` is 0 if it finds nothing to look ahead for."""
+    """Lowers one program as a scout; `steps` is 0 if it finds nothing to look ahead for.
+
+    Maps larger than `large_bytes` are what it looks for."""
 
     steps = 0
+    large_bytes = LARGE_BYTES
 
     def lower(self) -> Lowered:
         out = super().lower()
@@ -100,7 +102,7 @@ class Scout(Lowering):
             return
         one = maps[0]
         spec = self.maps[one] if isinstance(one, int) else one
-        if not is_large(spec, self.workers):
+        if not _is_large(spec, self.workers, self.large_bytes):
             super().lower_call(replace(helper, map_op="peek") if spec.type in _LRU else helper,
                                after)
             return
@@ -141,18 +143,20 @@ class Scout(Lowering):
         self.start(self.label("never"))
 
 
-def is_large(spec: MapSpec, workers: int) -> bool:
-    return sum(r.size_bytes for r in family_of(spec).regions(spec, workers)) > LARGE_BYTES
+def _is_large(spec: MapSpec, workers: int, large_bytes: int) -> bool:
+    return sum(r.size_bytes for r in family_of(spec).regions(spec, workers)) > large_bytes
 
 
 def scouts(programs: Sequence[ProgramSpec], maps: tuple[MapSpec, ...], workers: int,
-           proven: Callable[[ProgramSpec], Facts]) -> tuple[str, dict[str, Template]]:
+           large_bytes: int, proven: Callable[[ProgramSpec], Facts],
+           ) -> tuple[str, dict[str, Template]]:
     """The scouts of programs that tail-call each other, the first one to be entered; always with
     SCOUT and STEPS, and with the templates that they need."""
     bodies, needed, steps = [], {STEP.name: STEP}, 0
-    if any(_may_gain(program, maps, workers) for program in programs):
+    if any(_may_gain(program, maps, workers, large_bytes) for program in programs):
         for number, program in enumerate(programs):
             scout = Scout(program, number, maps, workers, range(len(programs)), proven(program))
+            scout.large_bytes = large_bytes
             lowered = scout.lower()
             bodies.append(lowered.text)
             needed |= lowered.templates
@@ -166,8 +170,9 @@ def scouts(programs: Sequence[ProgramSpec], maps: tuple[MapSpec, ...], workers: 
     ]), needed
 
 
-def _may_gain(program: ProgramSpec, maps: Sequence[MapSpec], workers: int) -> bool:
+def _may_gain(program: ProgramSpec, maps: Sequence[MapSpec], workers: int,
+              large_bytes: int) -> bool:
     """Does the program name a map for which looking ahead may pay?"""
     used = [maps[insn.map] for insn in program.insns if isinstance(insn, LoadMap)]
     used += [spec.inner for spec in used if spec.inner is not None]
-    return any(spec.type in SCOUTS and is_large(spec, workers) for spec in used)
+    return any(spec.type in SCOUTS and _is_large(spec, workers, large_bytes) for spec in used)

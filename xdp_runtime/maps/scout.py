@@ -29,6 +29,7 @@ from xdp_runtime.template import Template
 SCOUT = "xdpu.scout"  # i64(ptr state, ptr place)
 STEPS = "xdpu.scout.steps"  # i64(): how many steps to take; 0: there is nothing to scout
 
+LARGE_BYTES = 256 << 10  # of a map: a quarter of a common second-level cache
 PLACE_BYTES = 64
 KIND = 0  # u32, what the next step is; 0: none
 _VALUE = 4  # u32, offset of the value in an element, if it is not in the first line
