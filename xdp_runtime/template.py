@@ -36,6 +36,7 @@ class Template:
     signature: str
     uses: tuple[Template, ...] = ()
     inline: bool = True
+    externals: tuple[str, ...] = ()  # memory outside the module that it names (`m.external`)
 
     @property
     def result(self) -> str:

@@ -477,6 +477,23 @@ c_close = _call_external("close", i32, (i32,))
 c_syscall = _call_external("syscall", i64, (i64, i64, i64))
 c_process_vm_readv = _call_external("process_vm_readv", i64, (i32, ptr, i64, ptr, i64, i64))
 
+def external(name: str) -> Any:
+    """A function that gives the address of memory outside the module, which gets its place when the
+    code is loaded; for use in a factory.  The template says so in `externals`."""
+
+    @intrinsic
+    def memory(typingctx: Any) -> Any:
+        def codegen(_context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
+            found = builder.module.globals.get(name)
+            if found is None:
+                found = ir.GlobalVariable(builder.module, I8, name)
+            return _gep(builder, found, ir.Constant(I64, 0))
+
+        return ptr(), codegen
+
+    return memory
+
+
 _TYPES = {"i64": i64, "ptr": ptr, "i32": i32}
 
 

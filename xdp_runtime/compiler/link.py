@@ -150,8 +150,10 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     needed |= {t.name: t for t in (family_of(obj.maps[index]).operations["targets"]
                                    for index in devices)}
     symbols = region_symbols(obj.maps, workers)
-    externals = [name for unit in units for name in unit.externals]
     wanted = templates.closure(needed.values())
+    externals = [name for unit in units for name in unit.externals]
+    externals += [name for template in wanted for name in template.externals
+                  if name not in externals]
     text = "\n".join([
         *(f'@"{name}" = external global i8, align 64' for name in [*symbols, *externals]),
         *(declaration(template) for template in wanted),
