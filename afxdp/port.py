@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Self
 
+from afxdp import filter as packet_filter
 from afxdp import interface, native, redirect_program, rings, umem
 from afxdp.interface import Interface
 from afxdp.queue import BindError, Queue, Shape, open_queue
@@ -52,12 +53,13 @@ class AfxdpPort:
              copy_mode: str = "auto", frame_size: int = 4096, ring_size: int = 2048,
              need_wakeup: bool = True, promisc: bool = False, unaligned: bool = False,
              pages: str = "auto", frames: int = 0, busy_poll: int = 0,
-             umems: Umems | None = None) -> Self:
+             umems: Umems | None = None, wanted: str = "") -> Self:
         """Take over queues of an interface in the calling thread's network namespace.
 
         `frames` of `frame_size` bytes for each queue, 0 for twice the ring; `pages` of the umem
         as umem.PAGES; `busy_poll` packets a call of the driver, 0 for interrupts; `umems` that
-        other ports of the run share.  Raises ConfigError (an option is wrong), PortError or
+        other ports of the run share; `wanted` a filter (filter.py), what it does not match goes
+        to the stack.  Raises ConfigError (an option is wrong), PortError or
         OutOfMemory (the host refuses); the interface is then as it was.
         """
         mode = "generic" if mode == "skb" else mode  # as iproute2 calls it
@@ -65,10 +67,11 @@ class AfxdpPort:
         shape = Shape(frame_size, ring_size, zero_copy, need_wakeup, unaligned, pages, frames,
                       busy_poll)
         _check_options(queues, mode, copy_mode, shape)
+        chosen = packet_filter.parse(wanted) if wanted else None
         native.load()
         with ExitStack() as undo:
             found = interface.query(iface)
-            program = redirect_program.attach(found, mode)
+            program = redirect_program.attach(found, mode, chosen)
             undo.callback(program.close)
             if program.mode == "generic":
                 _refuse_zero_copy(copy_mode)
@@ -86,6 +89,8 @@ class AfxdpPort:
             for queue in opened:
                 program.admit(queue.index, queue.fd)
             text = _describe(found, program, indices, opened, why_copy)
+            if wanted:
+                text += f"; only {wanted}, the rest stays with the stack"
             if deferral is not None:
                 text += f"; {deferral.said}"
             port = cls(found, program, opened, member, deferral, text)
@@ -103,6 +108,8 @@ class AfxdpPort:
             for queue in self.opened:
                 total.update(queue.statistics())
             self._statistics = dict(total)
+            if self._program.left_fd >= 0:
+                self._statistics["filtered"] = self._program.left
         return dict(self._statistics)
 
     def finished(self) -> bool:

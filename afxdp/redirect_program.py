@@ -2,7 +2,8 @@
 
     return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
 
-A queue without a socket passes its packets to the stack.  The program is attached by a BPF link,
+A queue without a socket passes its packets to the stack, and so does a filter (filter.py), which
+counts them.  The program is attached by a BPF link,
 which the kernel removes with the process, however that ends.  libxdp's own dispatcher is not used:
 it is a program of type EXT, which many kernels refuse, and nobody else shares our hook.
 """
@@ -16,40 +17,60 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from afxdp import native
+from afxdp.filter import Node, to_assembly
 from afxdp.interface import Interface
+from xdp_runtime import isa
+from xdp_runtime.asm import assemble
 from xdp_runtime.bpf_syscall import (
     AS_ROOT,
     AttachType,
     XdpFlag,
     link_create,
     map_create,
+    map_lookup,
     map_update,
+    possible_cpus,
     prog_load,
 )
 from xdp_runtime.errors import LoadError, PortError
 from xdp_runtime.state import Verdict
 
 _XSKMAP = 17  # BPF_MAP_TYPE_XSKMAP
-_REDIRECT_MAP = 51  # BPF_FUNC_redirect_map
-_PSEUDO_MAP_FD = 1
-_RX_QUEUE_INDEX = 16  # in struct xdp_md
+_PERCPU_ARRAY = 6
 QUEUES_MAX = 1024
 MODES = {"native": XdpFlag.DRV_MODE, "generic": XdpFlag.SKB_MODE}
 _NOT_NATIVE = (errno.EOPNOTSUPP, errno.ERANGE, errno.EINVAL)  # then mode auto tries generic
 
 
-def _insn(code: int, dst: int = 0, src: int = 0, offset: int = 0, imm: int = 0) -> bytes:
-    return struct.pack("=BBhi", code, dst | src << 4, offset, imm)
+_REDIRECT = f"""
+    r2 = *(u32 *)(r1 + 16)  ; ctx->rx_queue_index
+    r1 = map[xsks] ll
+    r3 = {int(Verdict.PASS)}
+    call bpf_redirect_map
+    exit
+"""
+_LEAVE = f"""
+    r2 = 0
+    *(u32 *)(r10 - 4) = r2
+    r2 = r10
+    r2 += -4
+    r1 = map[left] ll
+    call bpf_map_lookup_elem
+    if r0 == 0 goto pass
+    r1 = *(u64 *)(r0 + 0)
+    r1 += 1
+    *(u64 *)(r0 + 0) = r1
+pass:
+    r0 = {int(Verdict.PASS)}
+    exit
+"""
 
 
-def encode(map_fd: int) -> bytes:
-    return b"".join((
-        _insn(0x61, 2, 1, _RX_QUEUE_INDEX),  # r2 = ctx->rx_queue_index
-        _insn(0x18, 1, _PSEUDO_MAP_FD, imm=map_fd), _insn(0),  # r1 = &xsks
-        _insn(0xB7, 3, imm=Verdict.PASS),  # r3 = XDP_PASS
-        _insn(0x85, imm=_REDIRECT_MAP),  # call bpf_redirect_map
-        _insn(0x95),  # exit
-    ))
+def encode(map_fd: int, wanted: Node | None = None, left_fd: int = -1) -> bytes:
+    """Machine code; with a filter, what it leaves is counted in the array `left_fd`."""
+    text = _REDIRECT if wanted is None else \
+        f"r6 = r1\n{to_assembly(wanted)}take:\nr1 = r6\n{_REDIRECT}leave:\n{_LEAVE}"
+    return isa.encode(assemble(text, ["xsks", "left"]), [map_fd, left_fd])
 
 
 @dataclass(slots=True)
@@ -60,20 +81,29 @@ class RedirectProgram:
     link_fd: int
     mode: str = "native"
     why: str = ""  # it is not native, though that was tried
+    left_fd: int = -1  # of a filter
+
+    @property
+    def left(self) -> int:
+        """Packets that the filter left to the stack."""
+        if self.left_fd < 0:
+            return 0
+        counts = map_lookup(self.left_fd, bytes(4), 8 * possible_cpus())
+        return sum(struct.unpack(f"={len(counts) // 8}Q", counts))
 
     def admit(self, queue: int, socket_fd: int) -> None:
         """From now on the queue's packets go to this socket."""
         map_update(self.map_fd, struct.pack("=I", queue), struct.pack("=I", socket_fd))
 
     def close(self) -> None:
-        for fd in (self.link_fd, self.map_fd):
+        for fd in (self.link_fd, self.map_fd, self.left_fd):
             if fd >= 0:
                 with suppress(OSError):
                     os.close(fd)
-        self.link_fd = self.map_fd = -1
+        self.link_fd = self.map_fd = self.left_fd = -1
 
 
-def attach(interface: Interface, mode: str) -> RedirectProgram:
+def attach(interface: Interface, mode: str, wanted: Node | None = None) -> RedirectProgram:
     """Load the program and attach it; `mode` is one of MODES, or auto: native where that works.
     Raises PortError, with nothing left attached."""
     try:
@@ -84,7 +114,9 @@ def attach(interface: Interface, mode: str) -> RedirectProgram:
                         + os.strerror(error.errno or 0), mend) from error
     try:
         try:
-            fd = prog_load(encode(program.map_fd), name="xdpu_redirect",
+            if wanted is not None:
+                program.left_fd = map_create(_PERCPU_ARRAY, 4, 8, 1, name="left")
+            fd = prog_load(encode(program.map_fd, wanted, program.left_fd), name="xdpu_redirect",
                            expected_attach_type=AttachType.XDP)
         except LoadError as error:
             raise PortError(interface.name, f"the program that fills the sockets: {error.why}",

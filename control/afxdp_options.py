@@ -35,6 +35,8 @@ OPTIONS = (
     Option("--umem", "shared: one for all queues of a worker, so that a redirect between "
            "interfaces copies nothing; own: one a queue; auto: shared by several interfaces",
            choices=("auto", "shared", "own"), default="auto"),
+    Option("--filter", "packets to take, such as 'tcp port 80' or 'not (icmp or src 10.0.0.0/8)'; "
+           "all others go to the stack untouched", "EXPRESSION", default=""),
 )
 _DEFAULTS: dict[str, Any] = {
     next(name for name in option.names.split() if name.startswith("--"))[2:].replace("-", "_"):
@@ -48,6 +50,9 @@ def check(args: Namespace) -> None:
         if given:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ConfigError(names, f"{'goes' if len(given) == 1 else 'go'} with --port afxdp")
+    if args.filter:
+        from afxdp.filter import parse
+        parse(args.filter)
     if args.busy_poll_budget:
         args.busy_poll = True
 
@@ -69,4 +74,4 @@ def open_port(args: Namespace, name: str) -> AfxdpPort:
         name, args.queue, args.mode, copy_mode=args.copy_mode, frame_size=args.frame_size,
         ring_size=args.ring_size, need_wakeup=args.need_wakeup == "on", promisc=args.promisc,
         unaligned=args.unaligned, pages=args.umem_pages, frames=args.frames,
-        busy_poll=args.busy_poll_budget, umems=args.umems)
+        busy_poll=args.busy_poll_budget, umems=args.umems, wanted=args.filter)
