@@ -392,6 +392,8 @@ class Lowering:
         counter = self.fuel_field(st.W_SPENT)
         count = self.value(f"load i64, ptr {counter}")
         self.emit(f"store i64 {self.value(f'add i64 {count}, 1')}, ptr {counter}")
+        if self.entry.memory_bytes is None:
+            self.put_state(st.REDIRECT_HOW, "i32", str(st.HOW_SPENT))
         self.emit(f"ret i{self.entry.result_bits} {ABORTED}")
         made, self.lines = self.lines, before
         return made
@@ -439,8 +441,6 @@ class Lowering:
                 case MayGoto(off):
                     left = self.value(f"load i64, ptr %may{self.frame.depth}")
                     over = self.value(f"icmp eq i64 {left}, 0")
-        if self.entry.memory_bytes is None:
-            self.put_state(st.REDIRECT_HOW, "i32", str(st.HOW_SPENT))
                     fewer = self.value(f"sub i64 {left}, 1")
                     self.emit(f"store i64 {fewer}, ptr %may{self.frame.depth}")
                     self.branch_if(over, slot, slot + 1 + off)
@@ -906,6 +906,8 @@ class Lowering:
                 spec, leading = one, self.described(one, position)
             operations = family_of(spec).operations
             template = operations[helper.map_op]
+            extra = [f"i64 {one if isinstance(one, int) else -1}"] if (
+                helper.map_op == "redirect") else []  # BPF_F_BROADCAST comes back to the map
             if self.program.has_frags:
                 template = operations.get(f"{helper.map_op}_frags", template)
             calls.append((self.call_template(template, [*leading, *own, *extra]), label, template))
@@ -953,8 +955,6 @@ class Lowering:
         made, miss = self.label("tail"), self.label("miss")
         index = self.narrow(self.number_of(3), 32)
         inside = self.value(f"icmp ult i32 {index}, {spec.max_entries}")
-            extra = [f"i64 {one if isinstance(one, int) else -1}"] if (
-                helper.map_op == "redirect") else []  # BPF_F_BROADCAST comes back to the map
         count = self.get_state(st.TAIL_CALLS, "i32")
         allowed = self.value(f"icmp ult i32 {count}, {MAX_TAIL_CALLS}")
         self.emit(f"br i1 {self.value(f'and i1 {inside}, {allowed}')}, label %{made}, "
@@ -973,6 +973,7 @@ class Lowering:
         for label, number in bodies:
             self.start(label)
             self.put_state(st.TAIL_CALLS, "i32", self.value(f"add i32 {count}, 1"))
+            self.put_state(st.PROGRAM, "i32", str(number))
             if self.charges:
                 left = self.value("load i64, ptr %fuel")
                 self.emit(f"store i64 {left}, ptr {self.fuel_field()}")
@@ -1006,7 +1007,3 @@ def scope_of(number: int) -> str:
 
 def spill_location(depth: int, off: int) -> str:
     return f"s{depth}_{-off}"
-            if number == self.number:  # a call of this very program is a loop
-                self.emit("br label %again")
-                continue
-            self.put_state(st.PROGRAM, "i32", str(number))
