@@ -240,10 +240,10 @@ def test_hash_spreads_similar_keys(key_size: int) -> None:
                     key[(n + 1) % key_size] ^= n // key_size >> 8
                 one[bytes(key)] = bytes(4)
             words = one.memory("buckets")
-            used = sum(words[i:i + 4] != bytes(4) for i in range(0, 8 * 4096, 8))
+            used = sum(words[i:i + 4] != bytes(4) for i in range(0, 8 * 8192, 8))
             words.release()
-            expected = 4096 * (1 - math.exp(-len(one) / 4096))
-            assert abs(used - expected) < 4.5 * math.sqrt(4096) / 2, (seed, used, expected)
+            expected = 8192 * (1 - math.exp(-len(one) / 8192))
+            assert abs(used - expected) < 4.5 * math.sqrt(8192) / 2, (seed, used, expected)
 
 
 @pytest.mark.parametrize(("entries", "keys", "stable"), [(48, 96, 24), (1024, 1500, 300)])
