@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dataplane import loop, redirect, scouting
+from dataplane import chains, loop, redirect, scouting
 from dataplane import worker_block as layout
 from dataplane.aborted import Area
 from dataplane.block import Block
@@ -35,7 +35,7 @@ from dataplane.stats import FlowName, Stats
 from xdp_runtime.compiler import link
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.maps import budget
-from xdp_runtime.object import Object
+from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.policy import ExtensionClass, enforce
 from xdp_runtime.program import Program, load
 from xdp_runtime.state import max_workers
@@ -70,7 +70,7 @@ class Worker:
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._batch = self._base + layout.CONTROL_SIZE_BYTES + 4096
         self._pollfds = self._base + layout.CONTROL_SIZE_BYTES
-        self._scratch = Block(redirect.SCRATCH_BYTES + 8 * BATCH_MAX)
+        self._scratch = Block(redirect.SCRATCH_BYTES + 8 * BATCH_MAX + chains.CHAIN_BYTES)
         self.aborted = Area(trace_aborted)
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread: threading.Thread | None = None
@@ -88,6 +88,7 @@ class Worker:
         pointers = {layout.C_BATCH: self._batch, layout.C_POLLFDS: self._pollfds,
                     layout.C_SCRATCH: self._scratch.address,
                     layout.C_HOWS: self._scratch.address + redirect.SCRATCH_BYTES,
+                    layout.C_CHAIN: self._scratch.address + redirect.SCRATCH_BYTES + 8 * BATCH_MAX,
                     layout.C_ABORTED: self.aborted.address}
         for index, fd in enumerate(fds):
             self._set_pollfd(index, fd)
@@ -101,6 +102,7 @@ class Worker:
                 base + layout.F_RX_QUEUE: flow.queue.index,
                 base + layout.F_PARTNER: flow.partner + 1,
                 base + layout.F_TIMESTAMPS: int(flow.port.kind.timestamps),
+                base + layout.F_CHAINS: int(flow.port.kind.chain is not None),
             }
             pointers |= {base + layout.F_QUEUE: flow.queue.address,
                          base + layout.F_STATS: stats.address(flow.block),
@@ -272,13 +274,26 @@ class Engine:
         """Do what `replace` will find in the cache; changes nothing.  Raises what `load` raises."""
         spec = obj.program(program)
         fuel = enforce(obj, spec, grants) if grants is not None else None
-        link.compile_program(obj, spec, len(self.workers), self._opt, [loop.unit(*self._kinds)],
-                             fuel)
+        link.compile_program(obj, spec, len(self.workers), self._opt, [self._around(spec)], fuel)
 
     def _load(self, obj: Object, program: str | None, grants: ExtensionClass | None,
               heir_to: Program | None = None) -> Program:
         return load(obj, program, workers=len(self.workers), opt=self._opt, directory=self._maps,
-                    units=[loop.unit(*self._kinds)], grants=grants, heir_to=heir_to)
+                    units=[self._around(obj.program(program))], grants=grants, heir_to=heir_to)
+
+    def _around(self, spec: ProgramSpec) -> link.Unit:
+        """The loop for this program.  Raises ConfigError where ports and program do not go
+        together."""
+        in_pieces = next((kind.name for kind in self._kinds[0] if kind.chain is not None), "")
+        if in_pieces and not spec.has_frags:
+            raise ConfigError(f"program {spec.name}", "takes packets in one buffer, and a port of "
+                              f"this run ({in_pieces}) gives them in several",
+                              'put it in SEC("xdp.frags")')
+        if in_pieces and self._settings[layout.C_BATCH_SIZE] < chains.LEAST_BATCH:
+            raise ConfigError(f"batch size {self._settings[layout.C_BATCH_SIZE]}",
+                              f"a packet may have {chains.LEAST_BATCH} buffers, which must be in "
+                              "one batch", f"use {chains.LEAST_BATCH} or more")
+        return loop.unit(*self._kinds, several=spec.has_frags)
 
     def _plan(self, ports: Sequence[Port], stack: Mapping[int, Port],
               first_block: int) -> list[list[Flow]]:

@@ -17,9 +17,10 @@ that `stop` signals.  How long it spins adapts: a sleep that ended at once was n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from dataplane import port, stats
+from dataplane import chains, port, stats
 from dataplane.aborted import NOTE
 from dataplane.port import PortKind
 from dataplane.redirect import ELSEWHERE
@@ -76,12 +77,13 @@ _, _DROP, _PASS, _TX, _REDIRECT = (int(v) for v in st.Verdict)
 Factory = Callable[..., Any]
 
 
-def _program_flow(m: Any) -> Factory:
+def _program_flow(m: Any, several: int, dispose_batch: Template) -> Factory:
     count_up, enter, leave = m.extern(COUNT_UP), m.extern(ENTER), m.extern(LEAVE)
+    chain_begin, chain_end = m.extern(chains.BEGIN), m.extern(chains.END)
     program = m.symbol(ENTRY, "i32(ptr)")
     state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
     receive = m.symbol("xdpu.front.receive", "i64(i64, ptr, ptr, i64)")
-    dispose = m.extern(DISPOSE)
+    dispose = m.extern(dispose_batch)
     look_ahead, judge = m.extern(LOOK_AHEAD), m.extern(JUDGE)
 
     def program_flow(control, flow):  # type: ignore
@@ -98,14 +100,22 @@ def _program_flow(m: Any) -> Factory:
         ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
         worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
         timestamps, hows = m.load_u32(flow, F_TIMESTAMPS), m.load_ptr(control, C_HOWS)
-        received = 0
+        received = slots = fragments = 0  # `slots` have been run, or are fragments
+        packets = count
         enter(memory)
         began = look_ahead(m.load_u32(control, C_LOOK_AHEAD), m.gep(flow, F_SCOUT), batch, count,
                            ifindex, rx_queue, worker, memory)
         for i in range(count):
+            if several != 0 and i < slots:
+                continue
             slot = m.gep(batch, i * port.SLOT_SIZE_BYTES)
             data, end = m.load_ptr(slot, port.DATA), m.load_ptr(slot, port.DATA_END)
             received += m.diff(end, data)
+            if several != 0:
+                fragments = chain_begin(run, slot, flow)
+                received += m.load_u32(run, st.FRAGMENT_BYTES)
+                slots = i + 1 + fragments
+                packets -= fragments
             m.store_ptr(run, st.DATA, data)
             m.store_ptr(run, st.DATA_END, end)
             m.store_ptr(run, st.DATA_META, data)
@@ -133,13 +143,15 @@ def _program_flow(m: Any) -> Factory:
             m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
             m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
             m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
+            if several != 0 and fragments != 0:
+                chain_end(run, slot, fragments)
         if began != 0:
             judge(m.gep(flow, F_SCOUT), count, began)
-        count_up(counters, stats.RX_PACKETS, count)
+        count_up(counters, stats.RX_PACKETS, packets)
         count_up(counters, stats.RX_BYTES, received)
         count_up(counters, stats.BATCHES, 1)
         m.store_u32(control, C_WHERE, _DISPOSING)
-        dispose(control, flow, batch, count)
+        dispose(control, flow, batch, hows, count)
         leave(memory)  # not before programs of a map's entry have run
         return count
 
@@ -154,13 +166,12 @@ def _dispose(m: Any) -> Factory:
     deliver = m.symbol("xdpu.back.send", "i64(i64, ptr, ptr, i64)")
     find, elsewhere, note = m.extern(FIND_FLOW), m.extern(ELSEWHERE), m.extern(NOTE)
 
-    def dispose(control, flow, batch, count):  # type: ignore
+    def dispose(control, flow, batch, hows, count):  # type: ignore
         """Each packet to where its verdict says; every frame goes back or out exactly once."""
         kind, q = m.load_u32(flow, F_KIND), m.load_ptr(flow, F_QUEUE)
         counters = m.load_ptr(flow, F_STATS)
         partner = m.load_u32(flow, F_PARTNER)
         frames = m.load_u64(flow, F_FRAMES)
-        hows = m.load_ptr(control, C_HOWS)
         aborted = dropped = passed = sent = redirected = sent_bytes = 0
         tx_full = no_port = redirect_full = pass_full = 0
         for i in range(count):
@@ -266,9 +277,9 @@ def _stack_flow(m: Any) -> Factory:
     return stack_flow
 
 
-def _worker(m: Any) -> Factory:
+def _worker(m: Any, of_a_program: Template) -> Factory:
     count_up = m.extern(COUNT_UP)
-    program_flow, stack_flow = m.extern(PROGRAM_FLOW), m.extern(STACK_FLOW)
+    program_flow, stack_flow = m.extern(of_a_program), m.extern(STACK_FLOW)
     now, note_latency = m.extern(NOW), m.extern(NOTE_LATENCY)
     flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
     flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
@@ -361,34 +372,49 @@ def _note_latency(m: Any) -> Factory:
 
 NOW = Template("worker_now", _now, "i64()", inline=False)
 NOTE_LATENCY = Template("note_latency", _note_latency, "i64(ptr, i64)", inline=False)
-DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, i64)",
+DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, ptr, i64)",
                    (COUNT_UP, FIND_FLOW, ELSEWHERE, NOTE))
-PROGRAM_FLOW = Template("program_flow", _program_flow, "i64(ptr, ptr)",
-                        (DISPOSE, COUNT_UP, ENTER, LEAVE, LOOK_AHEAD, JUDGE))
 STACK_FLOW = Template("stack_flow", _stack_flow, "i64(ptr, ptr)", (COUNT_UP,), inline=False)
-LOOP = Template("worker_loop", _worker, "i64(ptr)",
-                (PROGRAM_FLOW, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY))
 
 
-def unit(front: Sequence[PortKind], back: Sequence[PortKind]) -> Unit:
-    """The loop over these kinds of ports, to be linked around a program."""
-    templates = [LOOP]
+def _loop(suffix: str, several: int, dispose: Template) -> Template:
+    flow = Template(f"program_flow{suffix}",
+                    partial(_program_flow, several=several, dispose_batch=dispose),
+                    "i64(ptr, ptr)", (dispose, COUNT_UP, ENTER, LEAVE, LOOK_AHEAD, JUDGE,
+                                      chains.BEGIN, chains.END))
+    return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
+                    (flow, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY))
+
+
+LOOP, LOOP_FRAGS = _loop("", 0, DISPOSE), _loop("_frags", 1, chains.dispose(DISPOSE))
+
+
+def unit(front: Sequence[PortKind], back: Sequence[PortKind], several: bool = False) -> Unit:
+    """The loop over these kinds of ports, to be linked around a program; `several` for programs of
+    section xdp.frags, which may get packets in several buffers."""
+    loop = LOOP_FRAGS if several else LOOP
+    templates = [loop]
     for kind in (*front, *back):
         templates += [kind.receive, kind.release, kind.transmit, kind.send, kind.flush]
+        if several and kind.chain is not None:
+            templates.append(kind.chain)
     text = "\n".join([
-        dispatch("front", front), dispatch("back", back),
+        dispatch("front", front, several), dispatch("back", back),
         f'define i64 @"{WORKER}"(ptr %control) {{',
-        "  %result = call i64 @worker_loop(ptr %control)", "  ret i64 %result", "}",
+        f"  %result = call i64 @{loop.name}(ptr %control)", "  ret i64 %result", "}",
     ])
     return Unit("loop", text, tuple(dict.fromkeys(templates)), (WORKER,),
                 scout=LARGE_BYTES)
 
 
-def dispatch(side: str, kinds: Sequence[PortKind]) -> str:
-    """Link-time wrappers `xdpu.<side>.<operation>(kind, q, ...)` over the kinds of a side."""
+def dispatch(side: str, kinds: Sequence[PortKind], several: bool = False) -> str:
+    """Link-time wrappers `xdpu.<side>.<operation>(kind, q, ...)` over the kinds of a side;
+    with `several` also `chain`, which kinds without it never come to."""
     shapes = {"receive": ("ptr %b, i64 %n", "ptr %b, i64 %n"), "release": ("ptr %s", "ptr %s"),
               "transmit": ("ptr %s", "ptr %s"), "send": ("ptr %d, i64 %n", "ptr %d, i64 %n"),
               "flush": ("", "")}
+    if several:
+        shapes["chain"] = ("ptr %s, i64 %n", "ptr %s, i64 %n")
     out = []
     for operation, (params, arguments) in shapes.items():
         head = f'define i64 @"xdpu.{side}.{operation}"(i64 %kind, ptr %q'
@@ -401,6 +427,9 @@ def dispatch(side: str, kinds: Sequence[PortKind]) -> str:
         out.append(f"  switch i64 %kind, label %k0 [ {cases} ]")
         for i, kind in enumerate(kinds):
             template = getattr(kind, operation)
+            if template is None:
+                out += [f"k{i}:", "  ret i64 0"]
+                continue
             out += [f"k{i}:", f"  %r{i} = call i64 @{template.name}(ptr %q{call})",
                     f"  ret i64 %r{i}"]
         out.append("}")

@@ -31,6 +31,7 @@ C_WHERE_FLOW = 76  # u32, and for which of its flows
 C_HOWS = 80  # ptr, for each slot: u32 state.REDIRECT_HOW, u32 state.PROGRAM
 C_SCRATCH = 88  # ptr, a frame for copies
 C_ABORTED = 96  # ptr, what aborted.py counts and keeps
+C_CHAIN = 104  # ptr, where a packet of several buffers becomes one piece (chains.py)
 C_FLOW_TABLE = 256
 
 # a flow
@@ -43,6 +44,7 @@ F_PARTNER = 24  # u32, flow + 1: where PASS goes, or where the stack's frames le
 F_TIMESTAMPS = 28  # u32, 1: its port fills RX_TIMESTAMP of the slots
 F_STATS = 32  # ptr
 F_PAUSED = 40  # u32, 1: its packets stay where they are
+F_CHAINS = 44  # u32, 1: its port gives packets in several slots (chains.py)
 F_FRAMES = 48  # u64, flows with the same number, not 0, share their frames
 F_SCOUT = 64  # SCOUT_BYTES of scouting.py
 FLOW_SIZE_BYTES = 128

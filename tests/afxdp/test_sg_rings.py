@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -19,8 +20,11 @@ PIECE = 2048 - 256  # what the kernel puts into a frame
 class SgQueue(FakeQueue):
     """Delivers and takes packets of several descriptors, as the kernel: all of them or none."""
 
-    def deliver(self, packet: bytes) -> bool:
-        pieces = [packet[at:at + PIECE] for at in range(0, len(packet), PIECE)]
+    def deliver(self, packet: bytes, *first: int) -> bool:
+        """`first` are sizes of its first pieces; the others are as large as they can be."""
+        ends = [0, *accumulate(first)]
+        ends += [*range(ends[-1] + PIECE, len(packet), PIECE), len(packet)]
+        pieces = [packet[a:b] for a, b in pairwise(ends)]
         rx, fill = self.rings["rx"], self.rings["fill"]
         room = rx.size - (rx.producer.value - rx.consumer.value & 0xFFFFFFFF)
         there = fill.producer.value - fill.consumer.value & 0xFFFFFFFF
