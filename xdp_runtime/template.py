@@ -29,7 +29,8 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Template:
     """`name` is the symbol, `signature` like "i64(ptr, i64)"; `uses` are templates it calls
-    through `m.extern(template)`.  `inline` False keeps cold code out of the packet loop."""
+    through `m.extern(template)`.  `inline` False keeps cold code out of the packet loop; what
+    is `rare` besides (repairs, waiting) is made small rather than fast."""
 
     name: str
     factory: Callable[[Any], Callable[..., Any]]
@@ -37,6 +38,7 @@ class Template:
     uses: tuple[Template, ...] = ()
     inline: bool = True
     externals: tuple[str, ...] = ()  # memory outside the module that it names (`m.external`)
+    rare: bool = False
 
     @property
     def result(self) -> str:

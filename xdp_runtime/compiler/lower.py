@@ -5,9 +5,11 @@ it (frames.py).  Every register is up to two stack variables that LLVM turns int
 
     .i  the number          .p  the pointer
 
-Which of them are live follows from the register's kind (kinds.py).  Pointers are never integers,
-so alias analysis keeps working; where two paths bring different kinds, the edge between the blocks
-converts, and a register that is a number on one path and a pointer on the other is kept as both.
+Within a block both are kept as the values themselves, stored only where the block ends, and what
+was widened is not narrowed again: LLVM has less to read and to clean up.  Which of them are live
+follows from the register's kind (kinds.py).  Pointers are never integers, so alias analysis keeps
+working; where two paths bring different kinds, the edge between the blocks converts, and a register
+that is a number on one path and a pointer on the other is kept as both.
 A pointer spilled to the stack lives in a variable of its own (`%s<depth>_<offset>`), so spilling
 costs nothing once it is promoted.
 
@@ -108,6 +110,7 @@ _SIMPLE = {
     AluOp.ADD: "add", AluOp.SUB: "sub", AluOp.MUL: "mul", AluOp.OR: "or", AluOp.AND: "and",
     AluOp.XOR: "xor", AluOp.LSH: "shl", AluOp.RSH: "lshr", AluOp.ARSH: "ashr",
 }
+_ENDS = ("br ", "switch ", "unreachable")  # of blocks that others follow
 _RMW = {AtomicOp.ADD: "add", AtomicOp.OR: "or", AtomicOp.AND: "and", AtomicOp.XOR: "xor",
         AtomicOp.XCHG: "xchg"}
 
@@ -155,6 +158,12 @@ class Lowering:
         self.variables: dict[str, str] = {}  # alloca name -> LLVM type
         self.temporaries = 0
         self.labels = 0
+        # of the straight code since the last label: what variables hold, which of them are not
+        # stored yet, and values by the expression that gives them
+        self.held: dict[str, str] = {}
+        self.unstored: dict[str, str] = {}
+        self.widened: dict[str, tuple[str, int]] = {}  # a zero extended value: from what, its bits
+        self.made: dict[str, str] = {}
         self.slot = 0
         self.frame: Frame = self.analysis.frames[0]
         self.state = State([NOTHING] * 11)
@@ -162,6 +171,10 @@ class Lowering:
     # --- text ---------------------------------------------------------------------------------
 
     def emit(self, line: str) -> None:
+        if line.startswith(_ENDS):
+            self.store_variables()
+        elif line.startswith("ret "):
+            self.unstored.clear()
         self.lines.append(f"  {line}")
 
     def value(self, expression: str) -> str:
@@ -170,11 +183,22 @@ class Lowering:
         self.lines.append(f"  {name} = {expression}")
         return name
 
+    def same(self, expression: str) -> str:
+        """As `value`, of an expression without effects: computed once in straight code."""
+        name = self.made.get(expression)
+        if name is None:
+            name = self.made[expression] = self.value(expression)
+        return name
+
     def label(self, stem: str) -> str:
         self.labels += 1
         return f"{stem}.{self.labels}"
 
     def start(self, label: str) -> None:
+        assert not self.unstored
+        self.held.clear()
+        self.widened.clear()
+        self.made.clear()
         self.lines.append(f"{label}:")
 
     def use(self, template: Template) -> None:
@@ -195,12 +219,19 @@ class Lowering:
         return name
 
     def get(self, location: str, component: str) -> str:
-        kind = "i64" if component == "i" else "ptr"
-        return self.value(f"load {kind}, ptr {self.variable(location, component)}")
+        name = self.variable(location, component)
+        if name not in self.held:
+            self.held[name] = self.value(f"load {self.variables[name]}, ptr {name}")
+        return self.held[name]
 
     def put(self, location: str, component: str, value: str) -> None:
-        kind = "i64" if component == "i" else "ptr"
-        self.emit(f"store {kind} {value}, ptr {self.variable(location, component)}")
+        name = self.variable(location, component)
+        self.held[name] = self.unstored[name] = value
+
+    def store_variables(self) -> None:
+        for name, value in self.unstored.items():
+            self.lines.append(f"  store {self.variables[name]} {value}, ptr {name}")
+        self.unstored.clear()
 
     def reg(self, number: int) -> str:
         return self.location(number, self.frame.depth)
@@ -216,11 +247,11 @@ class Lowering:
         return scope_of(1 + len(self.maps))
 
     def state_field(self, offset: int) -> str:
-        return self.value(f"getelementptr inbounds i8, ptr %state, i64 {offset}")
+        return self.same(f"getelementptr inbounds i8, ptr %state, i64 {offset}")
 
     def stack_address(self, depth: int, off: int) -> str:
         self.provenance.touch_stack(depth, off)
-        return self.value(
+        return self.same(
             f"getelementptr inbounds i8, ptr %stack{depth}, i64 {STACK_SIZE_BYTES + off}")
 
     def pointer(self, number: int) -> str:
@@ -232,9 +263,9 @@ class Lowering:
             case Ctx():
                 return "%state"
             case MapPtr(index):
-                return self.value(f"inttoptr i64 {index + 1} to ptr")
+                return self.same(f"inttoptr i64 {index + 1} to ptr")
             case Scalar():  # in programs that run unproven, to crash there and nowhere else
-                return self.value(f"inttoptr i64 {self.number_of(number)} to ptr")
+                return self.same(f"inttoptr i64 {self.number_of(number)} to ptr")
             case _:
                 return self.get(self.reg(number), "p")
 
@@ -245,7 +276,7 @@ class Lowering:
             return str(kind.const)
         if isinstance(kind, Scalar | Either):
             return self.get(self.reg(number), "i")
-        return self.value(f"ptrtoint ptr {self.pointer(number)} to i64")
+        return self.same(f"ptrtoint ptr {self.pointer(number)} to i64")
 
     def operand(self, src: Operand) -> str:
         if isinstance(src, Imm):
@@ -258,10 +289,23 @@ class Lowering:
     def widen(self, value: str, bits: int, signed: bool = False) -> str:
         if bits == 64:
             return value
-        return self.value(f"{'sext' if signed else 'zext'} i{bits} {value} to i64")
+        if signed:
+            return self.same(f"sext i{bits} {value} to i64")
+        wide = self.same(f"zext i{bits} {value} to i64")
+        self.widened[wide] = value, bits
+        return wide
 
     def narrow(self, value: str, bits: int) -> str:
-        return value if bits == 64 else self.value(f"trunc i64 {value} to i{bits}")
+        if bits == 64:
+            return value
+        if not value.startswith("%"):
+            return str(int(value) & ((1 << bits) - 1))
+        source, known_bits = self.widened.get(value, (value, 64))
+        if known_bits == bits:
+            return source
+        if known_bits < bits:
+            return self.same(f"zext i{known_bits} {source} to i{bits}")
+        return self.same(f"trunc i{known_bits} {source} to i{bits}")
 
     # --- memory -------------------------------------------------------------------------------
 
@@ -273,7 +317,7 @@ class Lowering:
         pointer = self.pointer(number)
         if off == 0:
             return pointer
-        return self.value(f"getelementptr inbounds i8, ptr {pointer}, i64 {off}")
+        return self.same(f"getelementptr inbounds i8, ptr {pointer}, i64 {off}")
 
     def scope(self, number: int) -> str:
         """Alias metadata of an access through a register: its object, and what that is not."""
@@ -331,7 +375,7 @@ class Lowering:
             case Ctx():
                 pointer = "%state"
             case MapPtr(index):
-                pointer = self.value(f"inttoptr i64 {index + 1} to ptr")
+                pointer = self.same(f"inttoptr i64 {index + 1} to ptr")
             case Uninit():
                 return
             case _:
@@ -347,10 +391,15 @@ class Lowering:
             self.lower_block(node)
         body = self.lines
         self.lines = []
+        self.start("again")
         self.clear_stack(0)
         if self.entry.memory_bytes:
             self.put("r1", "p", "%memory")
-        # a program that nothing tail-calls is called from one place, the loop, and belongs there
+        for depth in sorted({frame.depth for frame in self.analysis.frames}):
+            self.emit(f"store i64 {MAY_GOTO_BUDGET}, ptr %may{depth}")
+        self.emit("br label %f0_0")
+        start, self.lines = self.lines, []
+        # a program that no other tail-calls is called from one place, the loop, and belongs there
         inline = " alwaysinline" if len(self.tail_targets) == 1 else ""
         memory = "" if self.entry.memory_bytes is None else ", ptr %memory"
         head = [f'define internal i{self.entry.result_bits} @"prog.{self.number}"'
@@ -359,14 +408,13 @@ class Lowering:
             head.append(f"  %stack{depth} = alloca [{STACK_SIZE_BYTES} x i8], align 16")
         head += [f"  {name} = alloca {kind}" for name, kind in self.variables.items()]
         for depth in sorted({frame.depth for frame in self.analysis.frames}):
-            head += [f"  %may{depth} = alloca i64",
-                     f"  store i64 {MAY_GOTO_BUDGET}, ptr %may{depth}"]
+            head.append(f"  %may{depth} = alloca i64")
         if self.charges:
             head.append("  %fuel = alloca i64")
             self.take_fuel()
             body += self.out_of_fuel()
-        head += [*self.lines, "  br label %f0_0"]
-        self.out.text = "\n".join([*head, *body, "}", ""])
+        head += [*self.lines, "  br label %again"]
+        self.out.text = "\n".join([*head, *start, *body, "}", ""])
         return self.out
 
     def take_fuel(self) -> None:
@@ -973,6 +1021,9 @@ class Lowering:
         for label, number in bodies:
             self.start(label)
             self.put_state(st.TAIL_CALLS, "i32", self.value(f"add i32 {count}, 1"))
+            if number == self.number:  # a call of this very program is a loop
+                self.emit("br label %again")
+                continue
             self.put_state(st.PROGRAM, "i32", str(number))
             if self.charges:
                 left = self.value("load i64, ptr %fuel")

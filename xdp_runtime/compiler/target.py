@@ -81,7 +81,8 @@ def parse(text: str) -> Any:
     return module
 
 
-def prepare_template(text: str, name: str, mangled: str, inline: bool) -> bytes:
+def prepare_template(text: str, name: str, mangled: str, inline: bool,
+                     rare: bool = False) -> bytes:
     """Merge Numba's function into its wrapper, tidy up without loop passes, return bitcode."""
     module = parse(text)
     inner = module.get_function(mangled)
@@ -94,6 +95,8 @@ def prepare_template(text: str, name: str, mangled: str, inline: bool) -> bytes:
     outer = module.get_function(name)
     outer.add_function_attribute("nounwind")
     outer.add_function_attribute("alwaysinline" if inline else "noinline")
+    if rare:
+        outer.add_function_attribute("optsize")
     return bytes(module.as_bitcode())
 
 
@@ -108,10 +111,14 @@ def _run_passes(module: Any, opt: int, vectorize: bool) -> None:
 
 
 def link(text: str, bitcodes: Iterable[bytes], exports: Iterable[str]) -> Any:
-    """Link a textual module with templates; all but `exports` becomes internal."""
-    module = parse(text)
-    for code in bitcodes:
-        module.link_in(llvm.parse_bitcode(code))
+    """Link a textual module with templates; all but `exports` becomes internal.
+
+    The text comes last: LLVM inlines in the order of functions, and should not copy a program into
+    each of the functions around it."""
+    parts = [llvm.parse_bitcode(code) for code in bitcodes]
+    module, *others = [*parts, parse(text)]
+    for part in others:
+        module.link_in(part)
     keep = set(exports)
     for function in module.functions:
         if not function.is_declaration and function.name not in keep:

@@ -42,7 +42,7 @@ def _gone(m: Any) -> Factory:
     return process_gone
 
 
-GONE = Template("process_gone", _gone, "i64(i64)", inline=False)
+GONE = Template("process_gone", _gone, "i64(i64)", inline=False, rare=True)
 
 
 def _wait(m: Any) -> Factory:
@@ -71,7 +71,7 @@ def _wait(m: Any) -> Factory:
     return lock_wait
 
 
-WAIT = Template("lock_wait", _wait, "i64(ptr, i64)", uses=(GONE,), inline=False)
+WAIT = Template("lock_wait", _wait, "i64(ptr, i64)", uses=(GONE,), inline=False, rare=True)
 
 
 def _lock(m: Any) -> Factory:

@@ -75,7 +75,7 @@ def _walk(m: Any) -> Factory:
     return lpm_repair_below
 
 
-WALK = Template("lpm_repair_below", _walk, "i64(ptr, ptr, ptr)", inline=False)
+WALK = Template("lpm_repair_below", _walk, "i64(ptr, ptr, ptr)", inline=False, rare=True)
 
 
 def _empty(m: Any) -> Factory:
@@ -139,7 +139,7 @@ def _repair(m: Any) -> Factory:
 
 
 REPAIR = Template("lpm_repair", _repair, "i64(ptr, ptr, ptr, ptr, i64, i64)",
-                  (WALK, EMPTY, GIVE), inline=False)
+                  (WALK, EMPTY, GIVE), inline=False, rare=True)
 
 
 def _lock(m: Any) -> Factory:

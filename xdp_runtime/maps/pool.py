@@ -98,7 +98,7 @@ def _advance(m: Any) -> Factory:
     return pool_advance
 
 
-ADVANCE = Template("pool_advance", _advance, "i64(ptr, ptr)", inline=False)
+ADVANCE = Template("pool_advance", _advance, "i64(ptr, ptr)", inline=False, rare=True)
 
 
 def _early(m: Any) -> Factory:
@@ -114,7 +114,7 @@ def _early(m: Any) -> Factory:
     return pool_early
 
 
-TAKE_EARLY = Template("pool_early", _early, "i64(ptr)", inline=False)
+TAKE_EARLY = Template("pool_early", _early, "i64(ptr)", inline=False, rare=True)
 
 
 def _take(m: Any) -> Factory:
@@ -169,7 +169,7 @@ def _patience(m: Any) -> Factory:
     return pool_patience
 
 
-PATIENCE = Template("pool_patience", _patience, "i64(ptr, i64)", inline=False)
+PATIENCE = Template("pool_patience", _patience, "i64(ptr, i64)", inline=False, rare=True)
 
 
 def _prepare(m: Any) -> Factory:
@@ -254,5 +254,5 @@ def _leave(m: Any) -> Factory:
 
 
 # around each batch: the worker's memory
-ENTER = Template("batch_enter", _enter, "i64(ptr)")
-LEAVE = Template("batch_leave", _leave, "i64(ptr)")
+ENTER = Template("batch_enter", _enter, "i64(ptr)", inline=False, rare=True)
+LEAVE = Template("batch_leave", _leave, "i64(ptr)", inline=False, rare=True)
