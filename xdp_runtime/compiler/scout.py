@@ -5,9 +5,9 @@ A scout is the program once more, without anything that could be noticed:
 - stores to anything but its own stack are left out;
 - helpers are called only if they change nothing and wait for nothing (`_PURE`); those that give
   any number give 0; every other helper ends the scout;
-- at the first lookup in a map that is larger than `LARGE_BYTES` the scout writes down in its
-  *place* where that lookup will look (maps/scout.py), and ends.  Lookups in smaller maps are made
-  (without a mark in an LRU map).
+- at the first lookup, update or delete in a map that is larger than `LARGE_BYTES` the scout writes
+  down in its *place* where that will look (maps/scout.py), and ends.  Lookups in smaller maps are
+  made (without a mark in an LRU map).
 
 Why is that safe?  The verifier proved the program for *any* contents of packets and map values and
 for any result of a helper that its prototype allows.  So a scout, which may find other contents
@@ -35,7 +35,7 @@ from xdp_runtime.object import MapSpec, MapType, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
-_LOOKUP = 1
+_LOOKUP, _UPDATE, _DELETE = 1, 2, 3
 _PURE = {8, 28, 42, 188}  # get_smp_processor_id, csum_diff, get_numa_node_id, xdp_get_buff_len
 _ANY_NUMBER = {5, 7, 125, 160, 208}  # of time, and at random
 _LRU = (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
@@ -86,8 +86,8 @@ class Scout(Lowering):
     def lower_call(self, helper: Helper, after: State) -> None:
         if number_is_tail_call(helper):
             self.lower_tail_call()
-        elif helper.id == _LOOKUP:
-            self.lower_lookup(helper, after)
+        elif helper.id in (_LOOKUP, _UPDATE, _DELETE):
+            self.lower_access(helper, after)
         elif helper.id in _PURE:
             super().lower_call(helper, after)
         elif helper.id in _ANY_NUMBER and helper.ret is Ret.SCALAR:
@@ -95,18 +95,19 @@ class Scout(Lowering):
         else:
             self.end()
 
-    def lower_lookup(self, helper: Helper, after: State) -> None:
+    def lower_access(self, helper: Helper, after: State) -> None:
         maps = self.provenance.map_argument(self.state, helper, self.slot)
         if len(maps) != 1:
             self.end()
             return
         one = maps[0]
         spec = self.maps[one] if isinstance(one, int) else one
-        if not _is_large(spec, self.workers, self.large_bytes):
+        if helper.id == _LOOKUP and not _is_large(spec, self.workers, self.large_bytes):
             super().lower_call(replace(helper, map_op="peek") if spec.type in _LRU else helper,
                                after)
             return
-        if spec.type in SCOUTS and spec.lock_at < 0:
+        if spec.type in SCOUTS and spec.lock_at < 0 and _is_large(
+                spec, self.workers, self.large_bytes):
             template, steps = SCOUTS[spec.type]
             self.steps = max(self.steps, steps)
             leading = self.described(spec, 1) if not isinstance(one, int) else [

@@ -123,12 +123,21 @@ def test_a_packet_that_looks_nothing_up_has_no_place() -> None:
 @pytest.mark.parametrize("effect", [
     "r1 = r6\nr2 = 4\ncall 44\n",  # adjust_head
     "r2 = r10\nr2 += -4\nr3 = r10\nr3 += -16\n*(u64 *)(r10 - 16) = 0\nr4 = 0\n"
-    "r1 = map[table] ll\ncall 2\n",  # update
-    "r2 = r10\nr2 += -4\nr1 = map[table] ll\ncall 3\n",  # delete
+    "r1 = map[counts] ll\ncall 2\n",  # update of a small map
 ])
 def test_it_ends_where_the_program_changes_something(effect: str) -> None:
     with load(obj(effect + LOOK_UP), units=[UNIT]) as program:
         assert kind(scouted(program, KEY + bytes(40), steps=False)) == 0
+
+
+@pytest.mark.parametrize("change", [
+    "r2 = r10\nr2 += -4\nr3 = r10\nr3 += -16\n*(u64 *)(r10 - 16) = 0\nr4 = 0\n"
+    "r1 = map[table] ll\ncall 2\n",
+    "r2 = r10\nr2 += -4\nr1 = map[table] ll\ncall 3\n",
+])
+def test_it_finds_updates_and_deletes_and_makes_none(change: str) -> None:
+    with load(obj(change), units=[UNIT]) as program:
+        assert kind(scouted(program, KEY + bytes(40), steps=False)) == 1
 
 
 def test_it_follows_a_tail_call_once() -> None:
