@@ -30,12 +30,13 @@ from dataplane import chains, loop, redirect, scouting
 from dataplane import worker_block as layout
 from dataplane.aborted import Area
 from dataplane.block import Block
+from dataplane.mesh import Mesh
 from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortKind, PortQueue
 from dataplane.stats import FlowName, Stats
 from xdp_runtime.compiler import link
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.maps import budget
-from xdp_runtime.object import Object, ProgramSpec
+from xdp_runtime.object import MapType, Object, ProgramSpec
 from xdp_runtime.policy import ExtensionClass, enforce
 from xdp_runtime.program import Program, load
 from xdp_runtime.state import max_workers
@@ -113,6 +114,18 @@ class Worker:
             struct.pack_into("<Q", self._memory, offset, value)
         self.use(program)
 
+    def connect(self, mesh: Mesh, workers: int) -> None:
+        """Give this worker its ends of the rings; what it looks at first is written last."""
+        for offset, number in ((layout.C_WORKERS, workers), (layout.C_EVENT, self._event)):
+            struct.pack_into("<I", self._memory, offset, number)
+        for offset, address in mesh.pointers(self.number).items():
+            struct.pack_into("<Q", self._memory, offset, address)
+
+    @property
+    def address(self) -> int:
+        """Of its control block."""
+        return self._base
+
     def _set_pollfd(self, index: int, fd: int) -> None:
         start = layout.CONTROL_SIZE_BYTES + index * _POLLFD.size
         self._memory[start : start + _POLLFD.size] = _POLLFD.pack(fd, _POLLIN, 0)
@@ -172,9 +185,9 @@ class Worker:
 
     def where(self) -> tuple[str, Flow | None]:
         """What it does at the moment, and for which flow."""
-        stage, number = struct.unpack_from("<2I", self._memory, loop.C_WHERE)
+        stage, number = struct.unpack_from("<2I", self._memory, layout.C_WHERE)
         flow = self.flows[number] if number < len(self.flows) else None
-        return loop.WHERE[stage], flow if loop.WHERE[stage] in loop.OF_A_FLOW else None
+        return layout.WHERE[stage], flow if layout.WHERE[stage] in layout.OF_A_FLOW else None
 
     @property
     def thread_id(self) -> int:
@@ -252,6 +265,7 @@ class Engine:
             raise ConfigError(f"batch size {batch_size}", f"must be 1 to {BATCH_MAX}")
         self.ports, self.stack = list(ports), dict(stack or {})
         self.paused: set[str] = set()
+        self._mesh: Mesh | None = None
         self._opt, self._grants = opt, grants
         self._settings = {layout.C_BATCH_SIZE: batch_size, layout.C_BUSY_POLL: int(busy_poll),
                           layout.C_EXIT_WHEN_IDLE: int(exit_when_idle),
@@ -278,8 +292,18 @@ class Engine:
 
     def _load(self, obj: Object, program: str | None, grants: ExtensionClass | None,
               heir_to: Program | None = None) -> Program:
+        self._connect(obj)
         return load(obj, program, workers=len(self.workers), opt=self._opt, directory=self._maps,
                     units=[self._around(obj.program(program))], grants=grants, heir_to=heir_to)
+
+    def _connect(self, obj: Object) -> None:
+        """Rings between the workers, once a program has a map that leads there.  Running workers
+        see them from the next round on."""
+        if self._mesh is None and any(one.type == MapType.CPUMAP for spec in obj.maps
+                                      for one in (spec, spec.inner) if one is not None):
+            self._mesh = Mesh([worker.address for worker in self.workers])
+            for worker in self.workers:
+                worker.connect(self._mesh, len(self.workers))
 
     def _around(self, spec: ProgramSpec) -> link.Unit:
         """The loop for this program.  Raises ConfigError where ports and program do not go
@@ -460,3 +484,5 @@ class Engine:
         for worker in self.workers:
             worker.close()
         self.program.close()
+        if self._mesh is not None:
+            self._mesh.close()

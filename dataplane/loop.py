@@ -22,6 +22,8 @@ from typing import Any
 
 from dataplane import chains, port, stats
 from dataplane.aborted import NOTE
+from dataplane.inbox import COLLECT
+from dataplane.mesh import ALL_DONE, GET_UP, LIE_DOWN, PUBLISH
 from dataplane.port import PortKind
 from dataplane.redirect import ELSEWHERE
 from dataplane.scouting import JUDGE, LOOK_AHEAD
@@ -33,10 +35,12 @@ from dataplane.worker_block import (
     C_FLOW_TABLE,
     C_FLOWS,
     C_HOWS,
+    C_INBOX,
     C_LOOK_AHEAD,
     C_POLLFD_COUNT,
     C_POLLFDS,
     C_PROGRAM_MEMORY,
+    C_QUEUED,
     C_ROUNDS,
     C_STOP,
     C_WHERE,
@@ -66,7 +70,8 @@ from xdp_runtime.maps.scout import LARGE_BYTES
 from xdp_runtime.template import Template
 
 WORKER = "xdpu.worker"  # i64(ptr control), exported
-_BETWEEN, _RECEIVING, _RUNNING, _DISPOSING, _STACK, _FLUSHING, _ASLEEP = range(len(WHERE))
+(_BETWEEN, _RECEIVING, _RUNNING, _DISPOSING, _STACK, _FLUSHING, _ASLEEP,
+ _COLLECTING) = range(len(WHERE))
 _SAMPLE = 63  # a round of 64 is timed
 _CLOCK_MONOTONIC = 1
 _SPIN_MIN, _SPIN_MAX = 64, 4096  # rounds without a packet before sleeping
@@ -281,6 +286,8 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
     count_up = m.extern(COUNT_UP)
     program_flow, stack_flow = m.extern(of_a_program), m.extern(STACK_FLOW)
     now, note_latency = m.extern(NOW), m.extern(NOTE_LATENCY)
+    publish, collect, all_done = m.extern(PUBLISH), m.extern(COLLECT), m.extern(ALL_DONE)
+    lie_down, get_up = m.extern(LIE_DOWN), m.extern(GET_UP)
     flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
     flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
 
@@ -303,6 +310,11 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
                 elif idle > 0 or rounds & 15 == 0:  # asking a TAP is a system call
                     m.store_u32(control, C_WHERE, _STACK)
                     work += stack_flow(control, flow)
+            if m.load_u32(control, C_QUEUED) != 0:
+                publish(control)
+            if not m.is_null(m.load_ptr(control, C_INBOX)):
+                m.store_u32(control, C_WHERE, _COLLECTING)
+                work += collect(control)
             rounds += 1
             m.store_u64(control, C_ROUNDS, rounds)
             if work != 0 or idle == 0:
@@ -322,7 +334,10 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
                 continue
             idle += 1
             if m.load_u32(control, C_EXIT_WHEN_IDLE) != 0:
-                return 1
+                if all_done(control) != 0:
+                    return 1
+                m.pause()
+                continue
             if m.load_u32(control, C_BUSY_POLL) != 0 or idle < spin:
                 m.pause()
                 continue
@@ -330,7 +345,8 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
             count_up(counters, stats.IDLE_POLLS, 1)
             m.store_u32(control, C_WHERE, _ASLEEP)
             ready = m.c_poll(m.load_ptr(control, C_POLLFDS), m.load_u32(control, C_POLLFD_COUNT),
-                             _SLEEP_MS)
+                             _SLEEP_MS * lie_down(control))
+            get_up(control)
             fruitless += 1
             if fruitless > _EAGER_WAKEUPS:  # a descriptor that is always ready, e.g. in error
                 m.c_poll(m.null(), 0, 1)
@@ -383,7 +399,8 @@ def _loop(suffix: str, several: int, dispose: Template) -> Template:
                     "i64(ptr, ptr)", (dispose, COUNT_UP, ENTER, LEAVE, LOOK_AHEAD, JUDGE,
                                       chains.BEGIN, chains.END))
     return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
-                    (flow, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY))
+                    (flow, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT, ALL_DONE,
+                     LIE_DOWN, GET_UP))
 
 
 LOOP, LOOP_FRAGS = _loop("", 0, DISPOSE), _loop("_frags", 1, chains.dispose(DISPOSE))

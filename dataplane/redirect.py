@@ -19,8 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 from dataplane import aborted, port, stats
+from dataplane.mesh import HAND_OVER
+from dataplane.second import RUN_SECOND
 from dataplane.worker_block import (
-    C_PROGRAM_MEMORY,
     C_SCRATCH,
     C_WORKER_ID,
     COUNT_UP,
@@ -31,55 +32,14 @@ from dataplane.worker_block import (
     FIND_FLOW,
 )
 from xdp_runtime import state as st
-from xdp_runtime.compiler.link import SECOND, TARGETS
+from xdp_runtime.compiler.link import TARGETS
 from xdp_runtime.template import Template
 
 SCRATCH_BYTES = 1 << 17  # a frame for the copy that a program sees
 _PAGE, _SHARED_INFO_BYTES = 4096, 320  # of a frame in the kernel, and what it keeps at its end
 
-_ABORTED, _DROP, _PASS = int(st.Verdict.ABORTED), int(st.Verdict.DROP), int(st.Verdict.PASS)
-_REDIRECT = int(st.Verdict.REDIRECT)
+_DROP, _PASS = int(st.Verdict.DROP), int(st.Verdict.PASS)
 Factory = Callable[..., Any]
-
-
-def _run_second(m: Any) -> Factory:
-    second = m.symbol(SECOND, "i32(i64, ptr)")
-    state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
-
-    def run_second(control, slot, number, ingress, egress, how):  # type: ignore
-        """Run program `number` - 1 on the slot's packet -> verdict; the slot has its new edges.
-
-        `how` gets what the run state says of a redirect: u32 target, u32 HOW_*, u32 program."""
-        run = m.alloca(state_bytes)
-        m.store_ptr(run, st.DATA, m.load_ptr(slot, port.DATA))
-        m.store_ptr(run, st.DATA_END, m.load_ptr(slot, port.DATA_END))
-        m.store_ptr(run, st.DATA_META, m.load_ptr(slot, port.DATA_META))
-        m.store_ptr(run, st.HARD_START, m.load_ptr(slot, port.HARD_START))
-        m.store_ptr(run, st.FRAME_END, m.load_ptr(slot, port.FRAME_END))
-        m.store_u32(run, st.INGRESS_IFINDEX, ingress)
-        m.store_u32(run, st.RX_QUEUE_INDEX, 0)
-        m.store_u32(run, st.EGRESS_IFINDEX, egress)
-        m.store_u32(run, st.WORKER_ID, m.load_u32(control, C_WORKER_ID))
-        m.store_u32(run, st.REDIRECT_IFINDEX, 0)
-        m.store_u32(run, st.TAIL_CALLS, 0)
-        m.store_ptr(run, st.WORKER, m.load_ptr(control, C_PROGRAM_MEMORY))
-        m.store_u32(run, st.RX_KNOWN, 0)
-        m.store_u64(run, st.FRAGMENT_COUNT, 0)  # and their bytes
-        m.store_u32(run, st.REDIRECT_HOW, 0)
-        m.store_u32(run, st.PROGRAM, number - 1)
-        verdict = second(number, run)
-        m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
-        m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
-        m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
-        m.store_u32(how, 0, m.load_u32(run, st.REDIRECT_IFINDEX))
-        m.store_u32(how, 4, m.load_u32(run, st.REDIRECT_HOW))
-        m.store_u32(how, 8, m.load_u32(run, st.PROGRAM))
-        return verdict
-
-    return run_second
-
-
-RUN_SECOND = Template("run_second", _run_second, "i64(ptr, ptr, i64, i64, i64, ptr)", inline=False)
 
 
 def _egress(m: Any) -> Factory:
@@ -184,6 +144,7 @@ BROADCAST = Template("broadcast", _broadcast, "i64(ptr, ptr, ptr, i64, i64)",
 
 def _elsewhere(m: Any) -> Factory:
     run_egress, run_broadcast = m.extern(EGRESS), m.extern(BROADCAST)
+    hand_over = m.extern(HAND_OVER)
 
     def redirect_elsewhere(control, flow, slot, how):  # type: ignore
         """-> 1: the packet leaves by the interface that is its target; 0: all is done but for
@@ -196,10 +157,13 @@ def _elsewhere(m: Any) -> Factory:
         if kind == st.HOW_MANY:
             run_broadcast(control, flow, slot, target, program)
             return 0
+        if kind == st.HOW_WORKER:
+            hand_over(control, flow, slot, how)
+            return 0
         return 1
 
     return redirect_elsewhere
 
 
 ELSEWHERE = Template("redirect_elsewhere", _elsewhere, "i64(ptr, ptr, ptr, i64)",
-                     (EGRESS, BROADCAST), inline=False)
+                     (EGRESS, BROADCAST, HAND_OVER), inline=False)

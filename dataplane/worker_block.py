@@ -32,6 +32,18 @@ C_HOWS = 80  # ptr, for each slot: u32 state.REDIRECT_HOW, u32 state.PROGRAM
 C_SCRATCH = 88  # ptr, a frame for copies
 C_ABORTED = 96  # ptr, what aborted.py counts and keeps
 C_CHAIN = 104  # ptr, where a packet of several buffers becomes one piece (chains.py)
+# of the rings between workers (mesh.py); null where there are none
+C_OUTBOX = 128  # ptr, ptr[workers]: the ring to each worker
+C_INBOX = 136  # ptr, ptr[workers]: the ring from each
+C_PEERS = 144  # ptr, ptr[workers]: control blocks
+C_POOL = 152  # ptr, frames for what this worker sends
+C_WORKERS = 160  # u32
+C_QUEUED = 164  # u32, 1: something was sent that is not published yet
+C_EVENT = 168  # u32, the eventfd that wakes this worker
+# a line that the other workers read
+C_SLEEPING = 192  # u32, 1: it is to be woken
+C_DONE = 196  # u32, 1: its ports have nothing more for it, with C_EXIT_WHEN_IDLE
+C_BUSY = 200  # u64, grows when it takes something from its rings
 C_FLOW_TABLE = 256
 
 # a flow
@@ -52,7 +64,8 @@ CONTROL_SIZE_BYTES = C_FLOW_TABLE + FLOW_SIZE_BYTES * FLOWS_MAX
 
 ROLE_PROGRAM, ROLE_STACK = 0, 1
 WHERE = ("between batches", "receiving", "in the program", "passing packets on", "in the stack's "
-         "packets", "publishing the rings", "asleep")
+         "packets", "publishing the rings", "asleep", "in packets of other workers")
+OF_A_FLOW = WHERE[1:5]
 
 
 def _count_up(m: Any) -> Factory:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pytest
 
 from dataplane.engine import Engine
 from dataplane.memory import MemoryPort
+from tests.dataplane.kernel_redirect import OBJECT, KernelRig
+from tests.privileges import needs_bpf
 from xdp_runtime.elf import read_object
 from xdp_runtime.program import Program
 
-OBJECT = Path(__file__).parent / "objects" / "redirects.o"
 ONE, TWO, THREE = 11, 12, 13  # interfaces
+NUMBERS = {"one": ONE, "two": TWO, "three": THREE}
 
 
 def frame(first: int, second: int = 0, third: int = 0, length: int = 64) -> bytes:
@@ -36,10 +38,14 @@ class Outcome:
 
     def __init__(self, program: str, frames: Sequence[bytes],
                  entries: Mapping[str, Mapping[int, tuple[int, str]]], opt: int = 3,
-                 trace_aborted: int = 0) -> None:
-        ports = [MemoryPort(frames, record=True, name="one", ifindex=ONE),
-                 MemoryPort([], name="two", ifindex=TWO), MemoryPort([], name="three",
-                                                                     ifindex=THREE)]
+                 trace_aborted: int = 0, ports: Mapping[str, int] = NUMBERS) -> None:
+        self._run(program, frames, entries, opt, trace_aborted, [
+            MemoryPort(frames if name == "one" else [], record=name == "one", name=name,
+                       ifindex=ifindex) for name, ifindex in ports.items()])
+
+    def _run(self, program: str, frames: Sequence[bytes],
+             entries: Mapping[str, Mapping[int, tuple[int, str]]], opt: int, trace_aborted: int,
+             ports: list[MemoryPort]) -> None:
         engine = Engine(read_object(OBJECT), ports, program=program, exit_when_idle=True, opt=opt,
                         trace_aborted=trace_aborted)
         for name, rows in entries.items():
@@ -155,3 +161,134 @@ def test_why_packets_are_aborted() -> None:
     assert sorted(count for _, _, count in got.aborted) == [1, 2, 3]
     assert [row.data for row in got.kept] == [g for g in given if g[0] != 4]
     assert {row.program for row in got.kept} == {0}
+
+
+# ---- beside the kernel ---------------------------------------------------------------------------
+
+_CASES = [
+    ("one", "ports", [(4, 0), (5, 0), (6, 0), (2, 0)],
+     {4: ("two", "stamp"), 5: ("three", ""), 6: ("one", "stamp")}),
+    ("one_hashed", "hashed", [(4, 0), (5, 0), (1, 0)], {4: ("two", "stamp"), 5: ("one", "")}),
+    ("one", "ports", [(1, v) for v in (0, 1, 2, 3, 4, 5, 200)], {1: ("two", "judge")}),
+    ("many", "ports", [(0, 0), (1, 0)], {0: ("one", "stamp"), 3: ("two", ""),
+                                         7: ("three", "stamp")}),
+    ("many", "ports", [(9, v) for v in range(6)], {0: ("two", "judge"), 1: ("three", "stamp")}),
+    ("others", "ports", [(0, 0), (1, 0)], {0: ("one", ""), 3: ("two", "stamp"), 7: ("three", "")}),
+    ("many_hashed", "hashed", [(0, 0), (1, 0)], {0: ("one", ""), 3: ("two", "stamp"),
+                                                 9: ("three", "stamp")}),
+    ("many", "ports", [(0, 0)], {}),
+]
+
+
+@pytest.mark.netns
+@pytest.mark.root
+@needs_bpf()[1]
+@pytest.mark.parametrize("case", range(len(_CASES)))
+def test_the_kernel_sends_the_same(case: int) -> None:
+    program, name, first_bytes, entries = _CASES[case]
+    frames = [frame(a, b, c) for c, (a, b) in enumerate(first_bytes)]
+    with KernelRig() as rig:
+        theirs, seen = rig.run(program, frames, name, entries)
+        numbers = rig.ifindex
+    ours = Outcome(program, frames, {name: {key: (numbers[port], second)
+                                            for key, (port, second) in entries.items()}},
+                   ports=numbers)
+    assert ours.sent == theirs
+    if program.startswith("one"):  # else the kernel may take the entries in another order
+        assert ours.seen == seen
+
+
+# ---- to other workers ----------------------------------------------------------------------------
+
+class Workers:
+    """`to_worker` on so many workers; frame i is received by worker i % workers."""
+
+    def __init__(self, frames: Sequence[bytes], workers: int,
+                 entries: Mapping[int, tuple[int, str]], stack: bool = True) -> None:
+        ports = [MemoryPort(frames, workers, name="one", ifindex=ONE, record=True),
+                 MemoryPort([], workers, name="two", ifindex=TWO)]
+        taps = {n: MemoryPort([], workers, name=f"tap{n}") for n in range(2)} if stack else {}
+        engine = Engine(read_object(OBJECT), ports, program="to_worker", exit_when_idle=True,
+                        stack=taps, cpus=None)
+        fill(engine.program, "cpus", entries)
+        engine.start()
+        try:
+            assert engine.wait(60)
+        finally:
+            engine.stop()
+        flows = [(name.worker, engine.stats.flow(i)) for i, name in enumerate(engine.stats.flows)]
+        self.received = [sum(c["cpu_received"] for w, c in flows if w == n)
+                         for n in range(workers)]
+        self.total = {k: v for k, v in engine.stats.total().items() if v}
+        self.sent = [port.sent for port in ports]
+        self.passed = [tap.sent for tap in taps.values()]
+        self.given_back = len(ports[0].results)
+        engine.close()
+        for port in (*ports, *taps.values()):
+            port.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_to_another_worker_and_from_there_to_the_stack(workers: int) -> None:
+    frames = [frame((i // workers + i) % workers, i & 0xFF, i >> 8) for i in range(5000)]
+    got = Workers(frames, workers, dict.fromkeys(range(workers), (16384, "")))
+    assert sorted(got.passed[0]) == sorted(frames)
+    assert got.received == [sum(f[0] == n for f in frames) for n in range(workers)]
+    assert got.total["cpu_sent"] == got.total["cpu_received"] == got.total["cpu_pass"] == 5000
+    assert got.given_back == 5000
+    for n in range(workers):  # in order, from each worker
+        for source in range(workers):
+            want = [f for i, f in enumerate(frames) if f[0] == n and i % workers == source]
+            here = [f for f in got.passed[0] if f in set(want)]
+            assert here == want
+
+
+def test_the_program_of_another_worker() -> None:
+    frames = [frame(1, verdict, TWO) for verdict in (0, 1, 2, 3, 4, 5, 99)] * 2
+    got = Workers(frames, 2, {0: (64, ""), 1: (64, "there")})
+    marked = [f[:3] + b"\1" + f[4:] for f in frames]
+    assert sorted(got.passed[0]) == sorted(f for f in marked if f[1] == 2)
+    assert sorted(got.sent[1]) == sorted(f for f in marked if f[1] == 4)
+    assert (got.total["cpu_drop"], got.total["cpu_aborted"], got.total["cpu_redirect"]) == (2, 8, 2)
+    assert got.total["cpu_received"] == 14
+
+
+def test_workers_that_are_not_there_and_queues_that_are_full() -> None:
+    got = Workers([frame(3), frame(2), frame(0)], 2, {0: (64, ""), 2: (64, "")})
+    assert got.total["cpu_no_worker"] == 1
+    assert got.total["aborted"] == 1  # no entry 3, and the flags say XDP_ABORTED
+    assert len(got.passed[0]) == 1
+    got = Workers([frame(0, i) for i in range(64)], 1, {0: (10, "")})
+    assert got.total["cpu_sent"] == 10 and got.total["cpu_full"] == 54
+    assert got.passed[0] == [frame(0, i) for i in range(10)]
+
+
+def test_a_long_run_between_workers_loses_nothing_uncounted() -> None:
+    frames = [frame((i * 7) % 3, i & 0xFF, (i >> 8) & 0xFF, 60 + i % 1400)
+              for i in range(60_000)]
+    got = Workers(frames, 3, dict.fromkeys(range(3), (200, "")), stack=False)
+    total = got.total
+    assert total["redirect"] == 60_000 == total["cpu_sent"] + total.get("cpu_full", 0)
+    assert total["cpu_received"] == total["cpu_sent"] == total["cpu_pass"]
+    assert got.given_back == 60_000
+
+
+def test_a_worker_that_sleeps_is_woken() -> None:
+    frames = [frame(1, i & 0xFF) for i in range(64)]
+    busy = MemoryPort(frames, 1, name="one", ifindex=ONE, count=2000, discard=True)
+    # the second worker's queue of it is empty
+    busy.queues = [*busy.queues, MemoryPort([], name="none").queues[0]]
+    taps = {0: MemoryPort([], 2, name="tap", discard=True)}
+    engine = Engine(read_object(OBJECT), [busy], program="to_worker", stack=taps, batch_size=8)
+    fill(engine.program, "cpus", {1: (16384, "")})
+    began_s = time.monotonic()
+    engine.start()
+    try:
+        while engine.stats.total()["cpu_received"] < 128_000 - engine.stats.total()["cpu_full"]:
+            assert time.monotonic() < began_s + 20
+            time.sleep(0.001)
+        time.sleep(0.3)
+        assert engine.stats.flow(1)["idle_polls"] + engine.stats.flow(2)["idle_polls"] > 0
+    finally:
+        engine.stop()
+        engine.close()
