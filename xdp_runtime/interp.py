@@ -23,6 +23,7 @@ from typing import assert_never
 
 from xdp_runtime import state
 from xdp_runtime.entry import XDP, Entry
+from xdp_runtime.fib.host import Host
 from xdp_runtime.fuel import ABORTED, stretches
 from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.core import next_random
@@ -143,6 +144,7 @@ class Machine:
         self.maps = tuple(make_model(spec) for spec in obj.maps) if maps is None else tuple(maps)
         self.clock_ns = clock_ns
         self.metadata = state.RxMetadata()
+        self.host = Host()  # what bpf_fib_lookup looks into
         self._prng = 0
         self.random_u32 = random_u32 or self._next_random
         self._map_regions = [

@@ -28,6 +28,8 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler import link
 from xdp_runtime.core_relo import settle
 from xdp_runtime.errors import ConfigError, LoadError, OutOfMemory
+from xdp_runtime.fib import EXTERNAL as FIB
+from xdp_runtime.fib.tables import Tables
 from xdp_runtime.maps import dev, heir
 from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
@@ -62,7 +64,7 @@ class Program:
 
     def __init__(self, obj: Object, spec: ProgramSpec, maps: Sequence[Map], workers: int,
                  image: link.Image, addresses: Mapping[str, int] | None = None,
-                 kept: Sequence[Map] = ()) -> None:
+                 kept: Sequence[Map] = (), fib: Tables | None = None) -> None:
         from xdp_runtime.compiler import map_ops
         from xdp_runtime.compiler.target import Code
 
@@ -72,6 +74,10 @@ class Program:
         self._memory = mmap.mmap(-1, _round(st.WORKER_SIZE_BYTES) * workers)
         self._view = (ctypes.c_char * len(self._memory)).from_buffer(self._memory)
         imports = dict(addresses or {})
+        self.fib = fib  # the host's forwarding tables, if it looks into them
+        if fib is not None:
+            imports[FIB] = fib.address
+            fib.join(self.pass_batches)
         for index, m in enumerate(maps):
             imports |= {f"map.{index}.{name}": where for name, where in m.symbols().items()}
         self.code = Code(image.object_code, {s: imports[s] for s in image.symbols}, image.exports)
@@ -120,6 +126,18 @@ class Program:
             began = batch.value
             while began & 1 and batch.value == began:
                 time.sleep(0.0001)
+
+    def pass_batches(self, timeout_s: float = 5.0) -> bool:
+        """Wait until each worker has been between two batches; False on time-out."""
+        deadline = time.monotonic() + timeout_s
+        for worker in range(self.workers):
+            batch = ctypes.c_uint64.from_address(self.worker_memory(worker) + st.W_EPOCH)
+            began = batch.value
+            while began & 1 and batch.value == began:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.0001)
+        return True
 
     def spent(self, worker: int) -> int:
         """Packets whose program was ended because its instruction budget was used up."""
@@ -245,6 +263,8 @@ class Program:
         for m in self.all_maps:
             if m not in keep:
                 m.close()
+        if self.fib is not None:
+            self.fib.leave(self.pass_batches)
 
     def __enter__(self) -> Program:
         return self
@@ -315,8 +335,13 @@ def _with_maps(obj: Object, spec: ProgramSpec, workers: int, image: link.Image,
             else:
                 maps.append(found)
                 inherited[map_spec.name] = found
+        fib = former.fib if former is not None else None
+        if FIB in image.symbols and FIB not in (addresses or {}):
+            fib = fib or made.enter_context(Tables.create())
+        else:
+            fib = None
         program = Program(obj, spec, maps, workers, image, addresses,
-                          heir.with_inner(inherited.values()))
+                          heir.with_inner(inherited.values()), fib)
         made.pop_all()
     for map_spec in obj.maps:
         if map_spec.name in inherited:

@@ -13,6 +13,7 @@ from xdp_runtime.helpers import (
     core,
     csum,
     dynptr,
+    fib,
     loop,
     metadata,
     net,
@@ -28,7 +29,7 @@ from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.proto import Helper
 
 _ALL = tuple(helper for family in (
-    core, clock, xdp, csum, net, syncookie, loop, spin, ringbuf, dynptr, text, task, trace,
+    core, clock, xdp, csum, net, fib, syncookie, loop, spin, ringbuf, dynptr, text, task, trace,
     metadata)
              for helper in family.HELPERS)
 

@@ -8,9 +8,6 @@ _TUPLE = (Arg.CTX, Arg.MEM, Arg.SIZE, Arg.ANYTHING, Arg.ANYTHING)
 _HEADERS = (Arg.SOCKET, Arg.MEM, Arg.SIZE, Arg.MEM, Arg.SIZE)
 
 HELPERS = (
-    # struct bpf_fib_lookup is read and written
-    Helper(69, "fib_lookup", (Arg.CTX, Arg.MEM_UNINIT, Arg.SIZE, Arg.ANYTHING), Ret.SCALAR,
-           gpl_only=True),
     Helper(84, "sk_lookup_tcp", _TUPLE, Ret.SOCKET_OR_NULL, packet=True),
     Helper(85, "sk_lookup_udp", _TUPLE, Ret.SOCKET_OR_NULL, packet=True),
     Helper(86, "sk_release", (Arg.SOCKET_RELEASE,), Ret.SCALAR),
@@ -24,9 +21,6 @@ HELPERS = (
     Helper(138, "skc_to_tcp_timewait_sock", (Arg.SOCKET,), Ret.OBJECT),
     Helper(139, "skc_to_tcp_request_sock", (Arg.SOCKET,), Ret.OBJECT),
     Helper(140, "skc_to_udp6_sock", (Arg.SOCKET,), Ret.OBJECT),
-    Helper(163, "check_mtu",
-           (Arg.CTX, Arg.ANYTHING, Arg.FIXED_UNINIT, Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR,
-           sizes=((3, 4),), gpl_only=True),
     Helper(178, "skc_to_unix_sock", (Arg.SOCKET,), Ret.OBJECT),
     Helper(196, "skc_to_mptcp_sock", (Arg.SOCKET,), Ret.OBJECT),
 )

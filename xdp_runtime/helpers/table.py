@@ -34,7 +34,11 @@ _FORMS = ("`%p` and `%pK` print the number, not a hash of it; `%pS`, `%ps` and `
 LIMITS = {  # what the kernel's helper does and ours does not
     6: f"{_FORMS}; {state.TRACE_RECORD_BYTES - 8} characters are kept",
     51: "`BPF_F_BROADCAST` is answered with `XDP_ABORTED`; an XSKMAP is always empty",
+    69: "of a multipath route the kernel's leg where `net.ipv4.fib_multipath_hash_seed` is set "
+        "(else the kernel's seed is secret); not known: path MTUs learnt by ICMP, buckets of "
+        "resilient nexthop groups",
     118: "counts 1/250 s, whatever the kernel was built for",
+    163: "a header has 14 bytes on Ethernet and loopback, else none",
     164: "the callback is loaded in the same block as the call",
     165: _FORMS,
     177: "as `bpf_trace_printk`",

@@ -1,0 +1,372 @@
+"""The host's interfaces, rules, routes and neighbours, read over netlink into a Host.
+
+`stand_ins` maps an interface that stands in for another to that one (a run's TAP to its
+interface): what is written on the TAP is then told as the interface's own, as before the takeover,
+and the TAP is not told at all.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dataplane import netlink as nl
+from xdp_runtime.fib.host import (
+    INET,
+    INET6,
+    LOCAL,
+    MAIN,
+    STANDARD_RULES,
+    Action,
+    Address6,
+    Host,
+    Interface,
+    Label,
+    Leg,
+    Neighbour,
+    Ports,
+    Route,
+    RouteType,
+    Rule,
+    Settings,
+    key_of,
+    shares,
+)
+
+StandIns = Mapping[int, int]
+Attrs = dict[int, bytes]
+RTM_GETADDRLABEL = 74
+_FAMILIES = (INET, INET6)
+_IFF_LOOPBACK, _IFF_POINTOPOINT = 0x8, 0x10
+_ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
+_NUD_VALID = 0x80 | 0x40 | 0x02 | 0x10 | 0x04 | 0x08
+_TENTATIVE, _OPTIMISTIC, _DEPRECATED, _SECONDARY = 0x40, 0x04, 0x20, 0x01
+_CLONED, _NEXTHOP_DEAD = 0x200, 1
+_PROC = Path("/proc/sys/net")
+
+
+def read_host(net: nl.Netlink, stand_ins: StandIns | None = None) -> Host:
+    """Everything, from the calling thread's network namespace.  Raises NetlinkError."""
+    stands = dict(stand_ins or {})
+    links = _Links(net, stands)
+    sources = _Sources(net, links, stands)
+    routes = tuple(_routes(net, sources, stands))
+    rules = tuple(_rules(net, links))
+    return Host(tuple(links.interfaces.values()), routes, tuple(_neighbours(net, stands)), rules,
+                tuple(sources.addresses6), tuple(_labels(net)), _settings(),
+                _one_table(rules, routes))
+
+
+def read_neighbours(net: nl.Netlink, host: Host, stand_ins: StandIns) -> Host:
+    """The same host with its neighbours of now."""
+    return replace(host, neighbours=tuple(_neighbours(net, dict(stand_ins))))
+
+
+def _u32(data: bytes | None) -> int:
+    return int.from_bytes(data[:4], "little") if data else 0
+
+
+def _s32(data: bytes | None, default: int) -> int:
+    return default if data is None else int(struct.unpack_from("=i", data)[0])
+
+
+def _attrs(data: bytes) -> Attrs:
+    return dict(nl.parse_attrs(data))
+
+
+# --- interfaces -----------------------------------------------------------------------------------
+class _Links:
+    """Interfaces by index, and indices by name."""
+
+    def __init__(self, net: nl.Netlink, stands: StandIns) -> None:
+        self.interfaces: dict[int, Interface] = {}
+        self.by_name: dict[str, int] = {}
+        self.source_rules: dict[int, tuple[bool, bool]] = {}  # route_localnet, use_tempaddr >= 2
+        masters: dict[int, int] = {}
+        for body in net.dump(nl.RTM_GETLINK, bytes(16)):
+            _, kind, index, flags, _ = struct.unpack_from("=BxHiII", body)
+            found = _attrs(body[16:])
+            self.by_name[found[3].rstrip(b"\0").decode()] = index
+            masters[index] = _u32(found.get(10))
+            self._add(index, kind, flags, found)
+        for index, master in masters.items():
+            vrf = self.interfaces.get(master)
+            if vrf is not None and vrf.vrf_table:
+                self.interfaces[index] = replace(self.interfaces[index], master=master)
+        for other, index in stands.items():
+            if other in self.interfaces and index in self.interfaces:
+                self._merge(self.interfaces.pop(other), index)
+
+    def _add(self, index: int, kind: int, flags: int, found: Attrs) -> None:
+        info = _attrs(found.get(18, b""))
+        data = _attrs(info.get(2, b""))
+        families = _attrs(found.get(26, b""))
+        four, six = (_attrs(families.get(family, b"")) for family in _FAMILIES)
+        conf4, conf6 = four.get(1, b""), six.get(2, b"")
+        ethernet = kind in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
+        self.source_rules[index] = _value(conf4, 25) != 0, _value(conf6, 10) >= 2
+        self.interfaces[index] = Interface(
+            index, _u32(found.get(4)), found.get(1, b"")[:6].ljust(6, b"\0"),
+            bool(four), _value(conf4, 0) != 0, bool(six), _value(conf6, 0) != 0, _value(conf6, 2),
+            bool(flags & (_IFF_LOOPBACK | _IFF_POINTOPOINT)), 14 if ethernet else 0, 0,
+            _u32(data.get(1)) if info.get(1) == b"vrf\0" else 0, _u32(found.get(27)),
+            _value(conf6, _USE_OIF_ADDRS_ONLY) != 0)
+
+    def _merge(self, other: Interface, index: int) -> None:
+        own = self.interfaces[index]
+        self.source_rules[index] = self.source_rules[other.ifindex]
+        self.interfaces[index] = replace(
+            own, inet=other.inet, forwarding=other.forwarding, inet6=other.inet6,
+            forwarding6=other.forwarding6, mtu6=other.mtu6, own_sources6=other.own_sources6)
+
+
+_USE_OIF_ADDRS_ONLY = 37  # DEVCONF_USE_OIF_ADDRS_ONLY
+
+
+def _value(conf: bytes, at: int) -> int:
+    """A setting of an interface, by its place in IFLA_INET_CONF or IFLA_INET6_CONF."""
+    return _s32(conf[4 * at : 4 * at + 4] or None, 0)
+
+
+# --- addresses ------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Address4:
+    index: int
+    local: int
+    peer: int
+    mask: int
+    scope: int
+    secondary: bool
+
+
+class _Sources:
+    """The addresses that packets would be sent from."""
+
+    def __init__(self, net: nl.Netlink, links: _Links, stands: StandIns) -> None:
+        self.links = links
+        self.addresses4: list[_Address4] = []
+        self.addresses6: list[Address6] = []
+        self._found: dict[tuple[int, int, int], int] = {}
+        for body in net.dump(nl.RTM_GETADDR, bytes(8)):
+            family, length, flags, scope, index = struct.unpack_from("=BBBBI", body)
+            found = _attrs(body[8:])
+            flags = _u32(found[8]) if 8 in found else flags
+            index = stands.get(index, index)
+            local = found.get(2) or found.get(1)
+            if local is None or index not in links.interfaces:
+                continue
+            key = key_of(local)
+            if family == INET:
+                mask = (1 << 128) - (1 << 128 - length)
+                self.addresses4.append(_Address4(index, key, key_of(found.get(1, local)), mask,
+                                                 scope, bool(flags & _SECONDARY)))
+            elif family == INET6 and (flags & _OPTIMISTIC or not flags & _TENTATIVE):
+                always = key == 1 or key >> 32 in (0, 0xFFFF)
+                private = bool(flags & _SECONDARY) == links.source_rules[index][1]
+                self.addresses6.append(Address6(
+                    index, key, length, always or not flags & (_DEPRECATED | _OPTIMISTIC),
+                    private, bool(flags & _OPTIMISTIC)))
+        order = list(links.interfaces)
+        self.addresses6.sort(key=lambda each: order.index(each.ifindex))
+
+    def of(self, index: int, gateway: int, scope: int) -> int:
+        """inet_select_addr: the IPv4 address for what goes out there, 0: none."""
+        wanted = index, gateway, scope
+        if wanted not in self._found:
+            self._found[wanted] = self._select(*wanted)
+        return self._found[wanted]
+
+    def _select(self, index: int, gateway: int, scope: int) -> int:
+        gateway &= 0xFFFFFFFF << 96
+        highest = 253 if self.links.source_rules.get(index, (False, False))[0] else 254
+        first = 0
+        for each in self.addresses4:
+            if each.index != index or each.secondary or min(each.scope, highest) > scope:
+                continue
+            if not gateway or not (gateway ^ each.peer) & each.mask:
+                return each.local
+            first = first or each.local
+        if first:
+            return first
+        interfaces = self.links.interfaces
+        own = interfaces.get(index)
+        vrf = (own.ifindex if own.vrf_table else own.master) if own else 0
+        order = [vrf] * bool(vrf) + [
+            each.ifindex for each in interfaces.values()
+            if (each.ifindex if each.vrf_table else each.master) == vrf]
+        return next((each.local for at in order for each in self.addresses4
+                     if each.index == at and not each.secondary and each.scope != 253
+                     and each.scope <= scope), 0)
+
+
+# --- routes ---------------------------------------------------------------------------------------
+def _routes(net: nl.Netlink, sources: _Sources, stands: StandIns) -> Iterator[Route]:
+    for family in _FAMILIES:
+        for body in net.dump(nl.RTM_GETROUTE, struct.pack("=BBBBBBBBI", family, *[0] * 8)):
+            route = _route(body, sources, stands)
+            if route is not None and route.family == family:
+                yield route
+
+
+def _route(body: bytes, sources: _Sources, stands: StandIns) -> Route | None:
+    family, length, from_length, tos, table, _, scope, kind, flags = struct.unpack_from(
+        "=BBBBBBBBI", body)
+    found = _attrs(body[12:])
+    if flags & _CLONED or _s32(found.get(23), 1) < 0 or _expired(found):
+        return None
+    metrics = _attrs(found.get(8, b""))
+    by_object = 30 in found
+    group = by_object and 9 in found
+    legs = list(_legs(found, flags, family, stands))
+    weights = [0 if leg.dead and not group else weight for leg, weight in legs]
+    bounds = shares(weights) if len(legs) > 1 and any(weights) else [-1] * len(legs)
+    ready = tuple(replace(leg, bound=bound,
+                          source=sources.of(leg.ifindex, leg.gateway, scope)
+                          if family == INET else 0)
+                  for (leg, _), bound in zip(legs, bounds, strict=True))
+    if family == INET6 and not ready:
+        ready = (Leg(1),)
+    preference = found.get(20, b"\0")[0]
+    return Route(
+        family, _u32(found[15]) if 15 in found else table, key_of(found.get(1, b"")), length,
+        ready, kind, tos & 0xFC if family == INET else 0, _u32(found.get(6)),
+        key_of(found.get(2, b"")), from_length, key_of(found[7]) if 7 in found else None,
+        _u32(metrics.get(2)), bool(_u32(metrics.get(1)) & 1 << 2),
+        bool(flags & _NEXTHOP_DEAD) and not legs, preference ^ 2, by_object, group)
+
+
+def _expired(found: Attrs) -> bool:
+    """rta_cacheinfo: clntref, lastuse, expires, ..."""
+    return 12 in found and _s32(found[12][8:12], 0) < 0
+
+
+def _legs(found: Attrs, flags: int, family: int, stands: StandIns) -> Iterator[tuple[Leg, int]]:
+    """Each with its weight."""
+    if 9 not in found:
+        index = _u32(found.get(4))
+        if index:
+            yield _leg(found, flags, stands.get(index, index), family), 1
+        return
+    data = found[9]
+    while len(data) >= 8:
+        size, own, hops, index = struct.unpack_from("=HBBi", data)
+        if size < 8:
+            return
+        yield _leg(_attrs(data[8:size]), own, stands.get(index, index), family), hops + 1
+        data = data[size + (-size % 4):]
+
+
+def _leg(found: Attrs, flags: int, index: int, family: int) -> Leg:
+    via_family, gateway = 0, 0
+    if 5 in found:
+        via_family, gateway = family, key_of(found[5])
+    elif 18 in found:
+        via_family = int.from_bytes(found[18][:2], "little")
+        gateway = key_of(found[18][2:])
+    return Leg(index, via_family, gateway, dead=bool(flags & _NEXTHOP_DEAD),
+               encapsulates=bool(int.from_bytes(found.get(21, b""), "little")))
+
+
+# --- neighbours, rules, labels --------------------------------------------------------------------
+def _neighbours(net: nl.Netlink, stands: StandIns) -> Iterator[Neighbour]:
+    known: dict[tuple[int, int, int], Neighbour] = {}
+    for family in _FAMILIES:
+        for body in net.dump(nl.RTM_GETNEIGH, struct.pack("=BxxxiHBB", family, 0, 0, 0, 0)):
+            of, index, state, _, _ = struct.unpack_from("=BxxxiHBB", body)
+            found = _attrs(body[12:])
+            where = stands.get(index, index), of, key_of(found.get(1, b""))
+            if of == family and (where not in known or index in stands):
+                known[where] = Neighbour(*where, found.get(2, b"")[:6].ljust(6, b"\0"),
+                                         bool(state & _NUD_VALID))
+    yield from known.values()
+
+
+def _rules(net: nl.Netlink, links: _Links) -> Iterator[Rule]:
+    for family in _FAMILIES:
+        for body in net.dump(nl.RTM_GETRULE, struct.pack("=B11x", family)):
+            if body[0] == family:
+                yield _rule(body, links)
+
+
+def _rule(body: bytes, links: _Links) -> Rule:
+    family, length, from_length, tos, table, _, _, action, flags = struct.unpack_from(
+        "=BBBBBBBBI", body)
+    found = _attrs(body[12:])
+
+    def interface(kind: int) -> int:
+        name = found.get(kind)
+        return 0 if name is None else links.by_name.get(name.rstrip(b"\0").decode(), -1)
+
+    users = struct.unpack("=II", found[20]) if 20 in found else (0, 0)
+    six = family == INET6
+    full = 25 in found
+    dscp = found[25][0] << 2 if full else tos & 0xFC if six else 0
+    mask = (found[30][0] << 2 if 30 in found else 0xFC) if full else 0xFC if six and tos else 0
+    return Rule(
+        family, _u32(found.get(6)), action, _u32(found[15]) if 15 in found else table,
+        interface(3), interface(17), _u32(found.get(10)), _u32(found.get(16)),
+        key_of(found.get(2, b"")), from_length, key_of(found.get(1, b"")), length,
+        0 if six or full else tos & 0xFC, dscp, mask,
+        int.from_bytes(found.get(26, b""), "big"), int.from_bytes(found.get(27, b""), "big"),
+        found.get(22, b"\0")[0], _ports(found, 23, 28), _ports(found, 24, 29),
+        found.get(19, b"\0")[0] != 0, bool(flags & 2),
+        any(found.get(12, b"")) or users[0] > 0, _u32(found.get(4)),
+        _s32(found.get(14), -1), _s32(found.get(13), -1))
+
+
+def _ports(found: Attrs, kind: int, mask: int) -> Ports:
+    if kind not in found:
+        return Ports()
+    low, high = struct.unpack("=HH", found[kind])
+    bits = int.from_bytes(found.get(mask, b""), "little")
+    return Ports(low, high, bits)
+
+
+def _labels(net: nl.Netlink) -> Iterator[Label]:
+    for body in net.dump(RTM_GETADDRLABEL, struct.pack("=B11x", INET6)):
+        _, length, _, index, _ = struct.unpack_from("=BxBBII", body)
+        found = _attrs(body[12:])
+        yield Label(key_of(found.get(1, b"")), length, index, _u32(found.get(2)))
+
+
+# --- settings -------------------------------------------------------------------------------------
+def _settings() -> Settings:
+    def value(name: str, default: int) -> int:
+        with suppress(OSError, ValueError):  # a kernel that has not got it
+            return int((_PROC / name).read_text(), 0)
+        return default
+
+    return Settings(
+        value("ipv4/fib_multipath_hash_policy", 0), value("ipv4/fib_multipath_hash_fields", 7),
+        value("ipv6/fib_multipath_hash_policy", 0), value("ipv6/fib_multipath_hash_fields", 7),
+        value("ipv4/fib_multipath_hash_seed", 0),
+        value("ipv4/fib_multipath_use_neigh", 0) != 0, value("ipv4/ip_forward_use_pmtu", 0) != 0)
+
+
+def _one_table(rules: tuple[Rule, ...], routes: tuple[Route, ...]) -> bool:
+    """Whether IPv4's main and local routes are in one trie.  The kernel parts them when first a
+    rule is changed, and for ever.  It says so nowhere, but counts what is in each."""
+    standard = tuple(r for r in STANDARD_RULES if r.family == INET)
+    if tuple(r for r in rules if r.family == INET) != standard:
+        return False
+    main, local = (sum(r.family == INET and r.table == table for r in routes)
+                   for table in (MAIN, LOCAL))
+    counted = _prefixes(Path("/proc/thread-self/net/fib_triestat").read_text)
+    return not main or counted is None or counted != local
+
+
+def _prefixes(read: Callable[[], str]) -> int | None:
+    """How many the local table has, None: not told."""
+    try:
+        text = read()
+    except OSError:  # a kernel without CONFIG_PROC_FS
+        return None
+    _, _, local = text.partition("\nLocal:\n")
+    line = next((line for line in local.splitlines() if "Prefixes:" in line), None)
+    return None if line is None else int(line.split()[1])
+
+
+__all__ = ["Action", "RouteType", "StandIns", "read_host", "read_neighbours"]
