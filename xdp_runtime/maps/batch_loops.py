@@ -24,7 +24,8 @@ from xdp_runtime.maps.family import BPF_F_LOCK, ENOENT, ENOSPC
 from xdp_runtime.maps.hash_table import KEY, LOCK_TABLE, NEXT
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.locked import UNDER
-from xdp_runtime.maps.pool import COUNT, GIVE
+from xdp_runtime.maps.pool import GIVE_ONE
+from xdp_runtime.maps.shard import LESS, SHARD
 from xdp_runtime.object import MapSpec, MapType
 from xdp_runtime.template import Template
 
@@ -87,11 +88,12 @@ BUCKET = Template("batch_bucket", _bucket_out,
 
 def _table(m: Any) -> Factory:
     bucket_out = m.extern(BUCKET)
-    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE)
+    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
+    shard_of, less = m.extern(SHARD), m.extern(LESS)
 
     def batch_table(  # type: ignore
-        head, buckets, elements, apart, key_size, value_size, stride, mask, worker_stride,
-        workers, lock_at, control, keys, values
+        head, buckets, elements, apart, key_size, value_size, stride, mask, places,
+        worker_stride, workers, lock_at, control, keys, values
     ):
         room, index = m.load_u64(control, COUNT_AT), m.load_u64(control, BUCKET_AT)
         remove, flags = m.load_u64(control, REMOVE_AT), m.load_u64(control, FLAGS_AT)
@@ -106,8 +108,9 @@ def _table(m: Any) -> Factory:
             bucket = m.inside(buckets, index << 3)
             count = 0
             if m.acquire_u64(bucket, 0) & _LOW != 0:
+                shard = shard_of(head, places, index)
                 if remove != 0 or flags != 0:
-                    lock(head, buckets, elements, stride, mask, key_size)
+                    lock(head, shard, buckets, elements, stride, mask, key_size, places, index)
                 again = 1
                 while again != 0:
                     before = m.acquire_u64(bucket, 0)
@@ -123,11 +126,11 @@ def _table(m: Any) -> Factory:
                         m.relaxed_u64(bucket, 0) & ~_LOW, m.mul(count, _ONE)))
                     while link != 0:
                         after = m.load_u32(m.inside(elements, link << 3), NEXT)
-                        give(head, elements, link)
+                        give(head, shard, elements, link)
                         link = after
-                    m.store_u32(head, COUNT, m.load_u32(head, COUNT) - count)
+                    less(head, shard, count)
                 if remove != 0 or flags != 0:
-                    unlock(head)
+                    unlock(shard)
             if count < 0:
                 m.store_u64(control, COUNT_AT, total)
                 m.store_u64(control, BUCKET_AT, index)
@@ -144,8 +147,8 @@ def _table(m: Any) -> Factory:
 
 
 TABLE = Template("batch_table", _table,
-                 "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, ptr, ptr, ptr)",
-                 (BUCKET, LOCK_TABLE, UNLOCK, GIVE), inline=False)
+                 "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64, ptr, ptr, ptr)",
+                 (BUCKET, LOCK_TABLE, UNLOCK, GIVE_ONE, SHARD, LESS), inline=False)
 
 
 def _hash(locked: bool) -> Template:
@@ -153,14 +156,14 @@ def _hash(locked: bool) -> Template:
         table = m.extern(TABLE)
 
         def batch_hash(  # type: ignore
-            head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+            head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
             worker, control, keys, values
         ):
             lock_at = -1
             if locked:
                 lock_at = m.lshr(value_size, 32)
             return table(head, buckets, elements, elements, key_size, value_size & _LOW, stride,
-                         mask, 0, 0, lock_at, control, keys, values)
+                         mask, places, 0, 0, lock_at, control, keys, values)
 
         return batch_hash
 
@@ -173,11 +176,11 @@ def _percpu(m: Any) -> Factory:
     table = m.extern(TABLE)
 
     def batch_percpu_hash(  # type: ignore
-        head, buckets, elements, apart, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, apart, key_size, value_size, stride, mask, max_entries, places,
         worker_stride, workers, worker, control, keys, values
     ):
         return table(head, buckets, elements, apart, key_size, value_size, stride, mask,
-                     worker_stride, workers, -1, control, keys, values)
+                     places, worker_stride, workers, -1, control, keys, values)
 
     return batch_percpu_hash
 

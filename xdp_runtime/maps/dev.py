@@ -417,6 +417,9 @@ class DevMapHashFamily(HashFamily):
                            "update": DEV_HASH_UPDATE, "targets": HASH_TARGETS}
         del self.operations["take"]
 
+    def _shards(self, spec: MapSpec) -> int:
+        return 1  # only user space writes
+
     def check(self, spec: MapSpec) -> str | None:
         if spec.key_size != 4 or spec.value_size not in (4, 8):
             return f"key and value have {spec.key_size} and {spec.value_size} bytes"

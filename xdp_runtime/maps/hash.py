@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import E2BIG, EEXIST, EINVAL, ENOENT, Region
+from xdp_runtime.maps.family import E2BIG, EEXIST, EINVAL, ENOENT, Region, round_up
 from xdp_runtime.maps.hash_table import (
     FIND,
     HASH,
@@ -21,20 +21,48 @@ from xdp_runtime.maps.hash_table import (
     NEXT,
     REFERENCED,
     SEED_0,
+    SWEEP,
     TAIL,
     UNLINK,
     Factory,
     stride,
 )
 from xdp_runtime.maps.lock import UNLOCK
-from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE, PREPARE, TAKE, head_bytes, spare
+from xdp_runtime.maps.pool import (
+    COUNT,
+    FRESH,
+    GIVE_ONE,
+    LIVE,
+    PREPARE_ONE,
+    SHARD_BYTES,
+    SHARDS,
+    SHARDS_AT,
+    TAKE,
+    head_bytes,
+    spare,
+    total,
+)
+from xdp_runtime.maps.shard import (
+    ALLOWED,
+    CAPACITY,
+    GROW,
+    LEFT,
+    LESS,
+    SCARCE,
+    SHARD,
+    START,
+    capacity_of,
+    pack,
+    shards_of,
+)
 from xdp_runtime.maps.walk import HASH_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
-# head, buckets, elements, key_size, value_size, stride, mask, max_entries, end; worker
+# head, buckets, elements, key_size, value_size, stride, mask, max_entries, places; worker
 LEADING = "ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64"
 
+AGAIN = -1000  # of a `room` template: the lock was let go, look again
 _LOW = 0xFFFFFFFF
 _ONE = 1 << 32
 _KEY_MAX_BYTES = 512  # a program's stack
@@ -48,7 +76,8 @@ def _lookup(m: Any) -> Factory:
     find = m.extern(FIND)
 
     def hash_lookup(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, worker, key
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
+        worker, key
     ):
         return find(head, buckets, elements, key_size, mask, 0, key)
 
@@ -59,7 +88,7 @@ def _read(m: Any) -> Factory:
     hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
 
     def hash_read(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
         worker, key, out
     ):
         hashed = hash_of(head, key, key_size)
@@ -98,41 +127,50 @@ def _read(m: Any) -> Factory:
 
 
 def make_update(name: str, room: Template) -> Template:
-    """The update template of a family; `room` is called in a full table: -errno, or
-    the mark of the new element."""
+    """The update template of a family; `room` is called where a shard holds what it may: -errno,
+    the mark of the new element, or AGAIN without the lock."""
 
     def factory(m: Any) -> Factory:
         hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
-        lock, unlock, take, give = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE, GIVE))
-        unlink, make_room, prepare = m.extern(UNLINK), m.extern(room), m.extern(PREPARE)
+        lock, unlock, take, give = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE, GIVE_ONE))
+        unlink, make_room, prepare = m.extern(UNLINK), m.extern(room), m.extern(PREPARE_ONE)
+        shard_of, start_of = m.extern(SHARD), m.extern(START)
 
         def hash_update(  # type: ignore
-            head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+            head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
             worker, key, value, flags
         ):
             if not m.ule(flags, 2):
                 return -EINVAL
             hashed = hash_of(head, key, key_size)
-            bucket = m.inside(buckets, (hashed & mask) << 3)
-            prepare(head, stride, max_entries, end, worker)
-            lock(head, buckets, elements, stride, mask, key_size)
-            old = m.relaxed_u64(bucket, 0) & _LOW
-            while old != 0 and match(m.inside(elements, old << 3), key, key_size, hashed) == 0:
-                old = m.load_u32(m.inside(elements, old << 3), NEXT)
-            count = m.load_u32(head, COUNT)
-            result = 0
-            if old != 0:
-                if flags == 1:
-                    result = -EEXIST
-            elif flags == 2:
-                result = -ENOENT
-            elif count >= max_entries:
-                result = make_room(head, buckets, elements, stride, mask)
-                count = m.load_u32(head, COUNT)
+            index = hashed & mask
+            bucket = m.inside(buckets, index << 3)
+            shard = shard_of(head, places, index)
+            end = start_of(places, stride, index) + (places & _LOW)
+            step = stride >> 3
+            spare_end = (places & _LOW) - m.load_u32(shard, CAPACITY) * step
+            prepare(head, shard, step, m.lshr(spare_end, 2), end, worker)
+            result = AGAIN
+            old = 0
+            while result == AGAIN:
+                lock(head, shard, buckets, elements, stride, mask, key_size, places, index)
+                old = m.relaxed_u64(bucket, 0) & _LOW
+                while old != 0 and match(
+                        m.inside(elements, old << 3), key, key_size, hashed) == 0:
+                    old = m.load_u32(m.inside(elements, old << 3), NEXT)
+                result = 0
+                if old != 0:
+                    if flags == 1:
+                        result = -EEXIST
+                elif flags == 2:
+                    result = -ENOENT
+                elif m.load_u32(shard, COUNT) >= m.load_u32(shard, ALLOWED):
+                    result = make_room(head, shard, buckets, elements, stride, mask, key_size,
+                                       max_entries, places, index)
             if result < 0:
-                unlock(head)
+                unlock(shard)
                 return result
-            new = take(head, head, elements, stride, end)
+            new = take(head, shard, elements, stride, end)
             element = m.inside(elements, new << 3)
             m.store_u32(element, HASH, hashed)
             if old != 0:
@@ -152,7 +190,7 @@ def make_update(name: str, room: Template) -> Template:
             if old == 0:
                 m.relaxed_store_u32(element, NEXT, first)
                 m.release_u64(bucket, 0, word | new)
-                m.store_u32(head, COUNT, count + 1)
+                m.store_u32(shard, COUNT, m.load_u32(shard, COUNT) + 1)
             else:
                 if old == first:
                     m.relaxed_store_u32(
@@ -162,45 +200,58 @@ def make_update(name: str, room: Template) -> Template:
                     m.relaxed_store_u32(element, NEXT, first)
                     m.release_u64(bucket, 0, m.add(word, _ONE) | new)
                     unlink(bucket, elements, old)
-                give(head, elements, old)
-            unlock(head)
+                give(head, shard, elements, old)
+            unlock(shard)
             return 0
 
         return hash_update
 
     return Template(name, factory, f"i64({LEADING}, ptr, ptr, i64)",
-                    uses=(HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, GIVE, UNLINK, PREPARE,
-                          room))
+                    uses=(HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, GIVE_ONE, UNLINK,
+                          PREPARE_ONE, SHARD, START, room))
 
 
 def _refuse(m: Any) -> Factory:
-    def hash_full(head, buckets, elements, stride, mask):  # type: ignore
-        return -E2BIG
+    grow, sweep, unlock = m.extern(GROW), m.extern(SWEEP), m.extern(UNLOCK)
+
+    def hash_full(  # type: ignore
+        head, shard, buckets, elements, stride, mask, key_size, max_entries, places, index
+    ):
+        if grow(head, shard) != 0:
+            return 0
+        if m.acquire_u32(head, SCARCE) != 0 or (
+                m.load_u32(shard, ALLOWED) == m.load_u32(shard, CAPACITY)):
+            return -E2BIG
+        unlock(shard)
+        sweep(head, buckets, elements, stride, mask, key_size, max_entries, places)
+        return AGAIN
 
     return hash_full
 
 
 def _delete(m: Any) -> Factory:
     hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
-    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE)
-    unlink = m.extern(UNLINK)
+    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
+    unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
 
     def hash_delete(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end, worker, key
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
+        worker, key
     ):
         hashed = hash_of(head, key, key_size)
         bucket = m.inside(buckets, (hashed & mask) << 3)
-        lock(head, buckets, elements, stride, mask, key_size)
+        shard = shard_of(head, places, hashed & mask)
+        lock(head, shard, buckets, elements, stride, mask, key_size, places, hashed & mask)
         link = m.relaxed_u64(bucket, 0) & _LOW
         while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
             link = m.load_u32(m.inside(elements, link << 3), NEXT)
         result = -ENOENT
         if link != 0:
             unlink(bucket, elements, link)
-            give(head, elements, link)
-            m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
+            give(head, shard, elements, link)
+            less(head, shard, 1)
             result = 0
-        unlock(head)
+        unlock(shard)
         return result
 
     return hash_delete
@@ -208,16 +259,17 @@ def _delete(m: Any) -> Factory:
 
 def _take_out(m: Any) -> Factory:
     hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
-    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE)
-    unlink = m.extern(UNLINK)
+    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
+    unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
 
     def hash_take(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
         worker, key, out
     ):
         hashed = hash_of(head, key, key_size)
         bucket = m.inside(buckets, (hashed & mask) << 3)
-        lock(head, buckets, elements, stride, mask, key_size)
+        shard = shard_of(head, places, hashed & mask)
+        lock(head, shard, buckets, elements, stride, mask, key_size, places, hashed & mask)
         link = m.relaxed_u64(bucket, 0) & _LOW
         while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
             link = m.load_u32(m.inside(elements, link << 3), NEXT)
@@ -225,10 +277,10 @@ def _take_out(m: Any) -> Factory:
         if link != 0:
             m.copy(out, m.inside(elements, (link << 3) + KEY + ((key_size + 7) & ~7)), value_size)
             unlink(bucket, elements, link)
-            give(head, elements, link)
-            m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
+            give(head, shard, elements, link)
+            less(head, shard, 1)
             result = 0
-        unlock(head)
+        unlock(shard)
         return result
 
     return hash_take
@@ -289,7 +341,7 @@ def _next_key(m: Any) -> Factory:
     least, hash_of, match = m.extern(LEAST), m.extern(HASH_OF), m.extern(MATCH)
 
     def hash_next_key(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
         worker, key, out
     ):
         index = 0
@@ -337,12 +389,14 @@ def _next_key(m: Any) -> Factory:
 LOOKUP = Template("hash_lookup", _lookup, f"ptr({LEADING}, ptr)", uses=(FIND,))
 READ = Template("hash_read", _read, f"i64({LEADING}, ptr, ptr)", uses=(HASH_OF, MATCH),
                 inline=False)
-FULL = Template("hash_full", _refuse, "i64(ptr, ptr, ptr, i64, i64)")
+ROOM_SIGNATURE = "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64)"
+FULL = Template("hash_full", _refuse, ROOM_SIGNATURE, (GROW, SWEEP, UNLOCK), inline=False)
 UPDATE = make_update("hash_update", FULL)
 DELETE = Template("hash_delete", _delete, f"i64({LEADING}, ptr)",
-                  uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE, UNLINK))
+                  uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS))
 TAKE_OUT = Template("hash_take", _take_out, f"i64({LEADING}, ptr, ptr)",
-                    uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE, UNLINK), inline=False)
+                    uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS),
+                    inline=False)
 ORDER = Template("hash_order", _order, "i64(ptr, ptr, i64)")
 LEAST = Template("hash_least", _least, "i64(ptr, ptr, i64, i64, ptr)", uses=(ORDER,),
                  inline=False)
@@ -355,7 +409,6 @@ class HashFamily:
 
     per_cpu = False
     pools = True  # its head has an epoch and workers' lines
-    count = ("head", COUNT)  # where the number of entries is kept: region, offset of a u32
 
     def __init__(self) -> None:
         self.operations: Mapping[str, Template] = {
@@ -390,29 +443,75 @@ class HashFamily:
     def _stride(self, spec: MapSpec) -> int:
         return stride(spec.key_size, spec.value_size)
 
+    def _shards(self, spec: MapSpec) -> int:
+        return 1 if spec.flags & MapFlag.ZERO_SEED else shards_of(spec.max_entries)
+
+    def _spare(self, spec: MapSpec) -> int:
+        return spare(self._stride(spec))
+
+    def _per_shard(self, spec: MapSpec) -> int:
+        """Elements of a shard: those of its entries, the spare ones."""
+        shards = self._shards(spec)
+        return capacity_of(spec.max_entries, shards) + max(64, self._spare(spec) // shards)
+
     def _end(self, spec: MapSpec) -> int:
-        """Size of the elements region: the unused first one, the entries, the spare ones."""
-        size = self._stride(spec)
-        return size * (1 + spec.max_entries + spare(size))
+        """Size of the elements region: the unused first one, then the shards'."""
+        return self._stride(spec) * (1 + self._shards(spec) * self._per_shard(spec))
 
     def _buckets(self, spec: MapSpec) -> int:
         # Twice as many as the kernel has: a chain of one needs no guess whether it goes on, which
         # is worth 4 ns of a lookup where all buckets are in use (bench.micro flow_table_1k).
         return 2 << (spec.max_entries - 1).bit_length()
 
+    def _first_shard(self, spec: MapSpec, workers: int) -> int:
+        """Where it is in the head, so that the two lines of each are one of 128 bytes."""
+        if self._shards(spec) == 1:
+            return 0
+        return round_up(head_bytes(workers), SHARD_BYTES) + SHARD_BYTES // 2
+
     def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
-        return (Region("head", head_bytes(workers)), Region("buckets", 8 * self._buckets(spec)),
+        head = head_bytes(workers)
+        if self._shards(spec) > 1:
+            head = self._first_shard(spec, workers) + SHARD_BYTES * (self._shards(spec) + 1)
+        return (Region("head", head), Region("buckets", 8 * self._buckets(spec)),
                 Region("elements", self._end(spec)))
 
+    def _places(self, spec: MapSpec, workers: int) -> int:
+        shards = self._shards(spec)
+        shift = (self._buckets(spec) // shards).bit_length() - 1 if shards > 1 else 31
+        return pack(self._per_shard(spec) * self._stride(spec) // 8, shift,
+                    self._first_shard(spec, workers))
+
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
-        size = self._stride(spec)
-        return ("head", "buckets", "elements", spec.key_size, spec.value_size, size,
-                self._buckets(spec) - 1, spec.max_entries, self._end(spec) // 8)
+        return ("head", "buckets", "elements", spec.key_size, spec.value_size, self._stride(spec),
+                self._buckets(spec) - 1, spec.max_entries, self._places(spec, workers))
+
+    def length(self, spec: MapSpec, memory: Mapping[str, memoryview]) -> int:
+        return total(memory["head"], COUNT)
 
     def initialise(self, spec: MapSpec, memory: Mapping[str, memoryview], seed: int) -> None:
         """`seed` is 128 bits; BPF_F_ZERO_SEED makes it 0."""
         if spec.flags & MapFlag.ZERO_SEED:
             seed = 0
-        head, first = memory["head"], self._stride(spec) // 8
+        head, step = memory["head"], self._stride(spec) // 8
         head[SEED_0:SEED_0 + 16] = seed.to_bytes(16, "little")
-        head[FRESH:FRESH + 4] = first.to_bytes(4, "little")
+        shards = self._shards(spec)
+        capacity = capacity_of(spec.max_entries, shards)
+
+        def put(at: int, value: int) -> None:
+            head[at:at + 4] = value.to_bytes(4, "little")
+
+        if shards == 1:
+            put(FRESH, step)
+            put(ALLOWED, capacity)
+            put(CAPACITY, capacity)
+            put(SCARCE, 2)
+            return
+        first = len(head) - SHARD_BYTES * (shards + 1)
+        put(SHARDS_AT, first)
+        put(SHARDS, shards)
+        put(LEFT, spec.max_entries)
+        for number in range(shards):
+            one = first + SHARD_BYTES * number
+            put(one + FRESH, step * (1 + number * self._per_shard(spec)))
+            put(one + CAPACITY, capacity)

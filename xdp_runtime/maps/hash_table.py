@@ -2,7 +2,8 @@
 
     head      line 0: the two seeds (only read)          line 1: the lock (lock.py), the epoch
               line 2: a pool of elements (pool.py), hand (only under the lock)
-              from line 4 on one line a worker: the epoch of its batch
+              line 3: what is left of max_entries (shard.py)
+              from line 4 on one line a worker: the epoch of its batch; then the shards, if any
     buckets   u64 each: link of the chain's first element | sequence << 32
     elements  u32 next, u32 hash, u8 referenced, u8 live, u32 queue link, key, value
 
@@ -10,8 +11,9 @@ A link is an element's offset in units of 8 bytes (an x86 addressing mode multip
 nothing); 0 ends a chain, and the first stride of `elements` is left unused for it.  Keys and values
 are padded to 8 bytes, keys with zeros.  An element of up to 64 bytes lies in one cache line.
 
-Writers hold the lock.  Readers do not, and an element may be reused while a reader stands on it.
-What makes that safe is the bucket's sequence number, which counts unlinked elements:
+Writers hold the lock of the bucket's shard (shard.py).  Readers do not, and an element may be
+reused while a reader stands on it.  What makes that safe is the bucket's sequence number, which
+counts unlinked elements:
 
 - A reader takes first link and sequence with one load, walks, and believes in a *hit* always: the
   element it compared was in the chain at some moment of the lookup.  It believes in a *miss* only
@@ -29,9 +31,9 @@ may hold a pointer into it.  Elements never used before are taken in order of ad
 table occupies no memory.
 
 At every moment the chains are whole, and say all there is: what else the head and the elements
-have can be told from them.  So a process may die with the lock held; whoever takes the lock over
-makes count and pool anew, drops what an update had not yet unlinked, and counts in every bucket
-(`repair`).
+have can be told from them.  So a process may die with a lock held; whoever takes the lock over
+makes count and pool of that shard anew, drops what an update had not yet unlinked, and counts in
+every bucket of it (`repair`).
 
 All loads of what a writer may be writing are acquire loads: free on x86, ldar on Arm.
 """
@@ -44,12 +46,13 @@ from typing import Any
 from xdp_runtime.maps.family import round_up
 from xdp_runtime.maps.lock import LOCKED
 from xdp_runtime.maps.pool import AT, COUNT, EPOCH, FRESH, GIVE, LIMBO, LIVE, RIPE, YOUNG
+from xdp_runtime.maps.shard import SCARCE, START, make_sweep
 from xdp_runtime.template import Template
 
 Factory = Callable[..., Any]
 
 SEED_0, SEED_1 = 0, 8
-HAND = 184  # u32, where LRU looks next
+HAND = 184  # u32 in a shard, where LRU looks next
 
 NEXT, HASH, REFERENCED, KEY = 0, 4, 8, 16  # and LIVE, QUEUE of pool.py
 
@@ -228,16 +231,23 @@ UNLINK = Template("table_unlink", _unlink, "i64(ptr, ptr, i64)", uses=(BEFORE,))
 
 
 def _repair(m: Any) -> Factory:
-    give = m.extern(GIVE)
+    give, start_of = m.extern(GIVE), m.extern(START)
 
-    def table_repair(head, buckets, elements, stride, mask, key_size):  # type: ignore
+    def table_repair(  # type: ignore
+        head, shard, buckets, elements, stride, mask, key_size, places, index
+    ):
         step = stride >> 3
-        fresh = m.load_u32(head, FRESH)
-        for link in range(step, fresh, step):
+        start, fresh = start_of(places, stride, index), m.load_u32(shard, FRESH)
+        for link in range(start, fresh, step):
             m.store_u8(m.inside(elements, link << 3), LIVE, 0)
         count = 0
-        for index in range(mask + 1):
-            bucket = m.inside(buckets, index << 3)
+        shift = m.lshr(places, 32) & 31
+        number = m.lshr(index, shift)
+        behind = (number + 1) << shift
+        if behind > mask + 1:
+            behind = mask + 1
+        for at_bucket in range(number << shift, behind):
+            bucket = m.inside(buckets, at_bucket << 3)
             word = m.relaxed_u64(bucket, 0)
             first = word & _LOW
             before = 0
@@ -263,33 +273,39 @@ def _repair(m: Any) -> Factory:
                     before = link
                 link = after
             m.release_u64(bucket, 0, m.add(word, _ONE))
-        m.store_u32(head, COUNT, count)
-        m.store_u32(head, RIPE, 0)
-        m.store_u32(head, LIMBO, 0)
-        m.store_u32(head, YOUNG, 0)
-        m.store_u64(head, AT, m.load_u64(head, EPOCH))
-        for link in range(step, fresh, step):
+        m.store_u32(shard, COUNT, count)
+        m.store_u32(shard, RIPE, 0)
+        m.store_u32(shard, LIMBO, 0)
+        m.store_u32(shard, YOUNG, 0)
+        m.store_u64(shard, AT, m.load_u64(head, EPOCH))
+        for link in range(start, fresh, step):
             if m.load_u8(m.inside(elements, link << 3), LIVE) == 0:
-                give(head, elements, link)
+                give(shard, elements, link)
+        if m.relaxed_u32(head, SCARCE) == 1:
+            m.release_u32(head, SCARCE, 0)
         return 0
 
     return table_repair
 
 
-REPAIR = Template("table_repair", _repair, "i64(ptr, ptr, ptr, i64, i64, i64)", uses=(GIVE,),
-                  inline=False)
+_LOCK_SIGNATURE = "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64)"
+# what a process that died with the lock of a bucket's shard left undone
+REPAIR = Template("table_repair", _repair, _LOCK_SIGNATURE, uses=(GIVE, START), inline=False)
 
 
 def _lock_table(m: Any) -> Factory:
     lock, repair = m.extern(LOCKED), m.extern(REPAIR)
 
-    def table_lock(head, buckets, elements, stride, mask, key_size):  # type: ignore
-        if lock(head) != 0:
-            repair(head, buckets, elements, stride, mask, key_size)
+    def table_lock(  # type: ignore
+        head, shard, buckets, elements, stride, mask, key_size, places, index
+    ):
+        if lock(shard) != 0:
+            repair(head, shard, buckets, elements, stride, mask, key_size, places, index)
         return 0
 
     return table_lock
 
 
-LOCK_TABLE = Template("table_lock", _lock_table, "i64(ptr, ptr, ptr, i64, i64, i64)",
-                      uses=(LOCKED, REPAIR))
+# the lock of a bucket's shard
+LOCK_TABLE = Template("table_lock", _lock_table, _LOCK_SIGNATURE, uses=(LOCKED, REPAIR))
+SWEEP = make_sweep("table_sweep", LOCK_TABLE)

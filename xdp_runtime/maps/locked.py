@@ -5,8 +5,9 @@ it names the process that has it, and is taken over if that process died.  What 
 out of a value leaves the word alone; user space sees it as zero.  BPF_F_LOCK copies under the lock:
 an update of what exists then changes the value where it is (kernel/bpf/hashtab.c, arraymap.c).
 
-A copy under the lock of a hash map's value holds the table's lock as well, so that the element is
-not freed meanwhile.  Who has a value's lock never waits for a table's: a program calls nothing.
+A copy under the lock of a hash map's value holds the lock of the key's shard as well, so that the
+element is not freed meanwhile.  Who has a value's lock never waits for a shard's: a program calls
+nothing.
 
 The families' parameters are those of the plain ones; the place of the lock is in the upper half of
 the value's size.
@@ -30,9 +31,10 @@ from xdp_runtime.maps.family import (
     ENOENT,
 )
 from xdp_runtime.maps.hash import LEADING, LOOKUP, READ, UPDATE, HashFamily
-from xdp_runtime.maps.hash_table import LOCK_TABLE
+from xdp_runtime.maps.hash_table import HASH_OF, LOCK_TABLE
 from xdp_runtime.maps.lock import LOCK, LOCKED, UNLOCK, Factory
 from xdp_runtime.maps.lru import LRU_UPDATE, LruHashFamily
+from xdp_runtime.maps.shard import SHARD
 from xdp_runtime.object import MapSpec
 from xdp_runtime.template import Template
 
@@ -170,9 +172,10 @@ def _hash_update(name: str, plain: Template) -> Template:
     def factory(m: Any) -> Factory:
         update, lookup, under = m.extern(plain), m.extern(LOOKUP), m.extern(UNDER)
         hold, let_go = m.extern(LOCK_TABLE), m.extern(UNLOCK)
+        hash_of, shard_of = m.extern(HASH_OF), m.extern(SHARD)
 
         def locked_hash_update(  # type: ignore
-            head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+            head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
             worker, key, value, flags
         ):
             if not m.ule(flags & ~BPF_F_LOCK, BPF_EXIST):
@@ -180,20 +183,22 @@ def _hash_update(name: str, plain: Template) -> Template:
             lock_at, size = m.lshr(value_size, 32), value_size & _LOW
             if flags & BPF_F_LOCK:
                 flags = flags & ~BPF_F_LOCK
-                hold(head, buckets, elements, stride, mask, key_size)
+                index = hash_of(head, key, key_size) & mask
+                shard = shard_of(head, places, index)
+                hold(head, shard, buckets, elements, stride, mask, key_size, places, index)
                 here = lookup(head, buckets, elements, key_size, size, stride, mask, max_entries,
-                              end, worker, key)
+                              places, worker, key)
                 if not m.is_null(here) and flags != BPF_NOEXIST:
                     under(here, value, m.gep(here, lock_at), value_size)
-                    let_go(head)
+                    let_go(shard)
                     return 0
-                let_go(head)
+                let_go(shard)
             # a new element's lock is free, whatever is in the value
             given = m.load_u32(value, lock_at)
             if given != 0:
                 m.store_u32(value, lock_at, 0)
             result = update(head, buckets, elements, key_size, size, stride, mask, max_entries,
-                            end, worker, key, value, flags)
+                            places, worker, key, value, flags)
             if given != 0:
                 m.store_u32(value, lock_at, given)
             return result
@@ -201,18 +206,18 @@ def _hash_update(name: str, plain: Template) -> Template:
         return locked_hash_update
 
     return Template(name, factory, f"i64({LEADING}, ptr, ptr, i64)",
-                    (plain, LOOKUP, UNDER, LOCK_TABLE, UNLOCK), inline=False)
+                    (plain, LOOKUP, UNDER, LOCK_TABLE, UNLOCK, HASH_OF, SHARD), inline=False)
 
 
 def _hash_read(m: Any) -> Factory:
     read = m.extern(READ)
 
     def locked_hash_read(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
         worker, key, out
     ):
         result = read(head, buckets, elements, key_size, value_size & _LOW, stride, mask,
-                      max_entries, end, worker, key, out)
+                      max_entries, places, worker, key, out)
         if result == 0:
             m.store_u32(out, m.lshr(value_size, 32), 0)
         return result
@@ -223,20 +228,23 @@ def _hash_read(m: Any) -> Factory:
 def _hash_read_locked(m: Any) -> Factory:
     lookup, under = m.extern(LOOKUP), m.extern(UNDER)
     hold, let_go = m.extern(LOCK_TABLE), m.extern(UNLOCK)
+    hash_of, shard_of = m.extern(HASH_OF), m.extern(SHARD)
 
     def locked_hash_read_locked(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
         worker, key, out
     ):
-        hold(head, buckets, elements, stride, mask, key_size)
+        index = hash_of(head, key, key_size) & mask
+        shard = shard_of(head, places, index)
+        hold(head, shard, buckets, elements, stride, mask, key_size, places, index)
         here = lookup(head, buckets, elements, key_size, value_size & _LOW, stride, mask,
-                      max_entries, end, worker, key)
+                      max_entries, places, worker, key)
         if m.is_null(here):
-            let_go(head)
+            let_go(shard)
             return -ENOENT
         lock_at = m.lshr(value_size, 32)
         under(out, here, m.gep(here, lock_at), value_size)
-        let_go(head)
+        let_go(shard)
         m.store_u32(out, lock_at, 0)
         return 0
 
@@ -247,7 +255,7 @@ HASH_READ = Template("locked_hash_read", _hash_read, f"i64({LEADING}, ptr, ptr)"
                      inline=False)
 HASH_READ_LOCKED = Template("locked_hash_read_locked", _hash_read_locked,
                             f"i64({LEADING}, ptr, ptr)",
-                            (LOOKUP, UNDER, LOCK_TABLE, UNLOCK), inline=False)
+                            (LOOKUP, UNDER, LOCK_TABLE, UNLOCK, HASH_OF, SHARD), inline=False)
 
 
 class LockedHashFamily(HashFamily):

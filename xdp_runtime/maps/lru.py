@@ -1,12 +1,12 @@
 """LRU_HASH: a hash map that makes room for a new key by dropping one not used lately.
 
 CLOCK: a lookup marks its element as referenced (it writes only if the mark is not there yet, so a
-busy entry's cache line stays shared).  In a full table a hand goes over the elements in order of
-address, takes marks away, and drops the first element that has none; after `_SCANS` marked ones it
-drops the next regardless, so that an insert has a bound.  The hand then moves fast, and the new
-key gets a mark so as not to be met and dropped first.  Else, as in the kernel, a new key starts
-without a mark, an updated one with it, and user space (`peek`, `read`) leaves none.  Unlike in the
-kernel, nothing is dropped before max_entries keys are there.
+busy entry's cache line stays shared).  In a full table a hand goes over the elements of the key's
+shard in order of address, takes marks away, and drops the first that has none; after `_SCANS`
+marked ones it drops the next regardless, so that an insert has a bound.  The hand then moves fast,
+and the new key gets a mark so as not to be met and dropped first.  Else, as in the kernel, a new
+key starts without a mark, an updated one with it, and user space (`peek`, `read`) leaves none.
+Unlike in the kernel, nothing is dropped before max_entries keys are there.
 """
 
 from __future__ import annotations
@@ -14,17 +14,30 @@ from __future__ import annotations
 from typing import Any
 
 from xdp_runtime.maps.hash import (
+    AGAIN,
     DELETE,
     LEADING,
     LOOKUP,
     NEXT_KEY,
     READ,
+    ROOM_SIGNATURE,
     TAKE_OUT,
     HashFamily,
     make_update,
 )
-from xdp_runtime.maps.hash_table import FIND, HAND, HASH, REFERENCED, UNLINK, Factory
-from xdp_runtime.maps.pool import COUNT, FRESH, GIVE, LIVE
+from xdp_runtime.maps.hash_table import (
+    FIND,
+    HAND,
+    HASH,
+    LOCK_TABLE,
+    REFERENCED,
+    SWEEP,
+    UNLINK,
+    Factory,
+)
+from xdp_runtime.maps.lock import UNLOCK
+from xdp_runtime.maps.pool import COUNT, FRESH, GIVE_ONE, LIVE
+from xdp_runtime.maps.shard import CAPACITY, GIVE_BACK, GROW, LEFT, SCARCE, START
 from xdp_runtime.maps.walk import HASH_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
@@ -45,25 +58,26 @@ def _lookup(m: Any) -> Factory:
 
 
 def _evict(m: Any) -> Factory:
-    unlink, give = m.extern(UNLINK), m.extern(GIVE)
+    unlink, give, start_of = m.extern(UNLINK), m.extern(GIVE_ONE), m.extern(START)
 
-    def lru_evict(head, buckets, elements, stride, mask):  # type: ignore
-        step = stride >> 3
-        hand = m.load_u32(head, HAND)
-        fresh = m.load_u32(head, FRESH)
+    def lru_evict(head, shard, buckets, elements, stride, mask, places, index):  # type: ignore
+        """Drop an entry of this shard, which has one."""
+        step, start = stride >> 3, start_of(places, stride, index)
+        hand = m.load_u32(shard, HAND)
+        fresh = m.load_u32(shard, FRESH)
         marked = 0
         while True:
             hand += step
-            if hand >= fresh:
-                hand = step
+            if hand >= fresh or hand < start:
+                hand = start
             element = m.inside(elements, hand << 3)
             if m.load_u8(element, LIVE) != 0:
                 if m.load_u8(element, REFERENCED) == 0 or marked >= _SCANS:
                     bucket = m.inside(buckets, (m.load_u32(element, HASH) & mask) << 3)
                     unlink(bucket, elements, hand)
-                    give(head, elements, hand)
-                    m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
-                    m.store_u32(head, HAND, hand)
+                    give(head, shard, elements, hand)
+                    m.store_u32(shard, COUNT, m.load_u32(shard, COUNT) - 1)
+                    m.store_u32(shard, HAND, hand)
                     if marked >= _SCANS:
                         return 1
                     return 0
@@ -73,10 +87,50 @@ def _evict(m: Any) -> Factory:
     return lru_evict
 
 
+def _room(m: Any) -> Factory:
+    grow, sweep, unlock = m.extern(GROW), m.extern(SWEEP), m.extern(UNLOCK)
+    evict, lock, give_back = m.extern(EVICT), m.extern(LOCK_TABLE), m.extern(GIVE_BACK)
+
+    def lru_room(  # type: ignore
+        head, shard, buckets, elements, stride, mask, key_size, max_entries, places, index
+    ):
+        if grow(head, shard) != 0:
+            return 0
+        if m.load_u32(shard, COUNT) == m.load_u32(shard, CAPACITY):
+            return evict(head, shard, buckets, elements, stride, mask, places, index)
+        if m.acquire_u32(head, SCARCE) == 0:
+            unlock(shard)
+            sweep(head, buckets, elements, stride, mask, key_size, max_entries, places)
+            return AGAIN
+        if m.load_u32(shard, COUNT) != 0:
+            return evict(head, shard, buckets, elements, stride, mask, places, index)
+        # this shard has nothing to drop: another one must
+        unlock(shard)
+        shift = m.lshr(places, 32) & 31
+        other = ((m.lshr(index, shift) + 1) << shift) & mask
+        one = m.inside(head, (m.lshr(places, 40) << 6) + (m.lshr(other, shift) << 7))
+        while True:
+            lock(head, one, buckets, elements, stride, mask, key_size, places, other)
+            if m.load_u32(one, COUNT) != 0:
+                evict(head, one, buckets, elements, stride, mask, places, other)
+                give_back(head, one, 1)
+                unlock(one)
+                return AGAIN
+            unlock(one)
+            if m.relaxed_u32(head, LEFT) != 0:
+                return AGAIN
+            other = ((m.lshr(other, shift) + 1) << shift) & mask
+            one = m.inside(head, (m.lshr(places, 40) << 6) + (m.lshr(other, shift) << 7))
+
+    return lru_room
+
+
 LRU_LOOKUP = Template("lru_lookup", _lookup, f"ptr({LEADING}, ptr)", uses=(FIND,))
-EVICT = Template("lru_evict", _evict, "i64(ptr, ptr, ptr, i64, i64)", uses=(UNLINK, GIVE),
-                 inline=False)
-LRU_UPDATE = make_update("lru_update", EVICT)
+EVICT = Template("lru_evict", _evict, "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64)",
+                 uses=(UNLINK, GIVE_ONE, START), inline=False)
+ROOM = Template("lru_room", _room, ROOM_SIGNATURE,
+                uses=(GROW, SWEEP, UNLOCK, EVICT, LOCK_TABLE, GIVE_BACK), inline=False)
+LRU_UPDATE = make_update("lru_update", ROOM)
 
 
 class LruHashFamily(HashFamily):

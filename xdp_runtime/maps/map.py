@@ -158,7 +158,7 @@ class Map:
     @property
     def reused_early(self) -> int:
         """Elements that were reused before all workers had passed a batch boundary."""
-        return int.from_bytes(self.memory("head")[pool.EARLY:pool.EARLY + 4], "little")
+        return pool.total(self.memory("head"), pool.EARLY)
 
     def memory(self, region: str) -> memoryview:
         """A region's bytes, or those of the header, "".  A view that is kept keeps it mapped."""

@@ -162,6 +162,9 @@ class HashOfMapsFamily(hash.HashFamily):
             return f"value size is {spec.value_size}, must be 4"
         return super().check(spec) or check_inner(spec)
 
+    def _shards(self, spec: MapSpec) -> int:
+        return 1  # only user space writes
+
     def descriptors(self, spec: MapSpec) -> tuple[str, int]:
         return "head", _BEHIND_LINES
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xdp_runtime.maps.family import EEXIST, EINVAL, ENOENT, Region, round_up
-from xdp_runtime.maps.hash import DELETE, FULL, NEXT_KEY, HashFamily
+from xdp_runtime.maps.hash import AGAIN, DELETE, FULL, NEXT_KEY, HashFamily
 from xdp_runtime.maps.hash_table import (
     FIND,
     HASH,
@@ -31,13 +31,14 @@ from xdp_runtime.maps.hash_table import (
     stride,
 )
 from xdp_runtime.maps.lock import UNLOCK
-from xdp_runtime.maps.lru import EVICT
-from xdp_runtime.maps.pool import COUNT, GIVE, LIVE, PREPARE, TAKE, spare
+from xdp_runtime.maps.lru import ROOM
+from xdp_runtime.maps.pool import COUNT, GIVE_ONE, LIVE, PREPARE_ONE, TAKE, spare
+from xdp_runtime.maps.shard import ALLOWED, CAPACITY, LESS, SHARD, START
 from xdp_runtime.maps.walk import PERCPU_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
-# head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
+# head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, places,
 # worker_stride, workers; worker
 LEADING = "ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64, i64"
 _LOW = 0xFFFFFFFF
@@ -64,8 +65,8 @@ def _make_lookup(name: str, mark: int) -> tuple[Template, Template]:
         find, place = m.extern(FIND), m.extern(PLACE)
 
         def percpu_lookup(  # type: ignore
-            head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-            worker_stride, workers, worker, key
+            head, buckets, elements, values, key_size, value_size, stride, mask, max_entries,
+            places, worker_stride, workers, worker, key
         ):
             behind = find(head, buckets, elements, key_size, mask, mark, key)
             if m.is_null(behind):
@@ -79,8 +80,8 @@ def _make_lookup(name: str, mark: int) -> tuple[Template, Template]:
         find, place = m.extern(FIND), m.extern(PLACE)
 
         def percpu_lookup_of(  # type: ignore
-            head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-            worker_stride, workers, worker, key, cpu
+            head, buckets, elements, values, key_size, value_size, stride, mask, max_entries,
+            places, worker_stride, workers, worker, key, cpu
         ):
             cpu &= _LOW
             if cpu >= workers:
@@ -102,7 +103,7 @@ def _read(m: Any) -> Factory:
     hash_of, match, place = m.extern(HASH_OF), m.extern(MATCH), m.extern(PLACE)
 
     def percpu_read(  # type: ignore
-        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, places,
         worker_stride, workers, worker, key, out
     ):
         hashed = hash_of(head, key, key_size)
@@ -141,35 +142,46 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
     def put(m: Any) -> Factory:
         hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
         lock, unlock, take = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE))
-        make_room, place, prepare = m.extern(room), m.extern(PLACE), m.extern(PREPARE)
+        make_room, place, prepare = m.extern(room), m.extern(PLACE), m.extern(PREPARE_ONE)
+        shard_of, start_of = m.extern(SHARD), m.extern(START)
 
         def percpu_put(  # type: ignore
-            head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
-            worker_stride, workers, worker, key, value, flags, every
+            head, buckets, elements, values, key_size, value_size, stride, mask, max_entries,
+            places, worker_stride, workers, worker, key, value, flags, every
         ):
             if not m.ule(flags, 2):
                 return -EINVAL
             hashed = hash_of(head, key, key_size)
-            bucket = m.inside(buckets, (hashed & mask) << 3)
-            prepare(head, stride, max_entries, end, worker)
-            lock(head, buckets, elements, stride, mask, key_size)
-            link = m.relaxed_u64(bucket, 0) & _LOW
-            while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
-                link = m.load_u32(m.inside(elements, link << 3), NEXT)
-            result = 0
+            index = hashed & mask
+            bucket = m.inside(buckets, index << 3)
+            shard = shard_of(head, places, index)
+            end = start_of(places, stride, index) + (places & _LOW)
+            step = stride >> 3
+            spare_end = (places & _LOW) - m.load_u32(shard, CAPACITY) * step
+            prepare(head, shard, step, m.lshr(spare_end, 2), end, worker)
+            result = AGAIN
+            link = 0
+            while result == AGAIN:
+                lock(head, shard, buckets, elements, stride, mask, key_size, places, index)
+                link = m.relaxed_u64(bucket, 0) & _LOW
+                while link != 0 and match(
+                        m.inside(elements, link << 3), key, key_size, hashed) == 0:
+                    link = m.load_u32(m.inside(elements, link << 3), NEXT)
+                result = 0
+                if link != 0:
+                    if flags == 1:
+                        result = -EEXIST
+                elif flags == 2:
+                    result = -ENOENT
+                elif m.load_u32(shard, COUNT) >= m.load_u32(shard, ALLOWED):
+                    result = make_room(head, shard, buckets, elements, stride, mask, key_size,
+                                       max_entries, places, index)
             found = link != 0
-            if found:
-                if flags == 1:
-                    result = -EEXIST
-            elif flags == 2:
-                result = -ENOENT
-            elif m.load_u32(head, COUNT) >= max_entries:
-                result = make_room(head, buckets, elements, stride, mask)
             if result < 0:
-                unlock(head)
+                unlock(shard)
                 return result
             if not found:
-                link = take(head, head, elements, stride, end)
+                link = take(head, shard, elements, stride, end)
             element = m.inside(elements, link << 3)
             padded = (value_size + 7) & ~7
             for each in range(workers):
@@ -183,7 +195,7 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
             if found:
                 if mark != 0:
                     m.store_u8(element, REFERENCED, 1)
-                unlock(head)
+                unlock(shard)
                 return 0
             m.store_u32(element, HASH, hashed)
             m.store_u8(element, REFERENCED, result)
@@ -197,14 +209,15 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
             word = m.relaxed_u64(bucket, 0)
             m.relaxed_store_u32(element, NEXT, word & _LOW)
             m.release_u64(bucket, 0, (word & ~_LOW) | link)
-            m.store_u32(head, COUNT, m.load_u32(head, COUNT) + 1)
-            unlock(head)
+            m.store_u32(shard, COUNT, m.load_u32(shard, COUNT) + 1)
+            unlock(shard)
             return 0
 
         return percpu_put
 
     body = Template(f"{name}_put", put, f"i64({LEADING}, ptr, ptr, i64, i64)",
-                    (HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, room, PLACE, PREPARE))
+                    (HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, room, PLACE, PREPARE_ONE,
+                     SHARD, START))
 
     def front(every: int) -> Any:
         def factory(m: Any) -> Factory:
@@ -212,10 +225,10 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
 
             def percpu_update(  # type: ignore
                 head, buckets, elements, values, key_size, value_size, stride, mask, max_entries,
-                end, worker_stride, workers, worker, key, value, flags
+                places, worker_stride, workers, worker, key, value, flags
             ):
                 return put_it(head, buckets, elements, values, key_size, value_size, stride, mask,
-                              max_entries, end, worker_stride, workers, worker, key,
+                              max_entries, places, worker_stride, workers, worker, key,
                               value, flags, every)
 
             return percpu_update
@@ -231,28 +244,29 @@ def _delete(m: Any) -> Factory:
     table_delete = m.extern(DELETE)
 
     def percpu_delete(  # type: ignore
-        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, places,
         worker_stride, workers, worker, key
     ):
         return table_delete(head, buckets, elements, key_size, value_size, stride, mask,
-                            max_entries, end, worker, key)
+                            max_entries, places, worker, key)
 
     return percpu_delete
 
 
 def _take_out(m: Any) -> Factory:
     hash_of, match, place = m.extern(HASH_OF), m.extern(MATCH), m.extern(PLACE)
-    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE)
-    unlink = m.extern(UNLINK)
+    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
+    unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
 
     def percpu_take(  # type: ignore
-        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, places,
         worker_stride, workers, worker, key, out
     ):
         hashed = hash_of(head, key, key_size)
         bucket = m.inside(buckets, (hashed & mask) << 3)
         padded = (value_size + 7) & ~7
-        lock(head, buckets, elements, stride, mask, key_size)
+        shard = shard_of(head, places, hashed & mask)
+        lock(head, shard, buckets, elements, stride, mask, key_size, places, hashed & mask)
         link = m.relaxed_u64(bucket, 0) & _LOW
         while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
             link = m.load_u32(m.inside(elements, link << 3), NEXT)
@@ -262,10 +276,10 @@ def _take_out(m: Any) -> Factory:
                 m.copy(m.gep(out, each * padded),
                        place(values, value_size, stride, worker_stride, each, link << 3), padded)
             unlink(bucket, elements, link)
-            give(head, elements, link)
-            m.store_u32(head, COUNT, m.load_u32(head, COUNT) - 1)
+            give(head, shard, elements, link)
+            less(head, shard, 1)
             result = 0
-        unlock(head)
+        unlock(shard)
         return result
 
     return percpu_take
@@ -275,11 +289,11 @@ def _next_key(m: Any) -> Factory:
     table_next = m.extern(NEXT_KEY)
 
     def percpu_next_key(  # type: ignore
-        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, end,
+        head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, places,
         worker_stride, workers, worker, key, out
     ):
         return table_next(head, buckets, elements, key_size, value_size, stride, mask,
-                          max_entries, end, worker, key, out)
+                          max_entries, places, worker, key, out)
 
     return percpu_next_key
 
@@ -289,12 +303,13 @@ LRU_LOOKUP, LRU_LOOKUP_OF = _make_lookup("percpu_lru_lookup", 1)
 READ = Template("percpu_hash_read", _read, f"i64({LEADING}, ptr, ptr)", (HASH_OF, MATCH, PLACE),
                 inline=False)
 UPDATE, UPDATE_ALL = _make_update("percpu_hash_update", FULL, 0)
-LRU_UPDATE, LRU_UPDATE_ALL = _make_update("percpu_lru_update", EVICT, 1)
+LRU_UPDATE, LRU_UPDATE_ALL = _make_update("percpu_lru_update", ROOM, 1)
 PERCPU_DELETE = Template("percpu_hash_delete", _delete, f"i64({LEADING}, ptr)", (DELETE,))
 PERCPU_NEXT_KEY = Template("percpu_hash_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
                            (NEXT_KEY,), inline=False)
 PERCPU_TAKE = Template("percpu_hash_take", _take_out, f"i64({LEADING}, ptr, ptr)",
-                       (HASH_OF, MATCH, PLACE, LOCK_TABLE, UNLOCK, GIVE, UNLINK), inline=False)
+                       (HASH_OF, MATCH, PLACE, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK,
+                        SHARD, LESS), inline=False)
 _PERCPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
 
 
@@ -328,9 +343,8 @@ class PerCpuHashFamily(HashFamily):
     def _stride(self, spec: MapSpec) -> int:
         return stride(spec.key_size, 0)
 
-    def _end(self, spec: MapSpec) -> int:
-        size = self._stride(spec)
-        return size * (1 + spec.max_entries + spare(size + 4 * round_up(spec.value_size, 8)))
+    def _spare(self, spec: MapSpec) -> int:
+        return spare(self._stride(spec) + 4 * round_up(spec.value_size, 8))
 
     def _worker_stride(self, spec: MapSpec) -> int:
         count = self._end(spec) // self._stride(spec)
@@ -341,7 +355,6 @@ class PerCpuHashFamily(HashFamily):
                 Region("values", self._worker_stride(spec) * workers))
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
-        size = self._stride(spec)
-        return ("head", "buckets", "elements", "values", spec.key_size, spec.value_size, size,
-                self._buckets(spec) - 1, spec.max_entries, self._end(spec) // 8,
-                self._worker_stride(spec), workers)
+        return ("head", "buckets", "elements", "values", spec.key_size, spec.value_size,
+                self._stride(spec), self._buckets(spec) - 1, spec.max_entries,
+                self._places(spec, workers), self._worker_stride(spec), workers)

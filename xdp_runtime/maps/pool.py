@@ -16,6 +16,8 @@ it, and counted (`EARLY`).
 Who reads from outside a worker - another process, the Python view - holds no pointers: it copies,
 and then looks whether what it copied was still in its place (`read`).
 
+A table that many write has several pools, each under its shard's lock (shard.py).
+
     pool      u32 count of what is in use   u32 fresh   u32 oldest   u32 newest   u32 ripe
               u32 early   u32 limbo   u32 young   u64 the epoch to which these counts belong
               u64 the epoch in which waiting for it to advance was of no use
@@ -33,6 +35,7 @@ Factory = Callable[..., Any]
 
 # in a map's head
 WORKERS = 16  # u32, how many lines there are
+SHARDS_AT, SHARDS = 20, 24  # u32, where the first of several pools is and how many; 0: one, here
 EPOCH = 72  # u64, from 1
 LINES = 256
 LINE_BYTES = 64
@@ -45,6 +48,7 @@ LIVE, QUEUE = 9, 12
 
 # a worker's list of lines: u64 count, then for each map the addresses of line and epoch
 LIST_HEAD_BYTES, LIST_ENTRY_BYTES = 8, 16
+SHARD_BYTES = 128
 
 
 def spare(stride_bytes: int) -> int:
@@ -65,20 +69,31 @@ def prepare(head: memoryview, workers: int) -> None:
     head[AT:AT + 8] = (1).to_bytes(8, "little")
 
 
+def places(head: memoryview) -> list[int]:
+    """Where the pools of a map's elements are in its head."""
+    first, count = (int.from_bytes(head[at:at + 4], "little") for at in (SHARDS_AT, SHARDS))
+    return [first + SHARD_BYTES * number for number in range(count)] or [0]
+
+
+def total(head: memoryview, field: int) -> int:
+    """The sum of a u32 of the pools: COUNT, EARLY."""
+    return sum(int.from_bytes(head[at + field:at + field + 4], "little") for at in places(head))
+
+
 def _advance(m: Any) -> Factory:
     def pool_advance(head, pool):  # type: ignore
         """Let the epoch advance if it may, and what has become ripe be so; how many are ripe."""
-        epoch = m.load_u64(head, EPOCH)
         for _ in range(2):
+            epoch = m.acquire_u64(head, EPOCH)
             blocked = 0
             for worker in range(m.load_u32(head, WORKERS)):
                 line = m.acquire_u64(head, LINES + worker * LINE_BYTES)
                 if line != 0 and line != epoch:
                     blocked = 1
-            if blocked == 0:
-                epoch += 1
-                m.release_u64(head, EPOCH, epoch)
+            if blocked == 0:  # unless another pool has just let it
+                m.cas_u64(head, EPOCH, epoch, epoch + 1)
                 m.fence()
+        epoch = m.acquire_u64(head, EPOCH)
         ripe = m.load_u32(pool, RIPE)
         limbo, young = m.load_u32(pool, LIMBO), m.load_u32(pool, YOUNG)
         past = epoch - m.load_u64(pool, AT)
@@ -172,23 +187,36 @@ def _patience(m: Any) -> Factory:
 PATIENCE = Template("pool_patience", _patience, "i64(ptr, i64)", inline=False, rare=True)
 
 
-def _prepare(m: Any) -> Factory:
+def _prepare_one(m: Any) -> Factory:
     patience = m.extern(PATIENCE)
+
+    def pool_prepare_one(head, pool, step, reserve, end, worker):  # type: ignore
+        unused = end - m.relaxed_u32(pool, FRESH)
+        if unused < reserve and unused + m.relaxed_u32(pool, RIPE) * step < reserve:
+            patience(head, worker)
+        return 0
+
+    return pool_prepare_one
+
+
+# before the lock is taken in order to take an element, when less than `reserve` is left;
+# `worker` is the number of workers for others
+PREPARE_ONE = Template("pool_prepare_one", _prepare_one, "i64(ptr, ptr, i64, i64, i64, i64)",
+                       uses=(PATIENCE,))
+
+
+def _prepare(m: Any) -> Factory:
+    prepare = m.extern(PREPARE_ONE)
 
     def pool_prepare(head, stride, max_entries, end, worker):  # type: ignore
         step = stride >> 3
-        reserve = (end - (max_entries + 1) * step) >> 2
-        unused = end - m.relaxed_u32(head, FRESH)
-        if unused < reserve and unused + m.relaxed_u32(head, RIPE) * step < reserve:
-            patience(head, worker)
-        return 0
+        return prepare(head, head, step, (end - (max_entries + 1) * step) >> 2, end, worker)
 
     return pool_prepare
 
 
-# before the lock is taken in order to take an element; `worker` is the number of workers for others
-PREPARE = Template("pool_prepare", _prepare, "i64(ptr, i64, i64, i64, i64)",
-                   uses=(PATIENCE,))
+# the same, of a map's only pool
+PREPARE = Template("pool_prepare", _prepare, "i64(ptr, i64, i64, i64, i64)", uses=(PREPARE_ONE,))
 
 
 def _give(m: Any) -> Factory:

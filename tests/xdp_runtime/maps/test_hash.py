@@ -26,7 +26,7 @@ from xdp_runtime.errors import LoadError
 from xdp_runtime.kernel_map import KernelMap
 from xdp_runtime.maps.hash_table import stride
 from xdp_runtime.maps.map import Map
-from xdp_runtime.maps.pool import COUNT, FRESH, LIMBO, RIPE, YOUNG, spare
+from xdp_runtime.maps.pool import COUNT, FRESH, LIMBO, RIPE, YOUNG, places
 from xdp_runtime.object import MapFlag, MapSpec, MapType
 
 E2BIG, EEXIST, ENOENT, EINVAL = -7, -17, -2, -22
@@ -246,7 +246,8 @@ def test_hash_spreads_similar_keys(key_size: int) -> None:
             assert abs(used - expected) < 4.5 * math.sqrt(8192) / 2, (seed, used, expected)
 
 
-@pytest.mark.parametrize(("entries", "keys", "stable"), [(48, 96, 24), (1024, 1500, 300)])
+@pytest.mark.parametrize(("entries", "keys", "stable"), [(48, 96, 24), (1024, 1500, 300),
+                                                       (8192, 14000, 3000)])
 def test_hammer(entries: int, keys: int, stable: int) -> None:
     """Four threads on one table: no key lost, no value torn or foreign, nothing leaked."""
     spec = MapSpec("h", MapType.HASH, hammer.KEY_BYTES, hammer.VALUE_BYTES, entries)
@@ -261,10 +262,16 @@ def test_hammer(entries: int, keys: int, stable: int) -> None:
         items = list(one.items())
         assert all(hammer.is_right(known[key], value) for key, value in items)  # type: ignore
         assert len(items) == len(dict(items)) == len(one)
-        head = one.memory("head")
-        count, fresh, *waiting = (int.from_bytes(head[at:at + 4], "little")
-                                  for at in (COUNT, FRESH, RIPE, LIMBO, YOUNG))
-        head.release()
         size = stride(hammer.KEY_BYTES, hammer.VALUE_BYTES)
-        assert (fresh // (size // 8)) - 1 == count + sum(waiting)
-        assert fresh * 8 <= size * (1 + entries + spare(size))
+        span = int(one.family.parameters(spec, 1)[8]) & 0xFFFFFFFF
+        head = one.memory("head")
+        total = 0
+        for number, place in enumerate(places(head)):
+            count, fresh, *waiting = (int.from_bytes(head[place + at:place + at + 4], "little")
+                                      for at in (COUNT, FRESH, RIPE, LIMBO, YOUNG))
+            used = fresh - number * span
+            assert used // (size // 8) - 1 == count + sum(waiting)
+            assert used <= span + size // 8
+            total += count
+        head.release()
+        assert total == len(items)

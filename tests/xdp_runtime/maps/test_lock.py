@@ -17,7 +17,7 @@ import pytest
 from xdp_runtime.compiler.map_ops import compile_operations
 from xdp_runtime.maps.lock import LOCK
 from xdp_runtime.maps.map import Map
-from xdp_runtime.maps.pool import COUNT, FRESH, LIMBO, RIPE, YOUNG
+from xdp_runtime.maps.pool import COUNT, FRESH, LIMBO, RIPE, YOUNG, places
 from xdp_runtime.object import MapFlag, MapSpec, MapType
 
 FAMILIES = [MapType.HASH, MapType.LRU_HASH, MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH,
@@ -50,15 +50,20 @@ def check(one: Map) -> None:
     keys = list(one.keys())
     assert len(keys) == len(set(keys)) == len(one)
     assert all(one.lookup(key) is not None for key in keys)
-    head = one.memory("head")
-    count, fresh, *waiting = (int.from_bytes(head[at:at + 4], "little")
-                              for at in (COUNT, FRESH, RIPE, LIMBO, YOUNG))
-    head.release()
     parameters = one.family.parameters(one.spec, one.workers)
-    step = int(parameters[7 if one.spec.type == MapType.LPM_TRIE else len(
-        [p for p in parameters if isinstance(p, str)]) + 2]) // 8
-    assert count == len(keys)
-    assert fresh // step - 1 == count + sum(waiting)
+    names = len([p for p in parameters if isinstance(p, str)])
+    trie = one.spec.type == MapType.LPM_TRIE
+    step = int(parameters[7 if trie else names + 2]) // 8
+    span = 0 if trie else int(parameters[names + 5]) & 0xFFFFFFFF
+    head = one.memory("head")
+    total = 0
+    for number, place in enumerate(places(head)):
+        count, fresh, *waiting = (int.from_bytes(head[place + at:place + at + 4], "little")
+                                  for at in (COUNT, FRESH, RIPE, LIMBO, YOUNG))
+        assert (fresh - number * span) // step - 1 == count + sum(waiting)
+        total += count
+    head.release()
+    assert total == len(keys)
 
 
 @pytest.mark.parametrize("kind", FAMILIES, ids=lambda kind: kind.name)
@@ -149,11 +154,13 @@ def test_writers_are_killed(kind: MapType, tmp_path: Path) -> None:
             child.wait()
             child.stdout.close()
             head = one.memory("head")
-            taken += ctypes.c_uint32.from_buffer(head, LOCK).value != 0
+            held = [place for place in places(head)
+                    if ctypes.c_uint32.from_buffer(head, place + LOCK).value != 0]
             head.release()
-            key = key_of(kind, turn)
-            one.update(key, [bytes(8)] if one.family.per_cpu else bytes(8))
-            check(one)
-            one.delete(key)
+            taken += len(held)
+            for n in range(turn, turn + (60 if held else 1)):  # some in every shard
+                key = key_of(kind, 1000 * n + turn if kind != MapType.LPM_TRIE else turn)
+                one.update(key, [bytes(8)] if one.family.per_cpu else bytes(8))
+                one.delete(key)
             check(one)
     assert taken, "no process died with the lock"
