@@ -62,6 +62,9 @@ VERBS = (
                options.duration, 0.0),
         Option("--busy-poll", "never sleep: a core a worker, lowest latency; --busy-poll=N is "
                "--busy-poll-budget N", type=bool, value="--busy-poll-budget"),
+        Option("--look-ahead", "fetch what a batch of packets will look up in large maps; auto: "
+               "if it is faster, which is tried now and then (auto)",
+               choices=("auto", "on", "off"), default="auto"),
         Option("--cpu", "CPUs the workers are pinned to: a list, auto or none (auto)", "LIST",
                options.cpus, "auto"),
         Option("--no-stack", "no TAP for XDP_PASS: such frames are counted and dropped",
