@@ -179,6 +179,7 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
              if name in live.taps}
     engine = Engine(obj, list(live.ports.values()), program=spec.name, stack=dict(stack),
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
+                    look_ahead=args.look_ahead,
                     opt=args.opt, directory=run_dir.path,
                     max_map_bytes=args.max_map_memory, grants=args.grants)
     undo.callback(engine.close)
