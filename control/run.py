@@ -88,7 +88,7 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
             port = PcapPort(args.pcap, args.out)
             undo.callback(port.close)
             engine = Engine(obj, [port], program=program, batch_size=args.batch_size,
-                            opt=args.opt, exit_when_idle=True,
+                            opt=args.opt, exit_when_idle=True, look_ahead=args.look_ahead,
                             max_map_bytes=args.max_map_memory, grants=args.grants)
         undo.callback(engine.close)
         setmap.apply(engine.program, args.settings)
