@@ -72,6 +72,8 @@ VERBS = (
         Option("--promisc", "receive frames for other addresses as well", type=bool),
         Option("--name", "name of the run (default: its interfaces)", "NAME"),
         Option("--trace", "print what the program says by bpf_printk", type=bool),
+        Option("--trace-aborted", "print the first N aborted packets, with program and reason",
+               "N", options.number(1, 100_000), 0),
         *_CLASS,
         _JSON, _VERBOSE, _OPT,
     ), "Ctrl-C ends the run and puts everything back; Ctrl-\\ shows more, or less."),

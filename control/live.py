@@ -127,6 +127,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                           duration_s=args.duration, as_json=args.json,
                           trace=args.trace or args.verbose > 0,
                           checks=(dog.check, server.carry_out, Progress(engine, note).check),
+                          trace_aborted=args.trace_aborted,
                           silence=lambda: _why_silent(args, live, dog))
             signals.check()
             engine.start()
@@ -181,7 +182,8 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
                     look_ahead=args.look_ahead,
                     opt=args.opt, directory=run_dir.path,
-                    max_map_bytes=args.max_map_memory, grants=args.grants)
+                    max_map_bytes=args.max_map_memory, grants=args.grants,
+                    trace_aborted=args.trace_aborted)
     undo.callback(engine.close)
     setmap.apply(engine.program, args.settings)
     live.describe(engine)

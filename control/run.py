@@ -89,12 +89,14 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
             undo.callback(port.close)
             engine = Engine(obj, [port], program=program, batch_size=args.batch_size,
                             opt=args.opt, exit_when_idle=True, look_ahead=args.look_ahead,
-                            max_map_bytes=args.max_map_memory, grants=args.grants)
+                            max_map_bytes=args.max_map_memory, grants=args.grants,
+                            trace_aborted=args.trace_aborted)
         undo.callback(engine.close)
         setmap.apply(engine.program, args.settings)
         watch = Watch(engine, lambda: [port], signals, name=Path(args.pcap).name, out=out,
                       interval_s=args.interval, duration_s=args.duration, as_json=args.json,
-                      trace=args.trace or args.verbose > 0, tick_s=0.005)
+                      trace=args.trace or args.verbose > 0, tick_s=0.005,
+                      trace_aborted=args.trace_aborted)
         started_s = time.monotonic()
         engine.start()
         try:
@@ -139,11 +141,14 @@ def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
     total = engine.stats.total()
     if args.json:
         record = summary_record(watch.name, engine.program.spec.name, duration_s, total, ports)
+        record["aborted"] = [{"program": name, "reason": reason, "packets": count}
+                             for (name, reason), count in sorted(engine.aborted().items())]
         print(json.dumps(record), file=out, flush=True)
     else:
         print(summary_text(duration_s, total, ports if args.verbose else {}), end="", file=out,
               flush=True)
-    if any(total[name] for name in ABORTED):
-        note(describe_aborted(engine, total))
+    watch.show_aborted()
+    if total["aborted"] or any(total[name] for name in ABORTED):
+        note(describe_aborted(engine))
 
 

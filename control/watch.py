@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from control.signals import Signals
+from control.trace_aborted import AbortedPrinter
 from dataplane.engine import Engine
 from dataplane.port import Port
 from dataplane.stats import COUNTERS
@@ -24,11 +25,17 @@ LOST = {
     "tx_full": "TX, no room to send",
     "redirect_no_port": "redirect to an interface that is not part of this run",
     "redirect_full": "redirect, no room to send",
+    "cpu_full": "redirect to a worker, no room in its ring",
+    "cpu_no_worker": "redirect to a worker that does not run",
     "pass_full": "PASS, not taken by the TAP",
     "stack_full": "from the stack, no room to send",
 }
 ABORTED = {
     "invalid_verdict": "verdict that does not exist",
+    "aborted_redirect": "bpf_redirect or bpf_redirect_map with flags that do not exist",
+    "aborted_budget": "instruction budget used up",
+    "egress_aborted": "by the program of a devmap's entry",
+    "cpu_aborted": "by the program of a cpumap's entry",
 }
 _COLUMNS = (("rx_packets", "rx"), ("pass", "pass"), ("drop", "drop"), ("tx", "tx"),
             ("redirect", "redir"), ("aborted", "aborted"))
@@ -51,7 +58,8 @@ class Watch:
                  name: str, interval_s: float, duration_s: float = 0.0, as_json: bool = False,
                  trace: bool = False, tick_s: float = _TICK_S,
                  checks: Sequence[Callable[[], None]] = (),
-                 silence: Callable[[], str] | None = None, out: Any = None) -> None:
+                 silence: Callable[[], str] | None = None, out: Any = None,
+                 trace_aborted: int = 0) -> None:
         self.engine, self.ports_now = engine, ports
         self.signals, self.name = signals, name
         self.interval_s, self.duration_s, self.as_json = interval_s, duration_s, as_json
@@ -63,6 +71,7 @@ class Watch:
         self._program = engine.program
         self._at_s = self.started_s
         self._invalid = 0
+        self.show_aborted = AbortedPrinter(engine, trace_aborted, note)
         self._said: set[str] = set()
 
     def run(self) -> None:
@@ -89,6 +98,7 @@ class Watch:
         self._raise_worker_error()
         if self.trace:
             self.print_trace()
+        self.show_aborted()
         for check in self.checks:
             check()
         if self.silence is not None:
@@ -149,9 +159,9 @@ class Watch:
             if advice is not None and (text := advice()) and text not in self._said:
                 self._said.add(text)
                 note(text)
-        invalid = total["invalid_verdict"]
+        invalid = sum(total[name] for name in ABORTED)
         if invalid > self._invalid:
-            note(describe_aborted(self.engine, total))
+            note(describe_aborted(self.engine))
             self._invalid = invalid
 
 
@@ -175,10 +185,11 @@ def say_counters(counters: Counters) -> str:
     return ", ".join(f"{name} {value:,}" for name, value in counters.items()) or "no counters"
 
 
-def describe_aborted(engine: Engine, total: Counters) -> str:
-    """Why packets were aborted that the program did not abort itself."""
-    reasons = [f"{total[name]:,} {words}" for name, words in ABORTED.items() if total[name]]
-    return f"program {engine.program.spec.name}: aborted packets: {', '.join(reasons)}"
+def describe_aborted(engine: Engine) -> str:
+    """Which programs aborted how many packets, and why."""
+    rows = (f"{count:,} of program {name}: {reason}"
+            for (name, reason), count in sorted(engine.aborted().items()))
+    return f"aborted packets: {'; '.join(rows)}"
 
 
 # ---- the end -------------------------------------------------------------------------------------

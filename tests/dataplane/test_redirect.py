@@ -12,6 +12,8 @@ from dataplane.engine import Engine
 from dataplane.memory import MemoryPort
 from tests.dataplane.kernel_redirect import OBJECT, KernelRig
 from tests.privileges import needs_bpf
+from tests.xdp_runtime.test_fuel import COUNT, GRANTS
+from tests.xdp_runtime.test_policy import class_of, make
 from xdp_runtime.elf import read_object
 from xdp_runtime.program import Program
 
@@ -292,3 +294,19 @@ def test_a_worker_that_sleeps_is_woken() -> None:
     finally:
         engine.stop()
         engine.close()
+
+
+def test_a_budget_that_is_used_up_is_a_reason() -> None:
+    port = MemoryPort([frame(0)] * 3, name="one", ifindex=ONE)
+    engine = Engine(make(COUNT), [port], exit_when_idle=True, trace_aborted=1,
+                    grants=class_of(f"instructions: 100{GRANTS}"))
+    engine.start()
+    try:
+        assert engine.wait(30)
+    finally:
+        engine.stop()
+    assert engine.stats.total()["aborted"] == engine.stats.total()["aborted_budget"] == 3
+    assert list(engine.aborted().values()) == [3]
+    assert [reason for _, reason in engine.aborted()] == ["its instruction budget was used up"]
+    engine.close()
+    port.close()
