@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Self
 
 from afxdp import filter as packet_filter
-from afxdp import interface, native, redirect_program, rings, umem
+from afxdp import interface, native, redirect_program, rings, sg, umem
 from afxdp.interface import Interface
 from afxdp.queue import BindError, Queue, Shape, open_queue
 from afxdp.redirect_program import QUEUES_MAX, RedirectProgram
@@ -26,11 +26,13 @@ from dataplane import napi
 from dataplane.napi import Deferral
 from dataplane.port import PortKind, PortQueue
 from xdp_runtime.errors import ConfigError, PortError
+from xdp_runtime.state import HEADROOM_BYTES
 
 XDP_MODES = ("native", "generic", "auto")
 COPY_MODES = ("auto", "copy", "zero-copy")
 RING_SIZE_MIN, RING_SIZE_MAX = 64, 1 << 15
 FRAMES_MAX, BUSY_POLL_MAX = 1 << 20, 65535
+_LINK_BYTES = 18  # Ethernet with a VLAN tag
 _NO_ZERO_COPY = (errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -43,6 +45,7 @@ class AfxdpPort:
                  member: socket.socket | None, deferral: Deferral | None, mode: str) -> None:
         self.name, self.ifindex, self.mtu, self.mode = iface.name, iface.ifindex, iface.mtu, mode
         self.opened = tuple(opened)
+        self.kind = kind_of(opened[0].shape.frags)
         self.queues: Sequence[PortQueue] = [queue.port_queue for queue in opened]
         self._program, self._member, self._deferral = program, member, deferral
         self._gone = self._closed = False
@@ -53,29 +56,31 @@ class AfxdpPort:
              copy_mode: str = "auto", frame_size: int = 4096, ring_size: int = 2048,
              need_wakeup: bool = True, promisc: bool = False, unaligned: bool = False,
              pages: str = "auto", frames: int = 0, busy_poll: int = 0,
-             umems: Umems | None = None, wanted: str = "") -> Self:
+             umems: Umems | None = None, wanted: str = "", frags: bool = False) -> Self:
         """Take over queues of an interface in the calling thread's network namespace.
 
         `frames` of `frame_size` bytes for each queue, 0 for twice the ring; `pages` of the umem
         as umem.PAGES; `busy_poll` packets a call of the driver, 0 for interrupts; `umems` that
         other ports of the run share; `wanted` a filter (filter.py), what it does not match goes
-        to the stack.  Raises ConfigError (an option is wrong), PortError or
-        OutOfMemory (the host refuses); the interface is then as it was.
+        to the stack; `frags` for programs that take packets in several frames.  Raises
+        ConfigError (an option is wrong), PortError or OutOfMemory (the host refuses); the interface is then as it was.
         """
         mode = "generic" if mode == "skb" else mode  # as iproute2 calls it
         zero_copy = copy_mode != "copy" and mode != "generic"
         shape = Shape(frame_size, ring_size, zero_copy, need_wakeup, unaligned, pages, frames,
-                      busy_poll)
+                      busy_poll, frags)
         _check_options(queues, mode, copy_mode, shape)
         chosen = packet_filter.parse(wanted) if wanted else None
         native.load()
         with ExitStack() as undo:
             found = interface.query(iface)
-            program = redirect_program.attach(found, mode, chosen)
+            program = redirect_program.attach(found, mode, chosen, frags)
             undo.callback(program.close)
             if program.mode == "generic":
                 _refuse_zero_copy(copy_mode)
                 shape = replace(shape, zero_copy=False)
+            if not frags:
+                _check_mtu(found, shape)
             found = interface.query(iface)  # virtio_net: other channels than before
             indices = _choose_queues(found, queues)
             opened, why_copy = _open_queues(found, indices, undo, copy_mode, shape,
@@ -133,6 +138,20 @@ class AfxdpPort:
                 stack.callback(self._deferral.restore)
             stack.callback(self._program.close)
         self.queues = []
+
+
+def kind_of(frags: bool) -> PortKind:
+    return sg.AFXDP_SG if frags else rings.AFXDP
+
+
+def _check_mtu(found: Interface, shape: Shape) -> None:
+    """What a frame does not hold would be dropped by the kernel without a word."""
+    room = shape.frame_size - HEADROOM_BYTES
+    if found.mtu + _LINK_BYTES > room:
+        raise PortError(found.name, f"its MTU of {found.mtu} makes packets that a frame of "
+                        f"{shape.frame_size} bytes has no room for",
+                        f"ip link set dev {found.name} mtu {room - _LINK_BYTES}, or put the "
+                        'program in SEC("xdp.frags")')
 
 
 def _check_options(queues: str | Sequence[int], mode: str, copy_mode: str, shape: Shape) -> None:
@@ -221,7 +240,8 @@ def _describe(found: Interface, program: RedirectProgram, indices: Sequence[int]
     copy = "zero-copy" if all(queue.is_zero_copy() for queue in opened) else "copy"
     wakeup = "need_wakeup" if shape.need_wakeup else "no need_wakeup"
     mode = program.mode + (f" (not native: {program.why})" if program.why else "")
-    text = f"afxdp {mode} {copy} {wakeup}, {_ranges(indices)}"
+    pieces = " multi-buffer" if shape.frags else ""
+    text = f"afxdp {mode} {copy}{pieces} {wakeup}, {_ranges(indices)}"
     if found.channels == 0:
         text += f" ({found.driver} does not say how many there are)"
     elif len(indices) < found.channels:

@@ -42,7 +42,7 @@ class Shape:
     """How a socket is made: frame and ring sizes, and how it is bound.
 
     `frames` it brings into its umem, 0 for two rings' worth; `busy_poll` packets one call may take
-    from the driver, 0 for interrupts.
+    from the driver, 0 for interrupts; `frags`: packets may take several frames (sg.py).
     """
 
     frame_size: int
@@ -53,6 +53,7 @@ class Shape:
     pages: str = "auto"
     own_frames: int = 0
     busy_poll: int = 0
+    frags: bool = False
 
     @property
     def frames(self) -> int:
@@ -69,7 +70,8 @@ class Shape:
     @property
     def bind_flags(self) -> int:
         return (xsk.ZEROCOPY if self.zero_copy else xsk.COPY) \
-            | (xsk.USE_NEED_WAKEUP if self.need_wakeup else 0)
+            | (xsk.USE_NEED_WAKEUP if self.need_wakeup else 0) \
+            | (xsk.USE_SG if self.frags else 0)
 
     @property
     def block_flags(self) -> int:

@@ -24,6 +24,7 @@ from xdp_runtime.asm import assemble
 from xdp_runtime.bpf_syscall import (
     AS_ROOT,
     AttachType,
+    ProgFlag,
     XdpFlag,
     link_create,
     map_create,
@@ -103,9 +104,10 @@ class RedirectProgram:
         self.link_fd = self.map_fd = self.left_fd = -1
 
 
-def attach(interface: Interface, mode: str, wanted: Node | None = None) -> RedirectProgram:
-    """Load the program and attach it; `mode` is one of MODES, or auto: native where that works.
-    Raises PortError, with nothing left attached."""
+def attach(interface: Interface, mode: str, wanted: Node | None = None,
+           frags: bool = False) -> RedirectProgram:
+    """Load the program and attach it; `mode` is one of MODES, or auto: native where that works;
+    `frags`: it takes packets in several buffers.  Raises PortError, with nothing left attached."""
     try:
         program = RedirectProgram(map_create(_XSKMAP, 4, 4, QUEUES_MAX, name="xsks"), -1)
     except OSError as error:
@@ -117,6 +119,7 @@ def attach(interface: Interface, mode: str, wanted: Node | None = None) -> Redir
             if wanted is not None:
                 program.left_fd = map_create(_PERCPU_ARRAY, 4, 8, 1, name="left")
             fd = prog_load(encode(program.map_fd, wanted, program.left_fd), name="xdpu_redirect",
+                           flags=ProgFlag.XDP_HAS_FRAGS if frags else 0,
                            expected_attach_type=AttachType.XDP)
         except LoadError as error:
             raise PortError(interface.name, f"the program that fills the sockets: {error.why}",
@@ -162,7 +165,8 @@ def _refusal(error: OSError, interface: Interface, mode: str) -> PortError:
             why, mend = f"{interface.driver} has no native XDP", "use --xdp-mode generic"
         case errno.ERANGE:
             why = f"its MTU, or its peer's, is too large for XDP without fragments in {mode} mode"
-            mend = f"ip link set dev {name} mtu 1500, on both ends of a veth"
+            mend = f"ip link set dev {name} mtu 1500, on both ends of a veth, or put the program " \
+                   'in SEC("xdp.frags")'
         case errno.EINVAL if interface.mtu > 1500:
             why = f"an MTU of {interface.mtu} is too large for XDP in {mode} mode"
             mend = f"ip link set dev {name} mtu 1500"

@@ -74,4 +74,5 @@ def open_port(args: Namespace, name: str) -> AfxdpPort:
         name, args.queue, args.mode, copy_mode=args.copy_mode, frame_size=args.frame_size,
         ring_size=args.ring_size, need_wakeup=args.need_wakeup == "on", promisc=args.promisc,
         unaligned=args.unaligned, pages=args.umem_pages, frames=args.frames,
-        busy_poll=args.busy_poll_budget, umems=args.umems, wanted=args.filter)
+        busy_poll=args.busy_poll_budget, umems=args.umems, wanted=args.filter,
+        frags=args.frags)

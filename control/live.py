@@ -112,6 +112,7 @@ class Live:
 
 def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) -> int:
     with signals.interruptible():
+        args.frags = spec.has_frags
         kind, workers = foresee(args)
         choose_cpus(args.cpu, workers, ())  # refuses what cannot be
         _compile_ahead(args, obj, spec, kind, workers)
@@ -152,7 +153,8 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
 def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec, kind: PortKind,
                    workers: int) -> None:
     back = [] if is_stackless(args) else [TAP]
-    link.compile_program(obj, spec, workers, args.opt, [loop.unit([kind], back)], args.fuel)
+    around = loop.unit([kind], back, spec.has_frags)
+    link.compile_program(obj, spec, workers, args.opt, [around], args.fuel)
 
 
 # ---- up, step by step ----------------------------------------------------------------------------

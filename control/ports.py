@@ -33,9 +33,9 @@ def foresee(args: Namespace) -> tuple[PortKind, int]:
         found = [interface.query(name) for name in args.iface]
         if args.port == "afxdp":
             from afxdp import native
-            from afxdp.port import AfxdpPort
+            from afxdp.port import kind_of
             native.load()
-            kind, counts = AfxdpPort.kind, [_count(args.queue, one.channels) for one in found]
+            kind, counts = kind_of(args.frags), [_count(args.queue, one.channels) for one in found]
             afxdp_options.share(args, counts)
         else:
             from dataplane.af_packet import AfPacketPort

@@ -212,8 +212,8 @@ def _beyond(machine: Machine, offset: int, size: int) -> int:
     return -EINVAL if offset + size > machine.packet.length else 0
 
 
-def interpret_load_bytes(machine: Machine, ctx: Pointer, offset: int, to: Pointer, size: int
-                          ) -> int:
+def interpret_load_bytes(machine: Machine, ctx: Pointer | None, offset: int, to: Pointer,
+                         size: int) -> int:
     offset &= 0xFFFFFFFF
     if error := _beyond(machine, offset, size):
         return error
@@ -221,8 +221,8 @@ def interpret_load_bytes(machine: Machine, ctx: Pointer, offset: int, to: Pointe
     return 0
 
 
-def interpret_store_bytes(machine: Machine, ctx: Pointer, offset: int, source: bytes, size: int
-                           ) -> int:
+def interpret_store_bytes(machine: Machine, ctx: Pointer | None, offset: int, source: bytes,
+                          size: int) -> int:
     offset &= 0xFFFFFFFF
     if error := _beyond(machine, offset, size):
         return error
