@@ -34,8 +34,8 @@ Factory = Callable[..., Any]
 def _lookup(m: Any) -> Factory:
     def array_lookup(values, worker_stride, stride, size, max_entries, workers, worker, key):  # type: ignore
         index = m.load_u32(key, 0)
-        if index < max_entries:
-            return m.inside(values, worker * worker_stride + index * stride)
+        if index < max_entries:  # one sum less, or LLVM forgets that this is not null
+            return m.inside(m.inside(values, worker * worker_stride), index * stride)
         return m.null()
 
     return array_lookup
@@ -47,7 +47,7 @@ def _lookup_of(m: Any) -> Factory:
     ):
         index, cpu = m.load_u32(key, 0), cpu & 0xFFFFFFFF
         if index < max_entries and cpu < workers:
-            return m.inside(values, cpu * worker_stride + index * stride)
+            return m.inside(m.inside(values, cpu * worker_stride), index * stride)
         return m.null()
 
     return array_lookup_of
