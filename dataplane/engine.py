@@ -15,6 +15,7 @@ it.
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import struct
@@ -26,16 +27,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dataplane import chains, loop, redirect, scouting
+from dataplane import chains, loop, redirect, ring_put, scouting
 from dataplane import worker_block as layout
 from dataplane.aborted import Area
 from dataplane.block import Block
 from dataplane.mesh import Mesh
 from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortKind, PortQueue
+from dataplane.ring import FOLDER, RingFile
+from dataplane.rundir import write_atomic
 from dataplane.stats import FlowName, Stats
 from xdp_runtime.compiler import link
 from xdp_runtime.errors import ConfigError, XdpuError
-from xdp_runtime.maps import budget
+from xdp_runtime.maps import budget, dev
 from xdp_runtime.object import MapType, Object, ProgramSpec
 from xdp_runtime.policy import ExtensionClass, enforce
 from xdp_runtime.program import Program, load
@@ -73,6 +76,8 @@ class Worker:
         self._pollfds = self._base + layout.CONTROL_SIZE_BYTES
         self._scratch = Block(redirect.SCRATCH_BYTES + 8 * BATCH_MAX + chains.CHAIN_BYTES)
         self.aborted = Area(trace_aborted)
+        self.rings: Sequence[RingFile] = ()
+        self._lanes = Block(ring_put.TABLE_BYTES)
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread: threading.Thread | None = None
         self._code: Callable[[int], int] | None = None
@@ -85,12 +90,13 @@ class Worker:
         self.flows = list(flows)
         fds = [self._event, *(f.queue.poll_fd for f in self.flows)]  # poll(2) passes over -1
         numbers = {layout.C_WORKER_ID: self.number, layout.C_FLOWS: len(self.flows),
-                   layout.C_POLLFD_COUNT: len(fds), **settings}
+                   layout.C_POLLFD_COUNT: len(fds), layout.C_RINGS: len(self.rings), **settings}
         pointers = {layout.C_BATCH: self._batch, layout.C_POLLFDS: self._pollfds,
                     layout.C_SCRATCH: self._scratch.address,
                     layout.C_HOWS: self._scratch.address + redirect.SCRATCH_BYTES,
                     layout.C_CHAIN: self._scratch.address + redirect.SCRATCH_BYTES + 8 * BATCH_MAX,
-                    layout.C_ABORTED: self.aborted.address}
+                    layout.C_ABORTED: self.aborted.address,
+                    layout.C_LANES: self._lanes.address if self.rings else 0}
         for index, fd in enumerate(fds):
             self._set_pollfd(index, fd)
         table = layout.FLOW_SIZE_BYTES * layout.FLOWS_MAX
@@ -112,6 +118,10 @@ class Worker:
             struct.pack_into("<I", self._memory, offset, value)
         for offset, value in pointers.items():
             struct.pack_into("<Q", self._memory, offset, value)
+        for row, ring in enumerate(self.rings, 1):
+            for column, flow in enumerate(self.flows):
+                self._lanes.set(8 * (row * layout.FLOWS_MAX + column),
+                                ring.lane(FlowName(self.number, flow.port.name, flow.queue.index)))
         self.use(program)
 
     def connect(self, mesh: Mesh, workers: int) -> None:
@@ -248,11 +258,19 @@ def _names(rows: Iterable[Iterable[Flow]]) -> list[FlowName]:
             for number, flows in enumerate(rows) for f in flows]
 
 
+def _receiving(rows: Iterable[Iterable[Flow]]) -> list[FlowName]:
+    """Those that run the program."""
+    return [FlowName(number, f.port.name, f.queue.index) for number, flows in enumerate(rows)
+            for f in flows if f.role == layout.ROLE_PROGRAM]
+
+
 class Engine:
     """The workers of a run.
 
     `ports` run the program; `stack` gives, by position in `ports`, the port behind which the
     kernel's stack lives.  `cpus`: one CPU a worker, or None to leave the threads unpinned.
+    `rings` are names of rings (ring.py) to be made in `directory`; entries of an XSKMAP lead there
+    by their number in this list, from 1.
     """
 
     def __init__(self, obj: Object, ports: Sequence[Port], *, program: str | None = None,
@@ -260,12 +278,18 @@ class Engine:
                  busy_poll: bool = False, cpus: Sequence[int] | None = None, opt: int = 3,
                  exit_when_idle: bool = False, directory: Path | None = None,
                  max_map_bytes: int = 0, grants: ExtensionClass | None = None,
-                 trace_aborted: int = 0, look_ahead: str = "auto") -> None:
+                 trace_aborted: int = 0, look_ahead: str = "auto",
+                 rings: Sequence[str] = ()) -> None:
         if not 1 <= batch_size <= BATCH_MAX:
             raise ConfigError(f"batch size {batch_size}", f"must be 1 to {BATCH_MAX}")
         self.ports, self.stack = list(ports), dict(stack or {})
         self.paused: set[str] = set()
         self._mesh: Mesh | None = None
+        self._directory, self._ring_names = directory, list(rings)
+        self.rings: list[RingFile] = []
+        if rings and (directory is None or len(rings) >= ring_put.TABLE_ROWS):
+            raise ConfigError(f"{len(rings)} rings", f"need a directory, and are at most "
+                              f"{ring_put.TABLE_ROWS - 1}")
         self._opt, self._grants = opt, grants
         self._settings = {layout.C_BATCH_SIZE: batch_size, layout.C_BUSY_POLL: int(busy_poll),
                           layout.C_EXIT_WHEN_IDLE: int(exit_when_idle),
@@ -281,7 +305,11 @@ class Engine:
         rows = self._plan(self.ports, self.stack, 0)
         self.program = self._load(obj, program, grants)
         self.stats = Stats.create(_names(rows), directory)
+        if directory is not None:
+            self.rings = [RingFile(directory / FOLDER / name, _receiving(rows)) for name in rings]
+        self._describe()
         for worker, flows in zip(self.workers, rows, strict=True):
+            worker.rings = self.rings
             worker.prepare(self.program, flows, self.stats, self._settings)
 
     def compile_ahead(self, obj: Object, program: str, grants: ExtensionClass | None) -> None:
@@ -293,8 +321,26 @@ class Engine:
     def _load(self, obj: Object, program: str | None, grants: ExtensionClass | None,
               heir_to: Program | None = None) -> Program:
         self._connect(obj)
-        return load(obj, program, workers=len(self.workers), opt=self._opt, directory=self._maps,
+        made = load(obj, program, workers=len(self.workers), opt=self._opt, directory=self._maps,
                     units=[self._around(obj.program(program))], grants=grants, heir_to=heir_to)
+        for one in made.maps.values():
+            if one.spec.type == MapType.XSKMAP:
+                dev.allow(one, range(1, len(self._ring_names) + 1))
+        return made
+
+    def _describe(self) -> None:
+        """Names and their numbers in entries of maps, for other processes: names.json."""
+        if self._directory is not None:
+            write_atomic(self._directory / "names.json", json.dumps(self.names()))
+
+    def names(self) -> dict[str, dict[str, int]]:
+        """What entries of maps name by number: programs (of xdp/devmap and xdp/cpumap), rings,
+        interfaces of this run."""
+        object_, spec = self.program.object, self.program.spec
+        return {"programs": {one.name: self.program.program_number(one.name) + 1
+                             for one in link.second_programs(object_, spec)},
+                "rings": {name: number for number, name in enumerate(self._ring_names, 1)},
+                "interfaces": {port.name: port.ifindex for port in self.ports}}
 
     def _connect(self, obj: Object) -> None:
         """Rings between the workers, once a program has a map that leads there.  Running workers
@@ -369,6 +415,7 @@ class Engine:
             raise
         old, self.program, self._grants = self.program, new, grants
         self._all_between(lambda worker: worker.use(new))
+        self._describe()
         kept = [m.spec.name for m in new.all_maps if m in old.all_maps]
         old.close(keep=new.all_maps)
         return kept
@@ -421,6 +468,8 @@ class Engine:
                 program = self._load(self.program.object, self.program.spec.name, self._grants,
                                      self.program)
             self.stats.extend(_names(rows))
+            for ring in self.rings:
+                ring.extend(_receiving(rows))
         except BaseException:
             self._kinds = before
             if program is not self.program:
@@ -430,6 +479,7 @@ class Engine:
         self.ports, self.stack = ports, stack
         self._all_between(lambda worker: worker.prepare(program, rows[worker.number], self.stats,
                                                         self._settings))
+        self._describe()
         for name in list(self.paused):
             self.pause(name)
         if old is not program:
@@ -500,3 +550,5 @@ class Engine:
         self.program.close()
         if self._mesh is not None:
             self._mesh.close()
+        for ring in self.rings:
+            ring.close()

@@ -26,6 +26,7 @@ from dataplane.inbox import COLLECT
 from dataplane.mesh import ALL_DONE, GET_UP, LIE_DOWN, PUBLISH
 from dataplane.port import PortKind
 from dataplane.redirect import ELSEWHERE
+from dataplane.ring_put import PUBLISH_RINGS
 from dataplane.scouting import JUDGE, LOOK_AHEAD
 from dataplane.worker_block import (
     C_BATCH,
@@ -41,6 +42,7 @@ from dataplane.worker_block import (
     C_POLLFDS,
     C_PROGRAM_MEMORY,
     C_QUEUED,
+    C_RING_TIME,
     C_ROUNDS,
     C_STOP,
     C_WHERE,
@@ -288,6 +290,7 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
     now, note_latency = m.extern(NOW), m.extern(NOTE_LATENCY)
     publish, collect, all_done = m.extern(PUBLISH), m.extern(COLLECT), m.extern(ALL_DONE)
     lie_down, get_up = m.extern(LIE_DOWN), m.extern(GET_UP)
+    publish_rings = m.extern(PUBLISH_RINGS)
     flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
     flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
 
@@ -315,6 +318,8 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
             if not m.is_null(m.load_ptr(control, C_INBOX)):
                 m.store_u32(control, C_WHERE, _COLLECTING)
                 work += collect(control)
+            if m.load_u64(control, C_RING_TIME) != 0:
+                publish_rings(control)
             rounds += 1
             m.store_u64(control, C_ROUNDS, rounds)
             if work != 0 or idle == 0:
@@ -400,7 +405,7 @@ def _loop(suffix: str, several: int, dispose: Template) -> Template:
                                       chains.BEGIN, chains.END))
     return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
                     (flow, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT, ALL_DONE,
-                     LIE_DOWN, GET_UP))
+                     LIE_DOWN, GET_UP, PUBLISH_RINGS))
 
 
 LOOP, LOOP_FRAGS = _loop("", 0, DISPOSE), _loop("_frags", 1, chains.dispose(DISPOSE))

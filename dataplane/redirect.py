@@ -20,6 +20,7 @@ from typing import Any
 
 from dataplane import aborted, port, stats
 from dataplane.mesh import HAND_OVER
+from dataplane.ring_put import PUT_PACKET
 from dataplane.second import RUN_SECOND
 from dataplane.worker_block import (
     C_SCRATCH,
@@ -144,7 +145,7 @@ BROADCAST = Template("broadcast", _broadcast, "i64(ptr, ptr, ptr, i64, i64)",
 
 def _elsewhere(m: Any) -> Factory:
     run_egress, run_broadcast = m.extern(EGRESS), m.extern(BROADCAST)
-    hand_over = m.extern(HAND_OVER)
+    hand_over, put_packet = m.extern(HAND_OVER), m.extern(PUT_PACKET)
 
     def redirect_elsewhere(control, flow, slot, how):  # type: ignore
         """-> 1: the packet leaves by the interface that is its target; 0: all is done but for
@@ -160,10 +161,13 @@ def _elsewhere(m: Any) -> Factory:
         if kind == st.HOW_WORKER:
             hand_over(control, flow, slot, how)
             return 0
+        if kind == st.HOW_RING:
+            put_packet(control, flow, slot)
+            return 0
         return 1
 
     return redirect_elsewhere
 
 
 ELSEWHERE = Template("redirect_elsewhere", _elsewhere, "i64(ptr, ptr, ptr, i64)",
-                     (EGRESS, BROADCAST, HAND_OVER), inline=False)
+                     (EGRESS, BROADCAST, HAND_OVER, PUT_PACKET), inline=False)

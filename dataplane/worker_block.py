@@ -32,6 +32,8 @@ C_HOWS = 80  # ptr, for each slot: u32 state.REDIRECT_HOW, u32 state.PROGRAM
 C_SCRATCH = 88  # ptr, a frame for copies
 C_ABORTED = 96  # ptr, what aborted.py counts and keeps
 C_CHAIN = 104  # ptr, where a packet of several buffers becomes one piece (chains.py)
+C_LANES = 112  # ptr, ptr[64][FLOWS_MAX]: lanes of the named rings (ring_put.py), or null
+C_RING_TIME = 120  # u64, 0: nothing was put into them in this round
 # of the rings between workers (mesh.py); null where there are none
 C_OUTBOX = 128  # ptr, ptr[workers]: the ring to each worker
 C_INBOX = 136  # ptr, ptr[workers]: the ring from each
@@ -39,6 +41,7 @@ C_PEERS = 144  # ptr, ptr[workers]: control blocks
 C_POOL = 152  # ptr, frames for what this worker sends
 C_WORKERS = 160  # u32
 C_QUEUED = 164  # u32, 1: something was sent that is not published yet
+C_RINGS = 172  # u32, how many named rings there are
 C_EVENT = 168  # u32, the eventfd that wakes this worker
 # a line that the other workers read
 C_SLEEPING = 192  # u32, 1: it is to be woken
