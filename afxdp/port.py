@@ -21,6 +21,7 @@ from afxdp import interface, native, redirect_program, rings, sg, umem
 from afxdp.interface import Interface
 from afxdp.queue import BindError, Queue, Shape, open_queue
 from afxdp.redirect_program import QUEUES_MAX, RedirectProgram
+from afxdp.silence import Listener
 from afxdp.umem import Umems
 from dataplane import napi
 from dataplane.napi import Deferral
@@ -44,12 +45,13 @@ class AfxdpPort:
     def __init__(self, iface: Interface, program: RedirectProgram, opened: Sequence[Queue],
                  member: socket.socket | None, deferral: Deferral | None, mode: str) -> None:
         self.name, self.ifindex, self.mtu, self.mode = iface.name, iface.ifindex, iface.mtu, mode
-        self.opened = tuple(opened)
+        self.channels, self.opened = iface.channels, tuple(opened)
         self.kind = kind_of(opened[0].shape.frags)
         self.queues: Sequence[PortQueue] = [queue.port_queue for queue in opened]
         self._program, self._member, self._deferral = program, member, deferral
         self._gone = self._closed = False
         self._statistics: dict[str, int] = {}
+        self._listener = Listener(self)
 
     @classmethod
     def open(cls, iface: str, queues: str | Sequence[int] = "all", mode: str = "native", *,
@@ -116,6 +118,14 @@ class AfxdpPort:
             if self._program.left_fd >= 0:
                 self._statistics["filtered"] = self._program.left
         return dict(self._statistics)
+
+    def silence(self) -> list[str]:
+        """Why it may have received nothing so far."""
+        return [] if self._closed else self._listener.explain()
+
+    def advice(self) -> str:
+        """What the user should know of packets that do not come in, or ""; asked now and then."""
+        return "" if self._closed else self._listener.advice()
 
     def finished(self) -> bool:
         """True once the interface was removed: the kernel then takes the sockets off it."""

@@ -194,6 +194,11 @@ class Queue:
         counts = {name: int(getattr(kernel, name)) for name in _KERNEL_COUNTERS}
         return counts | {name: self.load(offset) for name, offset in _COUNTERS.items()}
 
+    @property
+    def received(self) -> int:
+        """Packets taken from the RX ring so far."""
+        return self.load(rings.RX + rings.MINE)
+
     def ring(self, name: str) -> tuple[int, int, ctypes.Array[ctypes.c_uint64]]:
         """fill, comp, rx or tx: its producer and consumer, and its entries (u64)."""
         ring = self._rings[name]

@@ -147,6 +147,13 @@ def _link(program: RedirectProgram, fd: int, interface: Interface, mode: str) ->
             program.why = refusal.why
 
 
+def is_attached(ifindex: int) -> bool:
+    """Is there any XDP program on the interface?  True, too, where that cannot be known."""
+    ffi, lib = native.load()
+    found = ffi.new("__u32 *")
+    return bool(lib.bpf_xdp_query_id(ifindex, 0, found)) or int(found[0]) != 0
+
+
 def _attached_id(ifindex: int) -> int:
     """The id of the XDP program on an interface, 0 if there is none or it cannot be known."""
     ffi, lib = native.load()
@@ -163,6 +170,9 @@ def _refusal(error: OSError, interface: Interface, mode: str) -> PortError:
             mend = f"ip link set dev {name} xdp off, or end the process that holds its link"
         case errno.EOPNOTSUPP:
             why, mend = f"{interface.driver} has no native XDP", "use --xdp-mode generic"
+        case errno.ENOSPC:
+            why = "it has fewer receive queues than its peer sends on, or too few for XDP's own"
+            mend = f"ethtool -L {name} rx N, or tx N on the other end of a veth"
         case errno.ERANGE:
             why = f"its MTU, or its peer's, is too large for XDP without fragments in {mode} mode"
             mend = f"ip link set dev {name} mtu 1500, on both ends of a veth, or put the program " \

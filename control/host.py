@@ -9,41 +9,86 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
+from control.watch import note
 from dataplane import rundir
 from dataplane.port import Port
 from dataplane.takeover import network_namespace
 from xdp_runtime.errors import ConfigError, PortError
 
-_SIOCGIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x1, 0x40
+_SIOCGIFFLAGS, _SIOCGIFMTU, _IFF_UP, _IFF_RUNNING = 0x8913, 0x8921, 0x1, 0x40
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """An interface at one moment; `queues` are receive queues, 0 where the driver does not say."""
+
+    name: str
+    up: bool
+    carrier: bool
+    mtu: int
+    queues: int
 
 
 class Watchdog:
-    """Of the interfaces that `ports` are on at the time, in this network namespace."""
+    """Of the interfaces that `ports` are on at the time, in this network namespace.
+
+    What a run survives is said when it happens: down and up, another name, another MTU, more or
+    fewer queues.  What it does not is raised.
+    """
 
     def __init__(self, ports: Callable[[], Sequence[Port]]) -> None:
         self._ports = ports
         self._asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._seen: dict[int, Condition] = {}
 
     def check(self) -> None:
-        """Raises PortError when one is gone or down."""
+        """Raises PortError when an interface is gone."""
         for port in self._ports():
-            if port.ifindex and not self._flags(port) & _IFF_UP:
-                raise PortError(f"interface {port.name}", "went down during the run",
-                                f"ip link set dev {port.name} up, and run again")
+            if port.ifindex:
+                now = self._look(port)
+                before = self._seen.get(port.ifindex) or replace(
+                    now, name=port.name, up=True, queues=getattr(port, "channels", now.queues))
+                self._seen[port.ifindex] = now
+                for text in say_change(before, now, len(port.queues)):
+                    note(text)
 
     def has_carrier(self, port: Port) -> bool:
-        return bool(self._flags(port) & _IFF_RUNNING)
+        return self._look(port).carrier
 
-    def _flags(self, port: Port) -> int:
+    def _look(self, port: Port) -> Condition:
         try:
-            name = socket.if_indextoname(port.ifindex)  # it may have been renamed
+            name = socket.if_indextoname(port.ifindex)
             request = struct.pack("=16s24x", name.encode())
-            answer = fcntl.ioctl(self._asker, _SIOCGIFFLAGS, request)
+            flags, = struct.unpack_from("=H", fcntl.ioctl(self._asker, _SIOCGIFFLAGS, request), 16)
+            mtu, = struct.unpack_from("=i", fcntl.ioctl(self._asker, _SIOCGIFMTU, request), 16)
         except OSError as error:
-            raise PortError(f"interface {port.name}", "was removed during the run") from error
-        return int(struct.unpack_from("=H", answer, 16)[0])
+            raise PortError(f"interface {port.name}", "was removed during the run, or moved to "
+                            "another network namespace") from error
+        from afxdp.interface import channels  # not for `xdpu --help`
+        return Condition(name, bool(flags & _IFF_UP), bool(flags & _IFF_RUNNING), mtu,
+                         channels(name))
+
+
+def say_change(before: Condition, now: Condition, taken: int) -> Iterator[str]:
+    """What the user should know; `taken` queues are the run's."""
+    if now.name != before.name:
+        yield f"interface {before.name} is called {now.name} now"
+    if now.up != before.up:
+        yield f"interface {now.name} " + ("is up again" if now.up else
+                                          "went down: nothing comes or goes until it is up again")
+    elif now.up and now.carrier != before.carrier:
+        yield f"interface {now.name} has " + ("its carrier back" if now.carrier else
+                                              "lost its carrier")
+    if now.mtu != before.mtu:
+        yield f"the MTU of {now.name} is {now.mtu} now, was {before.mtu}"
+    if now.queues > max(before.queues, taken):
+        yield (f"{now.name} has {now.queues} receive queues now; those from {taken} on are not "
+               "part of this run: take it anew (xdpu port remove, port add), or ethtool -L it back")
+    elif now.queues < before.queues:
+        yield f"{now.name} has {now.queues} receive queues now, {taken} were taken: some are idle"
 
 
 def other_runs() -> Iterator[dict[str, Any]]:

@@ -261,11 +261,10 @@ def _why_silent(args: Namespace, live: Live, dog: Watchdog) -> str:
     if args.port == "dpdk":
         down = [f"{port.name} has no link" for port in live.ports.values() if not port.link()[0]]  # type: ignore[attr-defined]
         return "; ".join([*down, "or nobody sends"])
+    if args.port == "afxdp":
+        return "; ".join(text for port in live.ports.values() for text in port.silence())  # type: ignore[attr-defined]
     why = [f"{port.name} has no carrier" for port in live.ports.values()
            if not dog.has_carrier(port)]
-    if args.queue != "all" and args.port == "afxdp":
-        why.append("only some of the receive queues are taken, the others go to the host "
-                   "(--queue all)")
     if not args.promisc and args.port != "tap":
         why.append("frames for other MAC addresses are not received (--promisc)")
     return "; ".join([*why, "or nobody sends"])

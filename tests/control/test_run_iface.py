@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.control.run_xdpu import EXAMPLES, Run, until, xdpu
-from tests.nets import VethPair, entered, in_ns, popen_in_ns
+from tests.nets import VethPair, entered, in_ns, namespace, popen_in_ns
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 PORTS = ["afxdp", "afpacket"]
@@ -248,9 +248,11 @@ def test_xdpu_status(net: VethPair) -> None:
 
 @pytest.mark.usefixtures("unchanged")
 def test_silence_is_explained(net: VethPair) -> None:
-    with live(net, "drop", "--queue", "1") as run:
+    with live(net, "drop", "--filter", "vlan 9") as run:
+        run.wait_for("start")
+        ping(net, net.b.ip4)  # it is not asked to drop these
         until(lambda: run.latest() and "no packet in 5 s" in run.errors, "a word on the silence")
-        assert "--queue all" in run.errors
+        assert "no packet in 5 s: the filter leaves what comes to the stack" in run.errors
         assert run.end() == 0
 
 
@@ -338,20 +340,90 @@ def test_a_queue_that_does_not_exist(net: VethPair) -> None:
 
 # ---- ends ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("what", ["del", "down"])
-def test_an_interface_that_goes_away_ends_the_run(what: str) -> None:
-    with VethPair(subnet=51) as pair, live(pair, "pass") as run:
+@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("what", ["deleted", "moved", "its peer's namespace"])
+def test_an_interface_that_goes_away_ends_the_run(what: str, port: str) -> None:
+    with VethPair(subnet=51) as pair, namespace("elsewhere") as other, \
+            live(pair, "pass", "--port", port) as run:
         run.wait_for("start")
-        if what == "del":
+        if what == "deleted":
             in_ns(pair.a.ns, "ip", "link", "del", pair.a.ifname)
+        elif what == "moved":
+            in_ns(pair.b.ns, "ip", "link", "set", pair.b.ifname, "netns", other)
         else:
-            in_ns(pair.b.ns, "ip", "link", "set", pair.b.ifname, "down")
+            in_ns("", "ip", "netns", "del", pair.a.ns)
+        started_s = time.monotonic()
         assert run.finish() == 3
-        why = "was removed" if what == "del" else "went down"
-        assert f"xdpu: interface {pair.b.ifname}: {why} during the run" in run.errors
+        assert time.monotonic() - started_s < 3
+        assert f"xdpu: interface {pair.b.ifname}: was removed during the run, or moved" \
+            in run.errors
         assert run.wait_for("summary") and run.wait_for("error")["error"]["kind"] == "port"
         names = [link["ifname"] for link in json.loads(in_ns(pair.b.ns, "ip", "-j", "link").stdout)]
-        assert names == (["lo"] if what == "del" else ["lo", pair.b.ifname])
+        assert names == ["lo"]
+
+
+def echoes(run: Run, pair: VethPair) -> None:
+    """The host behind the interface answers, and the run sees it."""
+    before = run.total().get("pass", 0)
+    until(pair.ping, "an answer")
+    until(lambda: run.total().get("pass", 0) > before, "packets passed")
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_down_and_up_is_survived(port: str) -> None:
+    with VethPair(subnet=54) as net, live(net, "pass", "--port", port) as run:
+        run.wait_for("start")
+        echoes(run, net)
+        in_ns(net.b.ns, "ip", "link", "set", net.b.ifname, "down")
+        until(lambda: run.latest() and "went down: nothing comes" in run.errors, "a word of it")
+        assert not net.ping()
+        in_ns(net.b.ns, "ip", "link", "set", net.b.ifname, "up")
+        until(lambda: run.latest() and "is up again" in run.errors, "a word of it")
+        echoes(run, net)
+        in_ns(net.a.ns, "ip", "link", "set", net.a.ifname, "down")
+        until(lambda: run.latest() and "has lost its carrier" in run.errors, "a word of it")
+        in_ns(net.a.ns, "ip", "link", "set", net.a.ifname, "up")
+        in_ns(net.a.ns, "ip", "neigh", "replace", net.b.ip4, "lladdr", net.b.mac, "dev",
+              net.a.ifname, "nud", "permanent")
+        until(lambda: run.latest() and "has its carrier back" in run.errors, "a word of it")
+        echoes(run, net)
+        assert run.end() == 0
+        assert net.ping() and state(net.b.ns, net.b.ifname)["xdp"] is None
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_another_name_and_mtu_are_survived(port: str) -> None:
+    with VethPair(subnet=52) as pair, live(pair, "pass", "--port", port) as run:
+        run.wait_for("start")
+        old = pair.b.ifname
+        in_ns(pair.b.ns, "ip", "link", "set", old, "name", "other0")
+        until(lambda: run.latest() and f"{old} is called other0 now" in run.errors, "a word of it")
+        echoes(run, pair)
+        in_ns(pair.b.ns, "ip", "link", "set", "other0", "mtu", "1400")
+        until(lambda: run.latest() and "the MTU of other0 is 1400 now" in run.errors, "a word")
+        echoes(run, pair)
+        assert run.end() == 0
+        addresses = in_ns(pair.b.ns, "ip", "-o", "addr", "show", "dev", "other0").stdout
+        assert pair.b.ip4 in addresses and pair.b.ip6 in addresses
+
+
+def test_more_and_fewer_queues_are_survived() -> None:
+    """The kernel refuses to take away a queue that has a socket."""
+    with VethPair(subnet=53, queues=3) as pair:
+        for end in (pair.a, pair.b):
+            in_ns(end.ns, "ethtool", "-L", end.ifname, "rx", "2", "tx", "2")
+        with live(pair, "pass") as run:
+            assert "queues 0-1" in run.wait_for("start")["modes"][pair.b.ifname]
+            done = in_ns(pair.b.ns, "ethtool", "-L", pair.b.ifname, "rx", "1", check=False)
+            assert done.returncode != 0
+            in_ns(pair.b.ns, "ethtool", "-L", pair.b.ifname, "rx", "3")
+            until(lambda: run.latest() and "3 receive queues now; those from 2 on" in run.errors,
+                  "a word of it")
+            in_ns(pair.b.ns, "ethtool", "-L", pair.b.ifname, "rx", "2")
+            until(lambda: run.latest() and "2 receive queues now, 2 were taken" in run.errors,
+                  "a word of it")
+            echoes(run, pair)
+            assert run.end() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
