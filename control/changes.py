@@ -22,6 +22,7 @@ from xdp_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from control.live import Live
     from control.server import Change
+    from xdp_runtime.program import Program
 
 Request = dict[str, Any]
 
@@ -46,6 +47,8 @@ class Changes:
     def _done(self, what: str, **result: Any) -> dict[str, Any]:
         """Say it where the run was started, and to who asked."""
         note(what)
+        if self.live.fib is not None:
+            self.live.fib.wake()  # interfaces may have come or gone
         self.live.describe(self.engine)
         if self.live.args.json:
             print(json.dumps({"type": "change", "ts": round(time.time(), 3), "what": what,
@@ -62,7 +65,7 @@ class Changes:
         def change() -> dict[str, Any]:
             before = self.engine.program.spec.name
             kept = self.engine.replace(obj, spec.name, grants,
-                                       lambda program: setmap.apply(program, settings))
+                                       lambda program: self._ready(program, settings))
             fresh = [m.name for m in obj.maps if m.name not in kept]
             return self._done(
                 f"{spec.name} of {obj.name} runs in place of {before}; maps "
@@ -70,6 +73,12 @@ class Changes:
                 program=spec.name, object=obj.name, kept=kept, new=fresh)
 
         return change
+
+    def _ready(self, program: Program, settings: list[setmap.Setting]) -> None:
+        """What it needs before it runs."""
+        setmap.apply(program, settings)
+        if self.live.fib is not None:
+            self.live.fib.follow(program.fib)
 
     def _pause(self, request: Request) -> Change:
         pausing = request["do"] == "pause"

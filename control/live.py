@@ -28,6 +28,7 @@ from control.signals import Signals
 from control.watch import Watch, note
 from dataplane import loop, rundir, takeover
 from dataplane.engine import Engine
+from dataplane.fibmirror import FibMirror
 from dataplane.keeper import Keeper
 from dataplane.port import Port, PortKind
 from dataplane.tap import TAP, TapPort
@@ -45,6 +46,8 @@ class Live:
     ports: dict[str, Port] = field(default_factory=dict)  # by interface, in the engine's order
     taps: dict[str, TapPort] = field(default_factory=dict)
     undo: dict[str, ExitStack] = field(default_factory=dict)
+    stand_ins: dict[int, int] = field(default_factory=dict)  # TAP -> interface taken over
+    fib: FibMirror | None = None
     cpus: tuple[int, ...] | None = None
     mended: bool = False
 
@@ -84,6 +87,8 @@ class Live:
         stand_in = takeover.Takeover(name, tap.name, self.run_dir.path)
         self.undo[name].callback(stand_in.restore)
         stand_in.apply()
+        self.stand_ins[tap.ifindex] = self.ports[name].ifindex
+        self.undo[name].callback(self.stand_ins.pop, tap.ifindex)
         for text in stand_in.notes:
             note(text)
 
@@ -192,6 +197,8 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     for name in args.iface:
         signals.check()
         live.take_over(name)
+    live.fib = undo.enter_context(FibMirror(note, lambda: dict(live.stand_ins)))
+    live.fib.follow(engine.program.fib)
     return live, engine
 
 

@@ -50,18 +50,24 @@ def run(args: Namespace) -> int:
 
 def run_compiled(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settings,
                  args: Namespace) -> Outcome:
+    from control.watch import note
+    from dataplane import fibmirror
     from xdp_runtime.maps import budget
     from xdp_runtime.program import load
 
     budget.check(obj.name, obj.maps, 1, limit_bytes=args.max_map_memory)
     with load(obj, spec.name, opt=args.opt, grants=args.grants) as program:
         setmap.apply(program, settings)
+        fibmirror.fill(program.fib, note)
         result = program.repeat(packet, args.repeat, ingress_ifindex=args.ifindex)
     return Outcome(result.retval, result.data_out, result.duration_ns)
 
 
 def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, settings: Settings,
                     args: Namespace) -> Outcome:
+    from control.watch import note
+    from dataplane.fibmirror import describe, read_now
+    from xdp_runtime.helpers.fib import asks_host
     from xdp_runtime.interp import Machine, Trap
 
     if not spec.is_xdp:
@@ -72,6 +78,9 @@ def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, settings: Set
         code = machine.maps[obj.map_index(name)].update(key, value)
         if code:
             raise _refused(name, key, -code)
+    if asks_host(obj):
+        machine.host = read_now()
+        note(describe(machine.host) + ", as they are now")
     started = time.perf_counter_ns()
     try:
         for _ in range(args.repeat):

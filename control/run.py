@@ -79,6 +79,7 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
     """PcapPort through the same engine; a damaged file fails after what was good of it."""
     from control import setmap
     from control.watch import Watch, note
+    from dataplane import fibmirror
     from dataplane.engine import Engine
     from dataplane.pcap import PcapPort
 
@@ -93,6 +94,7 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
                             trace_aborted=args.trace_aborted)
         undo.callback(engine.close)
         setmap.apply(engine.program, args.settings)
+        fibmirror.fill(engine.program.fib, note)
         watch = Watch(engine, lambda: [port], signals, name=Path(args.pcap).name, out=out,
                       interval_s=args.interval, duration_s=args.duration, as_json=args.json,
                       trace=args.trace or args.verbose > 0, tick_s=0.005,

@@ -56,7 +56,7 @@ def read_host(net: nl.Netlink, stand_ins: StandIns | None = None) -> Host:
     routes = tuple(_routes(net, sources, stands))
     rules = tuple(_rules(net, links))
     return Host(tuple(links.interfaces.values()), routes, tuple(_neighbours(net, stands)), rules,
-                tuple(sources.addresses6), tuple(_labels(net)), _settings(),
+                tuple(sources.addresses6), tuple(_labels(net)), read_settings(),
                 _one_table(rules, routes))
 
 
@@ -333,7 +333,7 @@ def _labels(net: nl.Netlink) -> Iterator[Label]:
 
 
 # --- settings -------------------------------------------------------------------------------------
-def _settings() -> Settings:
+def read_settings() -> Settings:
     def value(name: str, default: int) -> int:
         with suppress(OSError, ValueError):  # a kernel that has not got it
             return int((_PROC / name).read_text(), 0)
@@ -369,4 +369,4 @@ def _prefixes(read: Callable[[], str]) -> int | None:
     return None if line is None else int(line.split()[1])
 
 
-__all__ = ["Action", "RouteType", "StandIns", "read_host", "read_neighbours"]
+__all__ = ["Action", "RouteType", "StandIns", "read_host", "read_neighbours", "read_settings"]

@@ -48,6 +48,7 @@ _HALF = (1 << 64) - 1
  S_SOURCES6, S_SOURCES6_END, S_LABELS, S_LABELS_END, S_FIELDS4, S_FIELDS6, S_SEED, S_USE_NEIGHBOURS,
  S_ROUTE_MTU) = range(0, 100, 4)
 HEADER_BYTES = 128
+CURRENT = 64  # u64 in the memory before the snapshots: where the valid one is
 
 # --- interface: 56 bytes --------------------------------------------------------------------------
 (I_IFINDEX, I_MTU, I_MTU6, I_FLAGS, I_HEADER_BYTES, I_MASTER, I_VRF, I_GROUP, I_VRF4, I_VRF6,
@@ -143,11 +144,28 @@ class _Image:
         return found
 
 
-def pack(host: Host) -> bytes:
-    """The snapshot."""
+class Packer:
+    """Makes snapshots.  Tables of routes that are as they were are not made again: neighbours come
+    and go much oftener."""
+
+    def __init__(self) -> None:
+        self._routes: tuple[tuple[Route, ...], bool] | None = None
+        self._packed: tuple[bytes, dict[tuple[int, int], int]] = b"", {}
+
+    def pack(self, host: Host) -> bytes:
+        if self._routes is None or self._routes[0] is not host.routes or (
+                self._routes[1] != host.one_table):
+            image = _Image()
+            tables = {key: _table(image, routes) for key, routes in _by_table(host)}
+            self._packed = b"".join(image.parts[1:]), tables
+            self._routes = host.routes, host.one_table
+        return _with_tables(host, *self._packed)
+
+
+def _with_tables(host: Host, packed: bytes, tables: dict[tuple[int, int], int]) -> bytes:
+    """The snapshot: the header, these tables, and all else."""
     image = _Image()
-    tables = {(family, number): _table(image, list(routes)) for (family, number), routes
-              in _by_table(host)}
+    image.put(packed)
     header = [0] * (HEADER_BYTES // 4)
 
     def note(field: int, value: int) -> None:

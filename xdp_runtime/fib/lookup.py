@@ -13,7 +13,6 @@ from xdp_runtime.fib import layout as y
 from xdp_runtime.fib import params as p
 from xdp_runtime.fib.host import INET, INET6, MAIN, RouteType
 from xdp_runtime.fib.params import Answer, Flag
-from xdp_runtime.fib.tables import CURRENT
 from xdp_runtime.fib.templates import (
     CHOOSE,
     COVERS,
@@ -376,7 +375,7 @@ def _fib_lookup(m: Any) -> Factory:
         if flags & _BEHIND_FLAGS != 0:
             return -p.EINVAL
         tables = external()
-        snap = m.gep(tables, m.acquire_u64(tables, CURRENT))
+        snap = m.gep(tables, m.acquire_u64(tables, y.CURRENT))
         family = m.load_u8(s, p.FAMILY)
         if family == INET:
             return look(snap, s, flags, 0)
@@ -394,7 +393,7 @@ def _check_mtu(m: Any) -> Factory:
         if flags != 0:
             return -p.EINVAL
         tables = external()
-        snap = m.gep(tables, m.acquire_u64(tables, CURRENT))
+        snap = m.gep(tables, m.acquire_u64(tables, y.CURRENT))
         ifindex = ifindex & 0xFFFFFFFF
         if ifindex == 0:
             ifindex = m.load_u32(run, state.INGRESS_IFINDEX)

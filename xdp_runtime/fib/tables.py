@@ -21,14 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from xdp_runtime.errors import LoadError, OutOfMemory
+from xdp_runtime.errors import LoadError, OutOfMemory, XdpuError
 from xdp_runtime.fib.host import Host
-from xdp_runtime.fib.layout import pack
+from xdp_runtime.fib.layout import CURRENT, Packer
 from xdp_runtime.maps.memory import Memory
 
 MAGIC, VERSION = b"xdpu-fib", 1
 HALF_BYTES = 512 << 20  # some millions of routes; a page exists once it is written
-CURRENT, GENERATION = 64, 72  # u64: offset of the valid snapshot; how many there were
+GENERATION = CURRENT + 8  # u64: how many there were
 _HEADER = struct.Struct("<8sIIQ")
 _PAGE = mmap.PAGESIZE
 WHAT = "the host's forwarding tables"
@@ -44,6 +44,7 @@ class Tables:
         self._readers: list[Callable[[], bool]] = []
         self.writing, self._barrier = threading.Lock(), threading.Lock()
         self.closed = False
+        self._packer = Packer()
         self.host = Host()
 
     @classmethod
@@ -78,9 +79,9 @@ class Tables:
         return int(struct.unpack_from("<Q", self._memory.map, GENERATION)[0])
 
     def publish(self, host: Host) -> None:
-        """Make this what programs see.  Raises OutOfMemory when it is too large, and TimeoutError
+        """Make this what programs see.  Raises OutOfMemory when it is too large, and XdpuError
         when a reader does not come to an end; the old one stays then."""
-        data = pack(host)
+        data = self._packer.pack(host)
         if len(data) > HALF_BYTES:
             raise OutOfMemory(WHAT, f"take {len(data) >> 20} MiB, there is room for "
                               f"{HALF_BYTES >> 20}")
@@ -89,7 +90,7 @@ class Tables:
                 return
             generation = self.generation + 1
             if not all(reader() for reader in list(self._readers)):
-                raise TimeoutError("a worker has been busy with one batch for too long")
+                raise XdpuError(WHAT, "wait for a worker that does not end its batch")
             start = _PAGE + (generation & 1) * HALF_BYTES
             self._memory.map[start : start + len(data)] = data
             with self._barrier:  # what was copied is seen by all before its address is

@@ -9,6 +9,8 @@ from xdp_runtime.fib.lookup import CHECK_MTU, FIB_LOOKUP
 from xdp_runtime.fib.model import check_mtu, fib_lookup
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.interp_memory import Context
+from xdp_runtime.isa import Call
+from xdp_runtime.object import Object
 
 if TYPE_CHECKING:
     from xdp_runtime.interp import Machine, Pointer
@@ -42,3 +44,10 @@ HELPERS = (
            (Arg.CTX, Arg.ANYTHING, Arg.FIXED_UNINIT, Arg.ANYTHING, Arg.ANYTHING), Ret.SCALAR,
            _interpret_check_mtu, CHECK_MTU, sizes=((3, 4),), gpl_only=True),
 )
+
+
+def asks_host(obj: Object) -> bool:
+    """Does a program of this object look into the host's tables?"""
+    numbers = {helper.id for helper in HELPERS}
+    return any(isinstance(insn, Call) and insn.helper in numbers
+               for program in obj.programs for insn in program.insns)
