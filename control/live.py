@@ -74,7 +74,8 @@ class Live:
         names = list(self.ports)
         title = tap_name(name, names.index(name), names)
         tap = open_own_tap(self.ports[name], title, workers) if self.is_dpdk \
-            else TapPort.open(title, workers)
+            else TapPort.open(title, workers,
+                              frame_size=TapPort.frame_size_for(self.ports[name].mtu))
         self.undo[name].callback(tap.close)
         self.taps[name] = tap
         self.undo[name].callback(self.taps.pop, name)

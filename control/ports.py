@@ -18,6 +18,7 @@ from xdp_runtime.errors import ConfigError, PortError
 
 _NEEDS = {"afxdp": ("net_admin", "net_raw", "cap_bpf"), "afpacket": ("net_admin", "net_raw"),
           "tap": ("net_admin",), "dpdk": ()}
+_TAP_FRAME_BYTES = 16384  # whoever raises its MTU may do so up to 15,700
 _REBIND_S = 2.0  # the kernel gives a dead process's queues back a moment after its death
 
 
@@ -85,7 +86,7 @@ def _open_tap(args: Namespace, name: str) -> TapPort:
     if name in (known for _, known in socket.if_nameindex()):
         raise ConfigError(f"tap {name}", "an interface of that name exists",
                           "--port tap makes a new one: choose another name")
-    port = TapPort.open(name, _count(args.queue, 1))
+    port = TapPort.open(name, _count(args.queue, 1), frame_size=_TAP_FRAME_BYTES)
     try:
         with nl.Netlink() as net:
             hostwrite.set_link(net, port.ifindex, flags=IFF_UP, mask=IFF_UP)
@@ -97,7 +98,8 @@ def _open_tap(args: Namespace, name: str) -> TapPort:
 
 def open_own_tap(port: Port, name: str, queues: int) -> TapPort:
     """A TAP beside a port that is no interface: it has the port's MAC, is up, and no address."""
-    tap = TapPort(open_tap(name, queues, True, nonblocking=True, mac=getattr(port, "mac", None)))
+    tap = TapPort(open_tap(name, queues, True, nonblocking=True, mac=getattr(port, "mac", None)),
+                  TapPort.frame_size_for(port.mtu))
     try:
         with nl.Netlink() as net:
             hostwrite.set_link(net, tap.ifindex, flags=IFF_UP, mask=IFF_UP)

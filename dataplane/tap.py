@@ -248,6 +248,11 @@ class TapPort:
             PortQueue(index, q.address, fd)
             for index, (q, fd) in enumerate(zip(self._queues, device.fds, strict=True))]
 
+    @staticmethod
+    def frame_size_for(mtu: int) -> int:
+        """A power of two, 4096 at least, with room for a packet of this MTU and two VLAN tags."""
+        return max(4096, 1 << (HEADROOM_BYTES + 22 + mtu + SKB_SHARED_INFO_BYTES - 1).bit_length())
+
     @classmethod
     def open(cls, name: str, queues: int = 1, vnet_hdr: bool = True, mac: str | None = None,
              frame_size: int = 4096) -> TapPort:
