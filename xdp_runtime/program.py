@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from xdp_runtime.policy import ExtensionClass
 
 _TAILROOM, _FRAME = st.SHARED_INFO_BYTES, st.PAGE_BYTES
+# An odd number of cache lines between the repeated frames and a page's multiple: at one offset of
+# their pages they would share a set of the cache, and a load would wait for another frame's store
+# with the same last 12 bits of its address.  That cost 0.1 to 11 ns a packet.
+_STAGGER_BYTES = 64 * 17
 _NOTHING_KNOWN = st.RxMetadata()
 
 
@@ -208,7 +212,7 @@ class Program:
         if pages > st.FRAGMENTS_MAX:
             raise ConfigError(f"packet of {len(packet)} bytes", f"needs {pages} buffers behind the "
                               f"first; there are {st.FRAGMENTS_MAX} at most")
-        size = room + pages * _FRAME
+        size = room + pages * _FRAME + _STAGGER_BYTES
         frame = (ctypes.c_char * (size * repeat.RING + 64))()
         records = (ctypes.c_char * (st.FRAGMENT_SIZE_BYTES * st.FRAGMENTS_MAX))()
         run = (ctypes.c_char * st.STATE_SIZE_BYTES)()
