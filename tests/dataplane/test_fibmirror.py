@@ -6,15 +6,21 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from dataplane import fibmirror
+from dataplane import netlink as nl
 from dataplane.fibmirror import FibMirror
+from dataplane.fibread import read_host
+from dataplane.takeover import Takeover
+from dataplane.tap import TapPort
 from tests.nets import VethPair, entered, in_ns
 from tests.privileges import needs_bpf
-from tests.xdp_runtime.fib.network import sysctl
+from tests.xdp_runtime.fib.network import rich_host, sysctl
+from tests.xdp_runtime.fib.questions import Questions, told
 from xdp_runtime.elf import read_object
 from xdp_runtime.fib.params import Answer
 from xdp_runtime.kernel import load_into_kernel
@@ -233,3 +239,37 @@ def test_swaps_under_readers() -> None:
             writer.join()
         assert len(seen) > 10
         assert tables.generation > 50
+
+
+@pytest.mark.parametrize("rules", [False, True])
+def test_a_takeover_is_not_seen(rules: bool, tmp_path: Path) -> None:
+    """What the kernel answers before, the program is answered while TAPs stand in for interfaces;
+    but for neighbours that were learnt, whom the stack learns anew."""
+    skip_neighbour = 4
+    with (rich_host(rules, multipath=False) as ns, entered(ns), nl.Netlink() as net,
+          load(PROBE, "lookup") as program, ExitStack() as undo):
+        before = read_host(net)
+        questions = Questions(before, 7)
+        frames = [bytearray(questions.lookup()) for _ in range(1500)]
+        for frame in frames:
+            frame[16] |= skip_neighbour
+        with load_into_kernel(PROBE, "lookup") as kernel:
+            wanted = [kernel.run(bytes(frame)).data_out for frame in frames]
+        index = {name: int(in_ns(ns, "cat", f"/sys/class/net/{name}/ifindex").stdout)
+                 for name in ("w0", "w1", "w2", "br0")}
+        stand_ins = {}
+        for name, of in index.items():
+            tap = TapPort.open(f"xdpu-{name}", 1)
+            undo.callback(tap.close)
+            (tmp_path / name).mkdir()
+            undo.enter_context(Takeover(name, tap.name, tmp_path / name))
+            stand_ins[tap.ifindex] = of
+        host = read_host(net, stand_ins)
+        assert [each.ifindex for each in host.interfaces] == [
+            each.ifindex for each in before.interfaces]
+        assert set(host.routes) == set(before.routes)
+        assert program.fib is not None
+        program.fib.publish(host)
+        for frame, answer in zip(frames, wanted, strict=True):
+            found = program.run(bytes(frame), ingress_ifindex=1).data_out
+            assert found == answer, f"\n{told(bytes(frame))}\n{told(answer)}\n{told(found)}"
