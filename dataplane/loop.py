@@ -11,7 +11,8 @@ run on, "back" those behind which the stack lives.  With one kind of port on a s
 plain call and disappears; with several it is a switch on the flow's kind.
 
 A worker that finds nothing spins for a while, then sleeps in poll(2) on its ports and on an event
-that `stop` signals.  How long it spins adapts: a sleep that ended at once was not worth it.
+that `stop` signals.  How long it spins adapts: a sleep that ended at once was not worth it.  If the
+program sets timers, what is due is fired once a round, and a sleep ends when the next one is.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler.link import ENTRY, Unit
 from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.maps.scout import LARGE_BYTES
+from xdp_runtime.maps.timers import TIMERS
 from xdp_runtime.template import Template
 
 WORKER = "xdpu.worker"  # i64(ptr control), exported
@@ -293,6 +295,7 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
     publish_rings = m.extern(PUBLISH_RINGS)
     flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
     flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
+    fire, sleep_until_due = m.symbol(TIMERS, "i64(ptr, i64)"), m.extern(SLEEP_UNTIL_DUE)
 
     def worker(control):  # type: ignore
         flows = m.load_u32(control, C_FLOWS)
@@ -332,6 +335,9 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
                     else:
                         flush_back(m.load_u32(flow, F_KIND), q)
             m.store_u32(control, C_WHERE, _BETWEEN)
+            due = fire(m.load_ptr(control, C_PROGRAM_MEMORY), m.load_u32(control, C_WORKER_ID))
+            if due == 0:  # more timers than are fired at once
+                work += 1
             if work != 0:
                 if began != 0:
                     note_latency(control, now() - began)
@@ -349,8 +355,12 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
             counters = m.load_ptr(control, C_FLOW_TABLE + F_STATS)
             count_up(counters, stats.IDLE_POLLS, 1)
             m.store_u32(control, C_WHERE, _ASLEEP)
-            ready = m.c_poll(m.load_ptr(control, C_POLLFDS), m.load_u32(control, C_POLLFD_COUNT),
-                             _SLEEP_MS * lie_down(control))
+            asleep_ms = _SLEEP_MS * lie_down(control)
+            if due < 0:
+                ready = m.c_poll(m.load_ptr(control, C_POLLFDS),
+                                 m.load_u32(control, C_POLLFD_COUNT), asleep_ms)
+            else:
+                ready = sleep_until_due(control, m.smaller(due, asleep_ms * 1_000_000))
             get_up(control)
             fruitless += 1
             if fruitless > _EAGER_WAKEUPS:  # a descriptor that is always ready, e.g. in error
@@ -391,6 +401,19 @@ def _note_latency(m: Any) -> Factory:
     return note_latency
 
 
+def _sleep_until_due(m: Any) -> Factory:
+    def sleep_until_due(control, ns):  # type: ignore
+        """poll(2) to the nanosecond: the next timer is due then."""
+        limit = m.gep(m.alloca(16), 0)
+        m.store_u64(limit, 0, ns // 1_000_000_000)
+        m.store_u64(limit, 8, ns % 1_000_000_000)
+        return m.c_ppoll(m.load_ptr(control, C_POLLFDS), m.load_u32(control, C_POLLFD_COUNT),
+                         limit, m.null())
+
+    return sleep_until_due
+
+
+SLEEP_UNTIL_DUE = Template("sleep_until_due", _sleep_until_due, "i64(ptr, i64)", inline=False)
 NOW = Template("worker_now", _now, "i64()", inline=False)
 NOTE_LATENCY = Template("note_latency", _note_latency, "i64(ptr, i64)", inline=False)
 DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, ptr, i64)",
@@ -405,7 +428,7 @@ def _loop(suffix: str, several: int, dispose: Template) -> Template:
                                       chains.BEGIN, chains.END))
     return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
                     (flow, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT, ALL_DONE,
-                     LIE_DOWN, GET_UP, PUBLISH_RINGS))
+                     LIE_DOWN, GET_UP, PUBLISH_RINGS, SLEEP_UNTIL_DUE))
 
 
 LOOP, LOOP_FRAGS = _loop("", 0, DISPOSE), _loop("_frags", 1, chains.dispose(DISPOSE))

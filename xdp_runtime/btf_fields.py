@@ -45,6 +45,11 @@ def lock_offset(btf: Btf, spec: MapSpec) -> int:
     return next((f.offset for f in special_fields(btf, spec) if f.name == SPIN_LOCK), -1)
 
 
+def timer_offset(btf: Btf, spec: MapSpec) -> int:
+    """Where the values' struct bpf_timer is, -1 if they have none."""
+    return next((f.offset for f in special_fields(btf, spec) if f.name == TIMER), -1)
+
+
 def object_pointer(btf: Btf, type_id: int, depth: int = 0) -> str | None:
     """The name of a member that holds a pointer to an object of the kernel (__kptr)."""
     one = btf.type(btf.resolve(type_id))

@@ -12,7 +12,7 @@ from typing import Any
 
 from xdp_runtime import btf as bt
 from xdp_runtime.btf import Btf
-from xdp_runtime.btf_fields import lock_offset, object_pointer
+from xdp_runtime.btf_fields import lock_offset, object_pointer, timer_offset
 from xdp_runtime.elf_file import MAX_SECTION_BYTES, ElfFile, Reloc, Section, SymbolKind
 from xdp_runtime.errors import LoadError
 from xdp_runtime.kconfig import kconfig_map, read_externs
@@ -203,7 +203,8 @@ def _parse_definition(btf: Btf, type_id: int, name: str, where: str,
         raise LoadError(where, "its values hold a pointer to an object of the kernel "
                         f"({member_name}), and there are none in user space",
                         "keep a number or a copy instead")
-    return replace(spec, lock_at=lock_offset(btf, spec)), values_offset
+    return replace(spec, lock_at=lock_offset(btf, spec),
+                   timer_at=timer_offset(btf, spec)), values_offset
 
 
 def _set(numbers: dict[str, int], name: str, value: int, where: str) -> None:

@@ -25,7 +25,7 @@ from xdp_runtime import state
 from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.fib.host import Host
 from xdp_runtime.fuel import ABORTED, stretches
-from xdp_runtime.helpers import kernel_name
+from xdp_runtime.helpers import kernel_name, timer
 from xdp_runtime.helpers.core import next_random
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.interp_alu import U64, alu, atomic, compare, sign_extend, swap
@@ -83,6 +83,7 @@ __all__ = ["Machine", "Packet", "Pointer", "Result", "Trap", "TrapKind"]
 
 _PAGE_BYTES = state.PAGE_BYTES
 _MAX_MEMORY_ARGUMENT = 1 << 29  # BPF_MAX_VAR_SIZ
+_TIMER_KEY = 0x2C0000000000  # an address that no other region has
 _LOOP_ROUNDS = 0xFFFF  # BPF_MAX_TIMED_LOOPS
 _READ_ONLY_GLOBALS = (GlobalKind.RODATA, GlobalKind.KCONFIG)
 
@@ -228,6 +229,25 @@ class Machine:
             self._step(frame, self._fetch(frame))
         return number_of(_read(self._frames[-1], 0))
 
+    @property
+    def running_program(self) -> ProgramSpec:
+        return self._frames[-1].program
+
+    def run_timers(self) -> int | None:
+        """Fire the timers that are due, as a worker does between batches; ns until the next one
+        is, None if there is none."""
+        return timer.run_due(self)
+
+    def run_timer(self, program: ProgramSpec, slot: int, model: ModelMap, key: bytes,
+                  cell: bytearray) -> None:
+        """Run a timer's callback to its end.  Raises Trap."""
+        self._begin(b"", b"", {}, state.HEADROOM_BYTES, None)
+        self._frames.clear()
+        at = Region("a key", bytearray(key), 0, len(key), _TIMER_KEY, writable=False)
+        self._enter(program, slot, [Pointer(self._map_regions[self.maps.index(model)], 0),
+                                    Pointer(at, 0), self.value_pointer(model, cell)])
+        self._go_on()
+
     def _charge(self, frame: _Frame) -> None:
         if self.fuel is not None:
             self._fuel -= stretches(frame.program.insns).get(frame.pc, 0)
@@ -269,6 +289,15 @@ class Machine:
         self._begin(packet, meta, numbers, headroom, tailroom)
         self.packet.fragments = pages
         self.metadata = metadata or state.RxMetadata()
+        self._go_on()
+        end = self.packet
+        return Result(
+            self._r0, end.content(),
+            bytes(end.frame[end.data_meta : end.data]), self._redirected_to(), tuple(self.trace),
+            self._steps)
+
+    def _go_on(self) -> None:
+        """To the end of the first frame."""
         slot = 0
         while self._frames:
             frame = self._frames[-1]
@@ -286,11 +315,6 @@ class Machine:
             except _Spent:
                 self._r0 = ABORTED
                 self._frames.clear()
-        end = self.packet
-        return Result(
-            self._r0, end.content(),
-            bytes(end.frame[end.data_meta : end.data]), self._redirected_to(), tuple(self.trace),
-            self._steps)
 
     def _redirected_to(self) -> int | None:
         """Of a redirect to an interface: its index."""
@@ -549,9 +573,9 @@ class Machine:
                 case Arg.CONST_SIZE:
                     arguments.append(number_of(value))
                 case (Arg.RECORD | Arg.STACK_OR_NULL | Arg.CALLBACK | Arg.DYNPTR
-                      | Arg.DYNPTR_UNINIT | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK):
+                      | Arg.DYNPTR_UNINIT | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK | Arg.TIMER):
                     arguments.append(value)
-                case Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.TIMER | Arg.OBJECT:
+                case Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.OBJECT:
                     raise _bad_argument(helper, n, "of a kind that does not exist here yet")
                 case _:
                     assert_never(kind)

@@ -107,6 +107,7 @@ class MapSpec:
     numa_node: int = 0
     lock_at: int = -1  # offset of the struct bpf_spin_lock in its values, -1: none
     map_extra: int = 0  # meaning depends on the type (bloom filter: number of hash functions)
+    timer_at: int = -1  # offset of the struct bpf_timer in its values, -1: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,8 @@ class Program:
             self._repeat = self.code.function(
                 repeat.REPEAT, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64,
                 ctypes.c_int64, ctypes.c_int64)
+            self._fire = self.code.function(repeat.FIRE, ctypes.c_int64, ctypes.c_void_p,
+                                            ctypes.c_int64)
         for m in maps:
             m.codec = BtfCodec.of(obj.btf, m.spec)
             if m not in kept:
@@ -188,6 +190,16 @@ class Program:
         return self.repeat(packet, 1, ingress_ifindex=ingress_ifindex, rx_queue=rx_queue,
                            worker=worker, headroom=headroom, metadata=metadata,
                            linear_bytes=linear_bytes)
+
+    def run_timers(self, worker: int = 0) -> int | None:
+        """Fire the worker's timers that are due; ns until its next is, None if there is none.
+
+        `run` fires none: who runs by hand says when.  `repeat` does between its batches, and the
+        workers of an engine do."""
+        if self._repeat is None:
+            raise AttributeError(f"{self.spec.name} was loaded for a worker loop")
+        left = self._fire(self.worker_memory(worker), worker)
+        return None if left < 0 else left
 
     def repeat(self, packet: bytes, count: int, *, ingress_ifindex: int = 0, rx_queue: int = 0,
                worker: int = 0, headroom: int = st.HEADROOM_BYTES,

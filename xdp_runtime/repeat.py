@@ -20,8 +20,10 @@ from typing import Any
 from xdp_runtime import state as st
 from xdp_runtime.compiler.link import ENTRY, Unit
 from xdp_runtime.maps.pool import ENTER, LEAVE
+from xdp_runtime.maps.timers import TIMERS
 from xdp_runtime.template import Template
 
+FIRE = "xdpu.fire"  # i64(ptr worker memory, i64 worker): timers that are due (maps/timers.py)
 REPEAT = "xdpu.repeat"  # i64(ptr state, ptr pristine, i64 length, i64 count, i64 stride)
 RING = 8  # frames, `stride` bytes apart
 _AHEAD = 4
@@ -31,6 +33,7 @@ _BATCH = 64  # runs between batch boundaries
 def _repeat(m: Any, several: int) -> Callable[..., Any]:
     enter, leave, lay_out = m.extern(ENTER), m.extern(LEAVE), m.extern(_LAY_OUT)
     program = m.symbol(ENTRY, "i32(ptr)")
+    fire = m.symbol(TIMERS, "i64(ptr, i64)")
     state_bytes = st.STATE_SIZE_BYTES  # a literal, as alloca needs it
     rx_bytes = st.RX_END - st.RX_KNOWN
 
@@ -58,6 +61,7 @@ def _repeat(m: Any, several: int) -> Callable[..., Any]:
         for i in range(count):
             if i & (_BATCH - 1) == _BATCH - 1:
                 leave(worker)
+                fire(worker, worker_id)
                 enter(worker)
             ahead = ((i + _AHEAD) & (RING - 1)) * stride
             m.copy(m.gep(data, ahead), pristine, linear)
@@ -127,8 +131,10 @@ def _unit(name: str, several: int) -> Unit:
                         "i64(ptr, ptr, i64, i64, i64)", (ENTER, LEAVE, _LAY_OUT))
     parameters = "ptr %state, ptr %packet, i64 %n, i64 %count, i64 %stride"
     return Unit(name, f'define i64 @"{REPEAT}"({parameters}) {{\n'
-                f"  %r = call i64 @{template.name}({parameters})\n  ret i64 %r\n}}\n",
-                (template,), (REPEAT,))
+                f"  %r = call i64 @{template.name}({parameters})\n  ret i64 %r\n}}\n"
+                f'define i64 @"{FIRE}"(ptr %worker, i64 %number) {{\n'
+                f'  %r = call i64 @"{TIMERS}"(ptr %worker, i64 %number)\n  ret i64 %r\n}}\n',
+                (template,), (REPEAT, FIRE))
 
 
 UNIT, UNIT_FRAGS = _unit("repeat", 0), _unit("repeat_frags", 1)

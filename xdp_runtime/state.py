@@ -72,6 +72,7 @@ W_EPOCH = 24  # u64, odd in a batch, even between batches
 W_LINES = 32  # ptr, the lines that a batch writes at its start and end (maps/pool.py), or null
 W_FUEL = 40  # u64, instructions that the packet at hand may still cost (fuel.py)
 W_SPENT = 48  # u64, packets whose program was ended for want of fuel
+W_TIMERS = 56  # ptr, timers that fire here (maps/timers.py), or null
 W_TRACE_RING = 64  # ring of fixed records: u64 length, then text
 TRACE_RECORD_BYTES = 256
 TRACE_RECORDS = 256

@@ -20,8 +20,16 @@ import llvmlite.binding as llvm
 
 from xdp_runtime import state as st
 from xdp_runtime.compiler import map_ops, target
-from xdp_runtime.compiler.link import ENTRY, Unit, build_module, region_symbols
+from xdp_runtime.compiler.link import (
+    ENTRY,
+    Unit,
+    build_module,
+    compiled_programs,
+    region_symbols,
+)
 from xdp_runtime.errors import ConfigError, LoadError
+from xdp_runtime.helpers.proto import TIMERS
+from xdp_runtime.isa import Call
 from xdp_runtime.maps import family_of
 from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.object import Object, ProgramSpec
@@ -143,6 +151,10 @@ def compile_ahead(obj: Object, spec: ProgramSpec, workers: int, where: Where,
     """An ELF object file.  `fuel`: an instruction budget to be counted (fuel.py).
 
     Raises LoadError, VerifyError, ConfigError."""
+    if any(isinstance(insn, Call) and insn.helper in TIMERS
+           for program in compiled_programs(obj, spec) for insn in program.insns):
+        raise LoadError(f"program {spec.name}", "uses timers, and nothing fires them in a library "
+                        "or executable of its own", "run it with xdpu")
     machine = _machine(where)
     module: Any
     module, _, symbols = build_module(obj, spec, workers, [_unit(obj, workers)], machine.triple,

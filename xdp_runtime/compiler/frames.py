@@ -105,6 +105,30 @@ def _function(insns: Insns, entry: int) -> tuple[tuple[int, ...], tuple[tuple[in
     return tuple(sorted(leaders)), tuple(sorted(calls)), returns, len(seen)
 
 
+def callbacks_of(insns: Insns, slot: int) -> list[int]:
+    """The functions whose address r2 may hold at the call at `slot`: those loaded into r2 from
+    where the call is reached without another call."""
+    found = []
+    for start, insn in enumerate(insns):
+        if not isinstance(insn, LoadFunc) or insn.dst != 2:
+            continue
+        todo, seen = [start + 2], set()
+        while todo:
+            at = todo.pop()
+            if at == slot:
+                found.append(start + 1 + insn.off)
+                break
+            if at in seen or insns[at] is None or isinstance(insns[at], Call | CallLocal) or (
+                    getattr(insns[at], "dst", -1) == 2 and not isinstance(insns[at], Store)):
+                continue
+            seen.add(at)
+            todo += successors(insns, at)
+    if not found:
+        raise LoadError(f"instruction {slot}", "a callback that is not loaded into r2 before the "
+                        "call is not supported yet")
+    return sorted(set(found))
+
+
 def _callback(insns: Insns, slot: int) -> int:
     """The function whose address r2 holds at such a call.  It must be loaded in the same block."""
     targets = {target for at, insn in enumerate(insns)
@@ -122,8 +146,8 @@ def _callback(insns: Insns, slot: int) -> int:
                     "is not supported yet")
 
 
-def unfold(insns: Insns) -> tuple[list[Frame], dict[Node, Frame]]:
-    """All frames (the program's own first) and the frame that each call node enters."""
+def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, Frame]]:
+    """All frames (that of the function at `start` first) and the frame each call node enters."""
     functions: dict[int, tuple[tuple[int, ...], tuple[tuple[int, int], ...], bool, int]] = {}
     frames: list[Frame] = []
     entered: dict[Node, Frame] = {}
@@ -150,5 +174,5 @@ def unfold(insns: Insns) -> tuple[list[Frame], dict[Node, Frame]]:
             entered[(frame.id, slot)] = enter(target, frame, slot)
         return frame
 
-    enter(0, None, -1)
+    enter(start, None, -1)
     return frames, entered

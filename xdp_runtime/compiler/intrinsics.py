@@ -465,6 +465,7 @@ c_write = _call_external("write", i64, (i32, ptr, i64))
 c_writev = _call_external("writev", i64, (i32, ptr, i32))
 c_read = _call_external("read", i64, (i32, ptr, i64))
 c_poll = _call_external("poll", i32, (ptr, i64, i32))
+c_ppoll = _call_external("ppoll", i32, (ptr, i64, ptr, ptr))
 c_sendto = _call_external("sendto", i64, (i32, ptr, i64, i32, ptr, i32))
 c_sendmmsg = _call_external("sendmmsg", i32, (i32, ptr, i32, i32))
 c_clock_gettime = _call_external("clock_gettime", i32, (i32, ptr))
@@ -475,6 +476,10 @@ c_getpid = _call_external("getpid", i32, ())
 c_getpgid = _call_external("getpgid", i32, (i32,))
 c_close = _call_external("close", i32, (i32,))
 c_syscall = _call_external("syscall", i64, (i64, i64, i64))
+c_malloc = _call_external("malloc", ptr, (i64,))
+c_calloc = _call_external("calloc", ptr, (i64, i64))
+c_realloc = _call_external("realloc", ptr, (ptr, i64))
+c_free = _call_external("free", i64, (ptr,))  # what it returns is not read
 c_process_vm_readv = _call_external("process_vm_readv", i64, (i32, ptr, i64, ptr, i64, i64))
 
 def external(name: str) -> Any:

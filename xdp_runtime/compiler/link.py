@@ -16,7 +16,8 @@ from xdp_runtime import cache
 from xdp_runtime import state as st
 from xdp_runtime.errors import LoadError
 from xdp_runtime.isa import LoadMap
-from xdp_runtime.maps import dev, family_of
+from xdp_runtime.maps import dev, family_of, timers
+from xdp_runtime.maps.family import round_up
 from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
@@ -128,6 +129,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     needed: dict[str, Template] = {}
     programs, called = compiled_programs(obj, entry), len(tail_call_targets(obj, entry))
     bodies = []
+    callbacks: list[tuple[int, tuple[int, int]]] = []
     for number, program in enumerate(programs):
         facts = proven_facts(obj, program)
         alone = number >= called and len(tail_call_targets(obj, program)) == 1
@@ -136,6 +138,14 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
                            fuelled=fuel is not None).lower()
         needed |= lowered.templates
         bodies.append(lowered.text)
+        set_here = sorted(lowered.timers)
+        for callback in set_here:  # which may set others
+            lowered = Lowering(program, number, obj.maps, workers, (), facts,
+                               timer=callback).lower()
+            needed |= lowered.templates
+            bodies.append(lowered.text)
+            set_here += sorted(lowered.timers - set(set_here))
+        callbacks += [(number, callback) for callback in set_here]
     large = max((unit.scout for unit in units), default=0)
     if large:
         text, more = scouts(programs[:called], obj.maps, workers, large,
@@ -149,6 +159,8 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     devices = [index for index, spec in enumerate(obj.maps) if spec.type in dev.DEVICES]
     needed |= {t.name: t for t in (family_of(obj.maps[index]).operations["targets"]
                                    for index in devices)}
+    if callbacks:
+        needed[timers.FIRE.name] = timers.FIRE
     symbols = region_symbols(obj.maps, workers)
     wanted = templates.closure(needed.values())
     externals = [name for unit in units for name in unit.externals]
@@ -162,6 +174,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
         _second(programs, [programs.index(p) for p in second_programs(obj, entry)], fuel),
         _targets(obj.maps, devices, workers),
+        _timers(obj.maps, callbacks),
         *(unit.text for unit in units),
         *bodies,  # after their callers (target.link)
         target.pause_definition(triple),
@@ -194,6 +207,38 @@ def _targets(maps: Sequence[MapSpec], devices: Sequence[int], workers: int) -> s
         out += [f"m{n}:", f"  %r{n} = call i64 @{family.operations['targets'].name}("
                 f"{', '.join(leading)}, i64 %worker, ptr %out, i64 %cursor)", f"  ret i64 %r{n}"]
     return "\n".join([*out, "none:", "  ret i64 -1", "}"])
+
+
+def _timers(maps: Sequence[MapSpec], callbacks: Sequence[tuple[int, tuple[int, int]]]) -> str:
+    """What fires timers, which is nothing in a module without callbacks, and what they run."""
+    from xdp_runtime.compiler.lower import timer_name, timer_number
+
+    head = f'define i64 @"{timers.TIMERS}"(ptr %worker, i64 %number) alwaysinline {{'
+    if not callbacks:
+        return "\n".join([head, "  ret i64 -1", "}"])
+    cases = " ".join(f"i64 {timer_number(*one)}, label %t{n}" for n, one in enumerate(callbacks))
+    out = [head, f"  %left = call i64 @{timers.FIRE.name}(ptr %worker, i64 %number)",
+           "  ret i64 %left", "}",
+           f'define i64 @"{timers.DISPATCH}"(ptr %state, i64 %callback, ptr %timer) noinline {{',
+           "  %index = alloca i64", f"  switch i64 %callback, label %none [ {cases} ]"]
+    for n, (program, callback) in enumerate(callbacks):
+        index, spec = callback[1], maps[callback[1]]
+        out += [f"t{n}:",
+                f"  %v{n} = getelementptr inbounds i8, ptr %timer, i64 {-spec.timer_at}"]
+        if spec.type == MapType.ARRAY:
+            out += [f"  %a{n} = ptrtoint ptr %v{n} to i64",
+                    f'  %b{n} = ptrtoint ptr @"map.{index}.values" to i64',
+                    f"  %d{n} = sub i64 %a{n}, %b{n}",
+                    f"  %i{n} = udiv i64 %d{n}, {round_up(spec.value_size, 8)}",
+                    f"  store i64 %i{n}, ptr %index"]
+            key = "%index"
+        else:
+            key = f"%k{n}"
+            out.append(f"  {key} = getelementptr inbounds i8, ptr %v{n}, i64 "
+                       f"{-round_up(spec.key_size, 8)}")
+        out += [f'  %r{n} = call i32 @"{timer_name(program, callback)}"'
+                f"(ptr %state, ptr {key}, ptr %v{n})", "  br label %none"]
+    return "\n".join([*out, "none:", "  ret i64 0", "}"])
 
 
 def _fill_up(fuel: int | None) -> list[str]:
@@ -240,7 +285,7 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
         parts += [program.name, program.kind, repr(program.insns)]
     # initial contents are written to memory, and only those of frozen maps compiled as well
     parts += [f"{m.name}|{m.type}|{m.key_size}|{m.value_size}|{m.max_entries}|{m.flags}|"
-              f"{m.map_extra}|{m.lock_at}|{m.inner}|"
+              f"{m.map_extra}|{m.lock_at}|{m.timer_at}|{m.inner}|"
               f"{m.initial.hex() if m.global_kind in _FROZEN else ''}"
               for m in obj.maps]
     for unit in units:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from xdp_runtime import state as st
-from xdp_runtime.compiler.frames import HEADER, Frame, Node, width
+from xdp_runtime.compiler.frames import HEADER, Frame, Node, callbacks_of, width
 from xdp_runtime.compiler.kinds import (
     NOTHING,
     POINTERS,
@@ -58,7 +58,8 @@ from xdp_runtime.compiler.provenance import (
 )
 from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.fuel import ABORTED, stretches
-from xdp_runtime.helpers.proto import Arg, Helper, Ret
+from xdp_runtime.helpers.proto import TIMERS, Arg, Helper, Ret
+from xdp_runtime.helpers.timer import TIMER_INIT, TIMER_SET_CALLBACK
 from xdp_runtime.isa import (
     MAX_TAIL_CALLS,
     STACK_SIZE_BYTES,
@@ -91,14 +92,17 @@ from xdp_runtime.isa import (
     Swap,
     SwapOrder,
 )
-from xdp_runtime.maps import family_of
+from xdp_runtime.maps import family_of, timers
 from xdp_runtime.maps.family import E2BIG, EINVAL
+from xdp_runtime.maps.hash_table import value_offset
 from xdp_runtime.maps.of_maps import parameters_of
+from xdp_runtime.maps.pool import LIVE
 from xdp_runtime.maps.user_ringbuf import DRAIN_BYTES, RESULT
-from xdp_runtime.object import MapSpec, ProgramSpec
+from xdp_runtime.object import MapSpec, MapType, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
+CALLBACK_SHIFT = 16  # of a callback's slot in its number
 FOR_EACH = 164  # bpf_for_each_map_elem
 MAX_LOOPS = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
@@ -122,6 +126,7 @@ class Lowered:
     text: str
     templates: dict[str, Template] = field(default_factory=dict)
     regions: set[tuple[int, str]] = field(default_factory=set)  # (map index, region)
+    timers: set[tuple[int, int]] = field(default_factory=set)  # (slot of a callback, map index)
 
 
 def components(kind: Kind) -> str:
@@ -146,12 +151,14 @@ class Lowering:
 
     def __init__(self, program: ProgramSpec, number: int, maps: tuple[MapSpec, ...], workers: int,
                  tail_targets: Iterable[int], facts: Facts, entry: Entry = XDP,
-                 fuelled: bool = False) -> None:
+                 fuelled: bool = False, timer: tuple[int, int] | None = None) -> None:
+        """`timer`: not the program, but its function at this slot, run by timers of this map."""
         self.program, self.number, self.maps, self.workers = program, number, maps, workers
         self.tail_targets = tuple(tail_targets)
         self.facts, self.entry = facts, entry
         self.charges = stretches(program.insns) if fuelled else {}
-        self.provenance = Provenance(program, maps, facts, entry)
+        self.timer = timer
+        self.provenance = Provenance(program, maps, facts, entry, timer)
         self.analysis: Analysis = self.provenance.analyse()
         self.out = Lowered("")
         self.lines: list[str] = []
@@ -393,16 +400,22 @@ class Lowering:
         self.lines = []
         self.start("again")
         self.clear_stack(0)
-        if self.entry.memory_bytes:
+        if self.timer is not None:
+            self.put("r2", "p", "%key")
+            self.put("r3", "p", "%value")
+        elif self.entry.memory_bytes:
             self.put("r1", "p", "%memory")
         for depth in sorted({frame.depth for frame in self.analysis.frames}):
             self.emit(f"store i64 {MAY_GOTO_BUDGET}, ptr %may{depth}")
-        self.emit("br label %f0_0")
+        self.emit(f"br label %{self.block((0, self.analysis.frames[0].entry))}")
         start, self.lines = self.lines, []
         # a program that no other tail-calls is called from one place, the loop, and belongs there
         inline = " alwaysinline" if len(self.tail_targets) == 1 else ""
         memory = "" if self.entry.memory_bytes is None else ", ptr %memory"
-        head = [f'define internal i{self.entry.result_bits} @"prog.{self.number}"'
+        name = f"prog.{self.number}"
+        if self.timer is not None:
+            name, inline, memory = timer_name(self.number, self.timer), "", ", ptr %key, ptr %value"
+        head = [f'define internal i{self.entry.result_bits} @"{name}"'
                 f"(ptr noalias %state{memory}){inline} {{", "entry:"]
         for depth in sorted({frame.depth for frame in self.analysis.frames}):
             head.append(f"  %stack{depth} = alloca [{STACK_SIZE_BYTES} x i8], align 16")
@@ -690,7 +703,9 @@ class Lowering:
                 self.set_number(dst, self.widen(value, bits))
             case LoadImm64(dst, number):
                 self.set_number(dst, str(number))
-            case LoadMap() | LoadFunc():
+            case LoadFunc(dst, off):
+                self.set_number(dst, str(self.slot + 1 + off))
+            case LoadMap():
                 pass
             case LoadMapValue(dst, index, offset):
                 base = self.region(index, "values")
@@ -876,6 +891,9 @@ class Lowering:
         if number_is_tail_call(helper):
             self.lower_tail_call()
             return
+        if helper.id in TIMERS:
+            self.lower_timer(helper)
+            return
         arguments: list[str] = []
         for position, arg in enumerate(helper.args, 1):
             match arg:
@@ -921,6 +939,46 @@ class Lowering:
                 raise self.provenance.unsupported(self.slot, f"bpf_{helper.name}")
             case _:
                 assert_never(helper.ret)
+
+    def lower_timer(self, helper: Helper) -> None:
+        """maps/timers.py, with what is known of the map, and the callback's number."""
+        kind = self.state.regs[1]
+        arguments = ["ptr %state", f"ptr {self.address(1, 0)}"]
+        if helper.id == TIMER_SET_CALLBACK:
+            callbacks = callbacks_of(self.provenance.insns, self.slot)
+            timed = [n for n, spec in enumerate(self.maps) if spec.timer_at >= 0]
+            if isinstance(kind, MapValue) and kind.map >= 0:
+                timed = [kind.map]
+            self.out.timers |= {(slot, index) for index in timed for slot in callbacks}
+            number = self.value(f"shl i64 {self.number_of(2)}, {CALLBACK_SHIFT}")
+            first = timer_number(self.number, (0, 0))
+            arguments.append("i64 " + self.value(f"add i64 {number}, {first}"))
+        elif helper.id == TIMER_INIT:
+            index, to_live = self.timed_map(helper)
+            arguments += [f"i64 {index}", f"i64 {to_live}", f"i64 {self.number_of(3)}"]
+        else:
+            arguments += [f"i64 {self.number_of(n)}" for n in range(2, 1 + len(helper.args))]
+        template = (timers.INIT, timers.SET_CALLBACK, timers.START, timers.CANCEL)
+        self.set_number(0, self.call_template(template[TIMERS.index(helper.id)], arguments))
+
+    def timed_map(self, helper: Helper) -> tuple[str, str]:
+        """The number of the map in r2, and how far before a timer the byte LIVE of its element is;
+        0 in an array."""
+        to_live: list[tuple[int, int]] = []
+        for one in self.provenance.map_argument(self.state, helper, self.slot):
+            if not isinstance(one, int):
+                raise self.provenance.unsupported(self.slot, "a timer in a map of a map")
+            spec = self.maps[one]
+            far = spec.timer_at + value_offset(spec.key_size) - LIVE
+            to_live.append((one, 0 if spec.type == MapType.ARRAY else far))
+        if len(to_live) == 1:
+            return str(to_live[0][0]), str(to_live[0][1])
+        number = self.value(f"ptrtoint ptr {self.pointer(2)} to i64")
+        index, chosen = self.value(f"sub i64 {number}, 1"), "0"
+        for one, far in to_live:
+            here = self.value(f"icmp eq i64 {index}, {one}")
+            chosen = self.value(f"select i1 {here}, i64 {far}, i64 {chosen}")
+        return index, chosen
 
     def call_template(self, template: Template, arguments: list[str]) -> str:
         self.use(template)
@@ -994,6 +1052,8 @@ class Lowering:
                     self.put(location, "i", self.value(f"ptrtoint ptr {pointer} to i64"))
 
     def lower_tail_call(self) -> None:
+        if self.timer is not None:
+            raise self.provenance.unsupported(self.slot, "bpf_tail_call in a timer's callback")
         if self.frame.parent is not None:
             raise self.provenance.unsupported(self.slot, "bpf_tail_call in a called function")
         kind = self.state.regs[2]
@@ -1031,6 +1091,16 @@ class Lowering:
             result = self.value(f'musttail call i32 @"prog.{number}"(ptr %state)')
             self.emit(f"ret i32 {result}")
         self.start(miss)
+
+
+def timer_number(program: int, callback: tuple[int, int]) -> int:
+    """What a callback, (slot, map index), of a program is called in its module."""
+    slot, index = callback
+    return program << 40 | slot << CALLBACK_SHIFT | index
+
+
+def timer_name(program: int, callback: tuple[int, int]) -> str:
+    return f"timer.{timer_number(program, callback)}"
 
 
 SCOPES = 100  # first number of the alias scope metadata

@@ -106,7 +106,7 @@ def compile_operations(one: Map) -> Mapping[str, Callable[..., Any]]:
     spec, workers = one.spec, one.workers
     name = cache.key("map-operations", target.host_fingerprint(), spec.type, spec.key_size,
                      spec.value_size, spec.max_entries, spec.flags, spec.map_extra,
-                     spec.lock_at, workers)[:32]
+                     spec.lock_at, spec.timer_at, workers)[:32]
     name += ".map.o"
     image = cache.get(name)
     if image is None:
@@ -140,7 +140,7 @@ def compile_batches(one: Map) -> Mapping[str, Callable[..., Any]]:
         texts["batch.table"] = _wrapper("batch.table", table, leading)
     image_name = cache.key("map-batches", target.host_fingerprint(), spec.type, spec.key_size,
                            spec.value_size, spec.max_entries, spec.flags, spec.map_extra,
-                           spec.lock_at, workers)[:32] + ".batch.o"
+                           spec.lock_at, spec.timer_at, workers)[:32] + ".batch.o"
     image = cache.get(image_name)
     if image is None:
         more = [*loops.values(), *([table] if table is not None else [])]

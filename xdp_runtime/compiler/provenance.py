@@ -90,8 +90,10 @@ class Provenance:
     """The analysis of one verified program."""
 
     def __init__(self, program: ProgramSpec, maps: tuple[MapSpec, ...], facts: Facts,
-                 entry: Entry = XDP) -> None:
+                 entry: Entry = XDP, timer: tuple[int, int] | None = None) -> None:
+        """`timer`: not the program, but the function at this slot, for timers of this map."""
         self.program, self.maps, self.facts, self.entry = program, maps, facts, entry
+        self.timer = timer
         self.insns = program.insns
         self.stack_used: dict[int, int] = {}
 
@@ -168,8 +170,8 @@ class Provenance:
                 regs[dst] = MapPtr(index)
             case LoadMapValue(dst, index, _):
                 regs[dst] = MapValue(index)
-            case LoadFunc(dst, _):
-                regs[dst] = NOTHING  # lowering knows which function it is (frames.py)
+            case LoadFunc(dst, off):
+                regs[dst] = constant(slot + 1 + off)
             case Load(dst, src_reg, off, size, _):
                 regs[dst] = self._load(state, src_reg, off, size, slot)
             case LoadAcquire(dst, src_reg, off, size):
@@ -303,16 +305,19 @@ class Provenance:
     # --- the fixed point ----------------------------------------------------------------------
 
     def analyse(self) -> Analysis:
-        frames, entered = unfold(self.insns)
+        first = self.timer[0] if self.timer is not None else 0
+        frames, entered = unfold(self.insns, first)
         start = State([NOTHING] * 11)
         start.regs[10] = StackPtr(0, 0)
         given = self.entry.memory_bytes
-        if given is None:
+        if self.timer is not None:
+            start.regs[1:4] = MapPtr(self.timer[1]), Mem(), MapValue(self.timer[1])
+        elif given is None:
             start.regs[1] = Ctx()
         else:
             start.regs[1:3] = Mem() if given else constant(0), constant(given)
-        at: dict[Node, State] = {(0, 0): start}
-        todo: list[Node] = [(0, 0)]
+        at: dict[Node, State] = {(0, first): start}
+        todo: list[Node] = [(0, first)]
         while todo:
             node = todo.pop()
             frame = frames[node[0]]

@@ -22,6 +22,7 @@ from xdp_runtime.helpers import (
     syncookie,
     task,
     text,
+    timer,
     trace,
     xdp,
 )
@@ -29,8 +30,8 @@ from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.proto import Helper
 
 _ALL = tuple(helper for family in (
-    core, clock, xdp, csum, net, fib, syncookie, loop, spin, ringbuf, dynptr, text, task, trace,
-    metadata)
+    core, clock, xdp, csum, net, fib, syncookie, loop, timer, spin, ringbuf, dynptr, text, task,
+    trace, metadata)
              for helper in family.HELPERS)
 
 HELPERS: Mapping[int, Helper] = MappingProxyType({helper.id: helper for helper in _ALL})

@@ -98,9 +98,9 @@ class Helper:
 
     @property
     def runs(self) -> bool:
-        """Is there code for it?  (The tail call and bpf_loop are lowering's own.)"""
+        """Is there code for it?  (The tail call, bpf_loop and timers are lowering's.)"""
         return self.template is not None or self.map_op is not None or self.id in (
-            TAIL_CALL, LOOP)
+            TAIL_CALL, LOOP, *TIMERS)
 
     def size_of(self, position: int) -> int:
         """Bytes of the FIXED argument there."""
@@ -108,3 +108,4 @@ class Helper:
 
 
 TAIL_CALL, LOOP = 12, 181
+TIMERS = (169, 170, 171, 172)  # init, set_callback, start, cancel

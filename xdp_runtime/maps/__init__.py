@@ -18,6 +18,7 @@ from xdp_runtime.maps.percpu_hash import PerCpuHashFamily
 from xdp_runtime.maps.queue import QueueFamily
 from xdp_runtime.maps.ringbuf import PerfEventArrayFamily, RingbufFamily
 from xdp_runtime.maps.stack_trace import StackTraceFamily
+from xdp_runtime.maps.timed import timed
 from xdp_runtime.maps.user_ringbuf import UserRingbufFamily
 from xdp_runtime.object import MapSpec, MapType
 
@@ -68,4 +69,9 @@ def family_of(spec: MapSpec) -> Family:
         raise LoadError(f"map {spec.name}",
                         f"map type {spec.type} ({type_name(spec.type)}) is not supported",
                         f"supported: {have}")
+    if spec.timer_at >= 0:
+        if spec.type not in LOCKED:  # the types are the same
+            raise LoadError(f"map {spec.name}", f"values of map type {type_name(spec.type)} cannot "
+                            "have a timer", "the kernel refuses such a map, too")
+        return timed(family, spec.timer_at, spec.value_size)
     return family

@@ -8,7 +8,8 @@ Little-endian, in this order (offsets in bytes):
     200 map_extra u64    208 BTF ids of key and value, 2 u32
     216 region table: name 16 bytes, offset u64, size u64
 
-The last 8 bytes of the page are u32 frozen and u32 offset of the spin lock in values + 1.
+The last 12 bytes of the page are u32 offset of the timer in values + 1, u32 frozen, and u32 offset
+of the spin lock in values + 1.
 A header is checked like any input: a file that
 is not one, or does not fit its own size or the layout this version makes of the definition, is
 refused.
@@ -28,6 +29,7 @@ MAGIC = b"xdpumap\0"
 VERSION = 3
 PAGE = 4096
 FROZEN = PAGE - 8  # u32, 1: user space writes no more
+TIMER_AT = PAGE - 12  # u32, offset of the timer in the values + 1, 0: none
 LOCK_AT = PAGE - 4  # u32, offset of the spin lock in the values + 1, 0: none
 NAME_BYTES = 128
 
@@ -74,7 +76,8 @@ def encode(header: Header) -> bytes:
                       spec.map_extra, spec.key_type_id, spec.value_type_id)
     for region in header.regions:
         out += _REGION.pack(region.name.encode(), region.offset, region.size_bytes)
-    return out.ljust(LOCK_AT, b"\0") + (spec.lock_at + 1).to_bytes(4, "little")
+    return (out.ljust(TIMER_AT, b"\0") + (spec.timer_at + 1).to_bytes(4, "little")
+            + bytes(LOCK_AT - FROZEN) + (spec.lock_at + 1).to_bytes(4, "little"))
 
 
 def decode(page: bytes, file_bytes: int, source: str) -> Header:
@@ -90,9 +93,10 @@ def decode(page: bytes, file_bytes: int, source: str) -> Header:
         spec = MapSpec(name.rstrip(b"\0").decode(), kind, key_size, value_size, max_entries, flags,
                        global_kind=GlobalKind(global_kind), map_extra=map_extra,
                        key_type_id=key_type_id, value_type_id=value_type_id,
-                       lock_at=int.from_bytes(page[LOCK_AT:PAGE], "little") - 1)
-        if spec.lock_at > value_size - 4:
-            raise ValueError("a lock outside the value")
+                       lock_at=int.from_bytes(page[LOCK_AT:PAGE], "little") - 1,
+                       timer_at=int.from_bytes(page[TIMER_AT:FROZEN], "little") - 1)
+        if spec.lock_at > max(value_size - 4, -1) or spec.timer_at > max(value_size - 16, -1):
+            raise ValueError("a lock or timer outside the value")
     except ValueError as error:
         raise LoadError(source, "its header is damaged") from error
     if workers == 0 or limits.refusal(spec) is not None:

@@ -55,9 +55,16 @@ class ModelMap(Protocol):
 
 
 def _unlocked(spec: MapSpec, value: bytes) -> bytes:
-    """The value with its lock free."""
-    at = spec.lock_at
+    """The value with its lock free, and without a timer."""
+    at, timer_at = spec.lock_at, spec.timer_at
+    if timer_at >= 0:
+        value = value[:timer_at] + bytes(16) + value[timer_at + 16:]
     return value if at < 0 else value[:at] + bytes(4) + value[at + 4:]
+
+
+def _shown(spec: MapSpec, cell: bytearray) -> bytes:
+    """To user space."""
+    return _unlocked(spec, bytes(cell)) if spec.timer_at >= 0 else bytes(cell)
 
 
 class ModelArray:
@@ -99,7 +106,7 @@ class ModelArray:
 
     def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
         for index in range(self.spec.max_entries):
-            yield index.to_bytes(4, "little"), bytes(self._cell(index, cpu))
+            yield index.to_bytes(4, "little"), _shown(self.spec, self._cell(index, cpu))
 
 
 class ModelHash:
@@ -120,7 +127,11 @@ class ModelHash:
         if self.spec.lock_at >= 0 and flags & BPF_F_LOCK:
             flags &= ~BPF_F_LOCK
             if key in self._cells and flags in (0, BPF_EXIST):
-                self._cells[key][:] = _unlocked(self.spec, value)
+                cell, at = self._cells[key], self.spec.timer_at
+                kept = bytes(cell[at : at + 16])
+                cell[:] = _unlocked(self.spec, value)
+                if at >= 0:
+                    cell[at : at + 16] = kept
                 return 0
         value = _unlocked(self.spec, value)
         if error := self._check(key, flags):
@@ -144,7 +155,7 @@ class ModelHash:
 
     def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
         for key, cell in self._cells.items():
-            yield key, bytes(cell)
+            yield key, _shown(self.spec, cell)
 
 
 class ModelLruHash(ModelHash):
@@ -164,7 +175,7 @@ class ModelLruHash(ModelHash):
         self._cells.pop(key, None)
         if len(self._cells) >= self.spec.max_entries:
             del self._cells[next(iter(self._cells))]
-        self._cells[key] = bytearray(value)
+        self._cells[key] = bytearray(_unlocked(self.spec, value))
         return 0
 
 
