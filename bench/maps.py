@@ -5,9 +5,9 @@
 
 The same XDP program runs on both: 64 operations a packet, each on a key that the program draws at
 random from the map's, and what its loop takes without the operation is subtracted.  The kernel runs
-it by BPF_PROG_TEST_RUN with `repeat`, the compiled program by `Program.repeat`; rounds take turns, and
-the smallest of each is shown.  With `--scaling` as many threads as the column says, each pinned to
-a core, have a share of the keys each; figures are million operations a second of all of them.
+it by BPF_PROG_TEST_RUN with `repeat`, the compiled program by `Program.repeat`; rounds take turns,
+and the smallest of each is shown.  With `--scaling` as many threads as the column says, each pinned
+to a core, have a share of the keys each; figures are million operations a second of all of them.
 """
 
 from __future__ import annotations
@@ -237,7 +237,8 @@ def main() -> int:
     parser.add_argument("--entries", type=int, default=1 << 16)
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--scaling", action="store_true")
-    parser.add_argument("--operation")
+    parser.add_argument("--operation", choices=[name for name in OPERATIONS if name != "nothing"])
+    parser.add_argument("--side", choices=("here", "kernel"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     results: dict[str, Any] = {}
@@ -247,9 +248,10 @@ def main() -> int:
             chosen = [args.operation] if args.operation else operations_of(MapType[name])
             for operation in chosen:
                 counts = [n for n in (1, 2, 4) if n <= (os.cpu_count() or 1)]
-                pair = [scaling(spec, operation, counts, args.seconds, make)
-                        for make in (our_side, kernel_side)]
-                results[f"{name} {operation}"] = {"here": pair[0], "kernel": pair[1]}
+                results[f"{name} {operation}"] = {
+                    where: scaling(spec, operation, counts, args.seconds, make)
+                    for where, make in (("here", our_side), ("kernel", kernel_side))
+                    if args.side in (None, where)}
                 if not args.json:
                     for where, found in results[f"{name} {operation}"].items():
                         print(f"{name:16} {operation:14} {where:7}" + "".join(

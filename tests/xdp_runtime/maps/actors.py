@@ -1,6 +1,6 @@
 """Four workers and a second process on one map, each with a model of what it wrote.
 
-    python -m tests.xdp_runtime.maps.actors [--seconds 30] [FAMILY...]
+    python -m tests.xdp_runtime.maps.actors [--seconds 30] [--keys 5000] [FAMILY...]
 
 Key i belongs to actor i % 5, who alone writes it and knows what must be there; all look at all
 keys.  A value is (i, random).  A worker holds the pointer that the first lookup of its batch gave
@@ -39,7 +39,7 @@ FAMILIES = (MapType.HASH, MapType.LRU_HASH, MapType.PERCPU_HASH, MapType.LRU_PER
 LOST, WRONG, HELD, REFUSED, DONE, PUSHED, POPPED, HITS = range(8)
 
 
-def _keyed(kind: MapType) -> Template:
+def _keyed(kind: MapType, keys: int) -> Template:
     trie, fixed, private = kind == MapType.LPM_TRIE, kind in ARRAYS, kind in PER_CPU
 
     def factory(m: Any) -> Any:
@@ -63,7 +63,7 @@ def _keyed(kind: MapType) -> Template:
                         enter(memory)
                         m.store_ptr(held, 0, m.null())
                 state = m.add(m.mul(state, 6364136223846793005), 1442695040888963407)
-                i = m.lshr(state, 33) % KEYS
+                i = m.lshr(state, 33) % keys
                 action = m.lshr(state, 7) & 7
                 if action > 2:
                     i = i - i % ACTORS + me
@@ -149,22 +149,23 @@ def _keyless(kind: MapType) -> Template:
     return Template(f"actor_{kind.name.lower()}", factory, "i64(ptr, ptr, ptr, i64, i64, i64)")
 
 
-def _spec(kind: MapType) -> MapSpec:
+def _spec(kind: MapType, keys: int = KEYS) -> MapSpec:
     if kind in KEYLESS:
         return MapSpec("m", kind, 0, 16, 1000)
     flags = MapFlag.NO_PREALLOC if kind == MapType.LPM_TRIE else 0
-    return MapSpec("m", kind, 8 if kind == MapType.LPM_TRIE else 4, 16, KEYS, flags=flags)
+    return MapSpec("m", kind, 8 if kind == MapType.LPM_TRIE else 4, 16, keys, flags=flags)
 
 
 def _compile(one: Map) -> Any:
     kind = MapType(one.spec.type)
-    template = _keyless(kind) if kind in KEYLESS else _keyed(kind)
+    template = _keyless(kind) if kind in KEYLESS else _keyed(kind, one.spec.max_entries)
     return compile_loops(one, template)[template.name]
 
 
-def _act(work: Any, me: int, seconds: float, memory: int) -> tuple[list[int], list[int]]:
+def _act(work: Any, me: int, seconds: float, memory: int,
+         keys: int) -> tuple[list[int], list[int]]:
     """One actor until the time is over: its counts and its model."""
-    counts, model = (ctypes.c_uint64 * 8)(), (ctypes.c_uint64 * KEYS)()
+    counts, model = (ctypes.c_uint64 * 8)(), (ctypes.c_uint64 * keys)()
     until, state = time.monotonic() + seconds, me + 1
     while time.monotonic() < until:
         state = work(ctypes.addressof(counts), memory, ctypes.addressof(model), me, state, 64_000)
@@ -177,10 +178,10 @@ def _key(spec: MapSpec, i: int) -> bytes:
     return i.to_bytes(4, "little")
 
 
-def run(kind: MapType, seconds: float) -> dict[str, int]:
+def run(kind: MapType, seconds: float, keys: int = KEYS) -> dict[str, int]:
     """All actors on a map of this family.  Raises AssertionError for what was lost."""
     with (tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
-          Map.create(_spec(kind), WORKERS, Path(folder)) as one):
+          Map.create(_spec(kind, keys), WORKERS, Path(folder)) as one):
         return _run(kind, one, Path(folder), seconds)
 
 
@@ -199,7 +200,8 @@ def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int
     results: dict[int, tuple[list[int], list[int]]] = {}
 
     def act(me: int) -> None:
-        results[me] = _act(work, me, seconds, ctypes.addressof(page) + 128 * me)
+        results[me] = _act(work, me, seconds, ctypes.addressof(page) + 128 * me,
+                           one.spec.max_entries)
 
     threads = [threading.Thread(target=act, args=(me,)) for me in range(WORKERS)]
     for thread in threads:
@@ -222,7 +224,7 @@ def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int
             rest += int.from_bytes(value[:8], "little")
         assert (total[PUSHED] - total[POPPED] - rest) % (1 << 64) == 0, "lost"
     else:
-        for i in range(KEYS):
+        for i in range(one.spec.max_entries):
             known = results[i % ACTORS][1][i]
             found = one.lookup(_key(one.spec, i))
             if isinstance(found, list):
@@ -247,15 +249,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("families", nargs="*", default=[kind.name for kind in FAMILIES])
     parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--keys", type=int, default=KEYS)
     parser.add_argument("--actor")
     args = parser.parse_args()
     if args.actor:
         memory = (ctypes.c_uint64 * 16)()
         with Map.open(Path(args.actor)) as one:
-            print(json.dumps(_act(_compile(one), WORKERS, args.seconds, ctypes.addressof(memory))))
+            print(json.dumps(_act(_compile(one), WORKERS, args.seconds, ctypes.addressof(memory),
+                                  one.spec.max_entries)))
         return 0
     for name in args.families:
-        found = run(MapType[name], args.seconds)
+        found = run(MapType[name], args.seconds, args.keys)
         print(f"{name}: {found} in {args.seconds:g} s, {os.cpu_count()} CPUs", flush=True)
     return 0
 

@@ -106,3 +106,24 @@ def test_another_workers_value() -> None:
                     assert ctypes.string_at(at, 8) == bytes([cpu]) * 8
             assert not one._operation("lookup_percpu")(0, b"abcd", 3)
             assert not one._operation("lookup_percpu")(0, b"none", 0)
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("spec", [
+    MapSpec("m", MapType.PERCPU_ARRAY, 4, 3, 1), MapSpec("m", MapType.PERCPU_ARRAY, 4, 20, 37),
+    MapSpec("m", MapType.PERCPU_HASH, 4, 3, 1), MapSpec("m", MapType.PERCPU_HASH, 4, 20, 3000),
+    MapSpec("m", MapType.LRU_PERCPU_HASH, 4, 8, 50)],
+    ids=lambda spec: f"{MapType(spec.type).name}-{spec.value_size}-{spec.max_entries}")
+def test_no_two_workers_write_to_one_cache_line(spec: MapSpec, workers: int) -> None:
+    with compiled_map(spec, workers) as one:
+        lines: list[set[int]] = [set() for _ in range(workers)]
+        for n in range(spec.max_entries):
+            key = n.to_bytes(4, "little")
+            one[key] = [bytes(spec.value_size)] * workers
+            for worker in range(workers):
+                start = one._operation("lookup")(worker, key)
+                lines[worker].update(range(start // 64, (start + spec.value_size - 1) // 64 + 1))
+        assert all(lines) and len(set.union(*lines)) == sum(len(own) for own in lines)
+        if one.has_pools:  # nor do workers' batches
+            own = {one.line(worker)[0] // 64 for worker in range(workers)}
+            assert len(own) == workers and not own & set.union(*lines)
