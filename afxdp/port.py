@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Self
+from typing import Protocol, Self
 
 from afxdp import filter as packet_filter
 from afxdp import interface, native, redirect_program, rings, sg, umem
@@ -37,12 +37,29 @@ _LINK_BYTES = 18  # Ethernet with a VLAN tag
 _NO_ZERO_COPY = (errno.EOPNOTSUPP, errno.EINVAL)
 
 
+class Attached(Protocol):
+    """What fills the sockets: a RedirectProgram, here or in the set-up process (granted.py)."""
+
+    @property
+    def filters(self) -> bool: ...
+
+    @property
+    def left(self) -> int:
+        """Packets that its filter left to the stack."""
+
+    def check(self) -> None:
+        """Raises PortError once it is not attached any more."""
+
+    def close(self) -> None:
+        """Detach it."""
+
+
 class AfxdpPort:
     """See dataplane/port.py for the contract; `open` makes one."""
 
     kind: PortKind = rings.AFXDP
 
-    def __init__(self, iface: Interface, program: RedirectProgram, opened: Sequence[Queue],
+    def __init__(self, iface: Interface, program: Attached, opened: Sequence[Queue],
                  member: socket.socket | None, deferral: Deferral | None, mode: str) -> None:
         self.name, self.ifindex, self.mtu, self.mode = iface.name, iface.ifindex, iface.mtu, mode
         self.channels, self.opened = iface.channels, tuple(opened)
@@ -58,14 +75,16 @@ class AfxdpPort:
              copy_mode: str = "auto", frame_size: int = 4096, ring_size: int = 2048,
              need_wakeup: bool = True, promisc: bool = False, unaligned: bool = False,
              pages: str = "auto", frames: int = 0, busy_poll: int = 0,
-             umems: Umems | None = None, wanted: str = "", frags: bool = False) -> Self:
+             umems: Umems | None = None, wanted: str = "", frags: bool = False,
+             passed: bool = False) -> Self:
         """Take over queues of an interface in the calling thread's network namespace.
 
         `frames` of `frame_size` bytes for each queue, 0 for twice the ring; `pages` of the umem
         as umem.PAGES; `busy_poll` packets a call of the driver, 0 for interrupts; `umems` that
         other ports of the run share; `wanted` a filter (filter.py), what it does not match goes
-        to the stack; `frags` for programs that take packets in several frames.  Raises
-        ConfigError (an option is wrong), PortError or OutOfMemory (the host refuses); the interface is then as it was.
+        to the stack; `frags` for programs that take packets in several frames; `passed`: the
+        umem can be given to another process.  Raises ConfigError (an option is wrong), PortError or
+        OutOfMemory (the host refuses); the interface is then as it was.
         """
         mode = "generic" if mode == "skb" else mode  # as iproute2 calls it
         zero_copy = copy_mode != "copy" and mode != "generic"
@@ -86,7 +105,8 @@ class AfxdpPort:
             found = interface.query(iface)  # virtio_net: other channels than before
             indices = _choose_queues(found, queues)
             opened, why_copy = _open_queues(found, indices, undo, copy_mode, shape,
-                                            umems or Umems(len(indices), len(indices)))
+                                            umems or Umems(len(indices), len(indices),
+                                                           passed=passed))
             deferral = napi.defer(found.name, found.ifindex) if busy_poll else None
             if deferral is not None:
                 undo.callback(deferral.restore)
@@ -115,9 +135,14 @@ class AfxdpPort:
             for queue in self.opened:
                 total.update(queue.statistics())
             self._statistics = dict(total)
-            if self._program.left_fd >= 0:
+            if self._program.filters:
                 self._statistics["filtered"] = self._program.left
         return dict(self._statistics)
+
+    def check(self) -> None:
+        """Raises PortError for what the port does not survive."""
+        if not self._closed:
+            self._program.check()
 
     def silence(self) -> list[str]:
         """Why it may have received nothing so far."""

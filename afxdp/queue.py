@@ -83,10 +83,11 @@ class Shape:
 class Queue:
     """An open queue.  Raises BindError, OutOfMemory or PortError; close() gives all back.
 
-    `frames` is its umem; where that has a leader already, the socket shares it.
+    `frames` is its umem; where that has a leader already, the socket shares it.  With `fd` the
+    socket is one that another process has bound and given frames.
     """
 
-    def __init__(self, ifname: str, index: int, shape: Shape, frames: Umem) -> None:
+    def __init__(self, ifname: str, index: int, shape: Shape, frames: Umem, fd: int = -1) -> None:
         self._ffi, self._lib = native.load()
         self.ifname, self.index, self.shape, self.umem = ifname, index, shape, frames
         self.fd, self.alone = -1, ""  # why it shares no umem though it should
@@ -96,10 +97,19 @@ class Queue:
         self._memory = mmap.mmap(-1, rings.BLOCK_SIZE_BYTES)
         self.address = xsk.address_of(self._memory)
         try:
-            self._open()
+            if fd < 0:
+                self._open()
+            else:
+                self._adopt(fd)
         except BaseException:
             self.close()
             raise
+
+    def _adopt(self, fd: int) -> None:
+        self._socket = Socket(fd)
+        self.fd = self._socket.fd
+        self._rings = self._socket.map_rings(self.shape.ring_size)
+        self._write_block()
 
     def _open(self) -> None:
         shape, frames = self.shape, self.umem
@@ -237,7 +247,7 @@ def open_queue(ifname: str, index: int, shape: Shape, umems: Umems | None = None
     umems = umems or Umems(1, 1)
     deadline, alone = time.monotonic() + BUSY_RETRY_S, ""
     while True:
-        frames = Umem(shape.layout, shape.frames) if alone \
+        frames = umems.own(shape.layout, shape.frames) if alone \
             else umems.find(position, shape.layout, shape.frames)
         sharing = frames.leader != umem.NOBODY
         try:

@@ -85,12 +85,19 @@ class RedirectProgram:
     left_fd: int = -1  # of a filter
 
     @property
+    def filters(self) -> bool:
+        return self.left_fd >= 0
+
+    @property
     def left(self) -> int:
         """Packets that the filter left to the stack."""
-        if self.left_fd < 0:
+        if not self.filters:
             return 0
         counts = map_lookup(self.left_fd, bytes(4), 8 * possible_cpus())
         return sum(struct.unpack(f"={len(counts) // 8}Q", counts))
+
+    def check(self) -> None:
+        """It stays attached while the link is open."""
 
     def admit(self, queue: int, socket_fd: int) -> None:
         """From now on the queue's packets go to this socket."""

@@ -54,26 +54,38 @@ class Umem:
 
     `leader` is the descriptor of the socket it is registered with, NOBODY before and GONE once
     that is closed: nobody may join any more.  `users` counts the queues, and the last one that
-    leaves closes it.  With `fd` the memory is that of another process, registered there.
+    leaves closes it.  With `passed` it lies in a file without a name, `fd`, which another process
+    can be given: there Umem(layout, frames, fd=fd) is the same memory with the same pool.
     """
 
-    def __init__(self, layout: Layout, frames: int, fd: int = -1) -> None:
+    def __init__(self, layout: Layout, frames: int, *, passed: bool = False, fd: int = -1) -> None:
         self.layout, self.frames = layout, frames
         self.size_bytes = -(-frames * layout.frame_size // mmap.PAGESIZE) * mmap.PAGESIZE
         self.leader, self.users, self.said = NOBODY, 0, ""
-        self._memory, start = self._map(fd)
+        pool_bytes = rings.POOL_SIZE_BYTES + 8 * frames
+        self.fd = make_memory(self.size_bytes + pool_bytes) if passed else fd
+        if self.fd >= 0:
+            self.said = "passed on by the set-up process"
+            self._memory, start = mmap.mmap(self.fd, self.size_bytes, mmap.MAP_SHARED), 0
+            self._pool = mmap.mmap(self.fd, pool_bytes, mmap.MAP_SHARED, offset=self.size_bytes)
+        else:
+            self._memory, start = self._map()
+            self._pool = mmap.mmap(-1, pool_bytes)
         self.address = address_of(self._memory) + start
-        self._pool = mmap.mmap(-1, rings.POOL_SIZE_BYTES + 8 * frames)
         self.pool = address_of(self._pool)
-        struct.pack_into("=3Q", self._pool, 0, frames, self.pool + rings.POOL_SIZE_BYTES, frames)
+        struct.pack_into("=Q", self._pool, rings.STACK, self.pool + rings.POOL_SIZE_BYTES)
+        if fd < 0:
+            self._fill_pool()
+
+    def _fill_pool(self) -> None:
+        layout, frames = self.layout, self.frames
+        struct.pack_into("=Q", self._pool, rings.FREE, frames)
+        struct.pack_into("=Q", self._pool, rings.FRAMES, frames)
         addresses = range(0, frames * layout.frame_size, layout.frame_size)
         struct.pack_into(f"={frames}Q", self._pool, rings.POOL_SIZE_BYTES, *reversed(addresses))
 
-    def _map(self, fd: int) -> tuple[mmap.mmap, int]:
+    def _map(self) -> tuple[mmap.mmap, int]:
         """The memory, and where in it the frames begin."""
-        if fd >= 0:
-            self.said = "shared with the process that set it up"
-            return mmap.mmap(fd, self.size_bytes, mmap.MAP_SHARED), 0
         size = -(-self.size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         why = "" if self.layout.pages != "ordinary" else "ordinary pages"
         if not why:
@@ -132,6 +144,9 @@ class Umem:
     def close(self) -> None:
         for memory in (self._memory, self._pool):
             memory.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class Umems:
@@ -139,11 +154,11 @@ class Umems:
 
     Queue number i of every port (as opened) is worker i % workers', see dataplane/engine.py.
     `queues` is how many queues there will be in all, for the size; a queue that was not foreseen
-    gets a umem of its own.
+    gets a umem of its own.  `passed`: see Umem.
     """
 
-    def __init__(self, workers: int, queues: int) -> None:
-        self.workers, self._queues = max(workers, 1), queues
+    def __init__(self, workers: int, queues: int, *, passed: bool = False) -> None:
+        self.workers, self.queues, self.passed = max(workers, 1), queues, passed
         self._shared: dict[int, Umem] = {}
 
     def find(self, position: int, layout: Layout, frames: int) -> Umem:
@@ -151,12 +166,21 @@ class Umems:
         worker = position % self.workers
         umem = self._shared.get(worker)
         if umem is None or umem.users == 0:
-            each = -(-self._queues // self.workers)
-            umem = self._shared[worker] = Umem(layout, frames * each)
+            each = -(-self.queues // self.workers)
+            umem = self._shared[worker] = self._make(layout, frames * each)
         elif umem.layout != layout or umem.free < frames or umem.leader == GONE:
-            umem = Umem(layout, frames)
+            return self.own(layout, frames)
         umem.users += 1
         return umem
+
+    def own(self, layout: Layout, frames: int) -> Umem:
+        """One for a queue that cannot share."""
+        umem = self._make(layout, frames)
+        umem.users = 1
+        return umem
+
+    def _make(self, layout: Layout, frames: int) -> Umem:
+        return Umem(layout, frames, passed=self.passed)
 
 
 def _huge_refusal(size_bytes: int) -> str:

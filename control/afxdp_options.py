@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from control import options
@@ -37,6 +38,8 @@ OPTIONS = (
            choices=("auto", "shared", "own"), default="auto"),
     Option("--filter", "packets to take, such as 'tcp port 80' or 'not (icmp or src 10.0.0.0/8)'; "
            "all others go to the stack untouched", "EXPRESSION", default=""),
+    Option("--setup-socket", "of an xdpu setup, which then does all that needs privileges", "PATH",
+           default=""),
 )
 _DEFAULTS: dict[str, Any] = {
     next(name for name in option.names.split() if name.startswith("--"))[2:].replace("-", "_"):
@@ -64,15 +67,22 @@ def share(args: Namespace, counts: Sequence[int]) -> None:
 
     wanted = args.umem == "shared" or (args.umem == "auto" and len(counts) > 1)
     args.umems = Umems(min(*counts, max_workers()), sum(counts)) if wanted else None
+    args.setup = None
+    if args.setup_socket:
+        from afxdp.granted import Grants
+        args.setup = Grants(Path(args.setup_socket))
 
 
 def open_port(args: Namespace, name: str) -> AfxdpPort:
     """Raises what AfxdpPort.open raises."""
     from afxdp.port import AfxdpPort
 
-    return AfxdpPort.open(
-        name, args.queue, args.mode, copy_mode=args.copy_mode, frame_size=args.frame_size,
-        ring_size=args.ring_size, need_wakeup=args.need_wakeup == "on", promisc=args.promisc,
-        unaligned=args.unaligned, pages=args.umem_pages, frames=args.frames,
-        busy_poll=args.busy_poll_budget, umems=args.umems, wanted=args.filter,
-        frags=args.frags)
+    wishes = {"mode": args.mode, "copy_mode": args.copy_mode, "frame_size": args.frame_size,
+              "ring_size": args.ring_size, "need_wakeup": args.need_wakeup == "on",
+              "promisc": args.promisc, "unaligned": args.unaligned, "frames": args.frames,
+              "busy_poll": args.busy_poll_budget, "wanted": args.filter, "frags": args.frags}
+    if args.setup is not None:
+        shared = args.umems is not None
+        return args.setup.open(name, args.queue, args.umems.workers if shared else 1,
+                               args.umems.queues if shared else 1, shared, wishes)
+    return AfxdpPort.open(name, args.queue, pages=args.umem_pages, umems=args.umems, **wishes)

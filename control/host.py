@@ -47,6 +47,9 @@ class Watchdog:
     def check(self) -> None:
         """Raises PortError when an interface is gone."""
         for port in self._ports():
+            check: Callable[[], None] | None = getattr(port, "check", None)
+            if check is not None:
+                check()
             if port.ifindex:
                 now = self._look(port)
                 before = self._seen.get(port.ifindex) or replace(

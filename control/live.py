@@ -20,7 +20,15 @@ from dataclasses import dataclass, field
 from control import setmap
 from control.changes import Changes
 from control.host import Watchdog, choose_cpus, refuse_shared, say_cpus, used_cpus
-from control.ports import foresee, is_stackless, open_own_tap, open_port, tap_name
+from control.ports import (
+    foresee,
+    is_stackless,
+    open_own_tap,
+    open_port,
+    open_stand_in,
+    take_over,
+    tap_name,
+)
 from control.progress import Progress
 from control.run import finish, stop_engine
 from control.server import ControlServer
@@ -74,8 +82,7 @@ class Live:
         names = list(self.ports)
         title = tap_name(name, names.index(name), names)
         tap = open_own_tap(self.ports[name], title, workers) if self.is_dpdk \
-            else TapPort.open(title, workers,
-                              frame_size=TapPort.frame_size_for(self.ports[name].mtu))
+            else open_stand_in(self.args, self.ports[name], title, workers)
         self.undo[name].callback(tap.close)
         self.taps[name] = tap
         self.undo[name].callback(self.taps.pop, name)
@@ -85,7 +92,7 @@ class Live:
         tap = self.taps.get(name)
         if tap is None or self.is_dpdk:
             return
-        stand_in = takeover.Takeover(name, tap.name, self.run_dir.path)
+        stand_in = take_over(self.args, name, tap.name, self.run_dir.path)
         self.undo[name].callback(stand_in.restore)
         stand_in.apply()
         self.stand_ins[tap.ifindex] = self.ports[name].ifindex

@@ -6,15 +6,21 @@ import socket
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from control import afxdp_options, features
 from dataplane import hostwrite
 from dataplane import netlink as nl
 from dataplane.hostnet import IFF_UP
 from dataplane.port import Port, PortKind
+from dataplane.takeover import Takeover
 from dataplane.tap import TAP, TapPort
 from dataplane.tap_device import open_tap
 from xdp_runtime.errors import ConfigError, PortError
+
+if TYPE_CHECKING:
+    from afxdp.granted import StandIn
 
 _NEEDS = {"afxdp": ("net_admin", "net_raw", "cap_bpf"), "afpacket": ("net_admin", "net_raw"),
           "tap": ("net_admin",), "dpdk": ()}
@@ -42,6 +48,8 @@ def foresee(args: Namespace) -> tuple[PortKind, int]:
             from dataplane.af_packet import AfPacketPort
             kind, counts = AfPacketPort.kind, [_count(args.queue, 1) for _ in found]
     needs = [*_NEEDS[args.port], *(() if is_stackless(args) else ("tap",))]
+    if args.port == "afxdp" and args.setup is not None:
+        needs = []  # the set-up process has them
     for name in dict.fromkeys(needs):
         result = features.find(name).run()
         if result.ok is False:
@@ -107,6 +115,23 @@ def open_own_tap(port: Port, name: str, queues: int) -> TapPort:
         tap.close()
         raise
     return tap
+
+
+def open_stand_in(args: Namespace, port: Port, name: str, queues: int) -> TapPort:
+    """A TAP that will have the port's addresses; the set-up process makes it where there is one."""
+    frame_size = TapPort.frame_size_for(port.mtu)
+    if args.port == "afxdp" and args.setup is not None:
+        made: TapPort = args.setup.open_tap(port.name, name, queues, frame_size)
+        return made
+    return TapPort.open(name, queues, frame_size=frame_size)
+
+
+def take_over(args: Namespace, name: str, tap: str, run_dir: Path) -> Takeover | StandIn:
+    """How the TAP comes to stand in for the interface: apply() it, and restore()."""
+    if args.port == "afxdp" and args.setup is not None:
+        from afxdp.granted import StandIn as Granted
+        return Granted(args.setup, name)
+    return Takeover(name, tap, run_dir)
 
 
 def tap_name(iface: str, position: int, all_names: Sequence[str]) -> str:

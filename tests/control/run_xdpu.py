@@ -51,13 +51,14 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> A
 class Run:
     """`xdpu run -j` in a namespace; the `with` block ends it if it is still there."""
 
-    def __init__(self, ns: str, *argv: str, **env: str) -> None:
-        prefix = ["ip", "netns", "exec", ns] if ns else []
+    def __init__(self, ns: str, *argv: str, prefix: Sequence[str] = (),
+                 python: str = sys.executable, **env: str) -> None:
+        prefix = [*(["ip", "netns", "exec", ns] if ns else []), *prefix]
         self.records: list[dict[str, Any]] = []
         self.errors = ""
         self._rest = b""
         self.process = subprocess.Popen(
-            [*prefix, *command("run", *argv, "-j")], stdout=subprocess.PIPE,
+            [*prefix, python, *command("run", *argv, "-j")[1:]], stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=environment(**env), cwd="/")
         for pipe in (self.process.stdout, self.process.stderr):
             assert pipe is not None
