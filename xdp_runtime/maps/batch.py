@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from xdp_runtime import btf as bt
 from xdp_runtime.maps import batch_loops, limits, type_name
 from xdp_runtime.maps.family import BPF_F_LOCK, round_up
+from xdp_runtime.maps.timed import TIMER_BYTES
 from xdp_runtime.maps.typed import BtfCodec
 from xdp_runtime.object import MapType
 
@@ -261,6 +262,8 @@ def _width(one: Map) -> int:
 def _shown(one: Map, keys: Any, values: Any) -> tuple[Any, Any]:
     key_type, value_type = dtypes(one)
     size, count = one.spec.value_size, len(keys)
+    if one.spec.timer_at >= 0:
+        values[:, one.spec.timer_at:one.spec.timer_at + TIMER_BYTES] = 0
     if one.family.per_cpu:
         values = values.reshape(count, one.workers, round_up(size, 8))[:, :, :size]
     return _view(keys, key_type), _view(values, value_type)

@@ -244,6 +244,7 @@ def test_user_space(number: int) -> None:
         program.run(armed(number))
         value = one.lookup(key)
         assert isinstance(value, bytes) and value[8:24] == bytes(16)
+        assert not any(one.to_numpy()[1]["timer"].tobytes())
         wait(program.run_timers)
         assert fired(one) == 1
         program.run(armed(number))
