@@ -78,7 +78,7 @@ class Grants:
         """As AfxdpPort.open, done there; `in_all` queues of all interfaces, for the umems' size."""
         answer, fds = self.ask("open", iface, queues=queues, workers=workers, in_all=in_all,
                                shared=shared, options=options)
-        program = GrantedProgram(self, iface, bool(answer["filters"]))
+        program = GrantedProgram(self, iface, answer["xdp_mode"], bool(answer["filters"]))
         opened: list[Queue] = []
         try:
             shapes = [Shape(**one["shape"]) for one in answer["queues"]]
@@ -117,6 +117,7 @@ class GrantedProgram:
 
     grants: Grants
     iface: str
+    mode: str
     filters: bool
     _closed: bool = False
     _left: int = 0

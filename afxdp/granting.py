@@ -135,7 +135,7 @@ class Session:
         self.note(f"{name} opened: {port.mode}")
         answer = {
             "ifindex": port.ifindex, "mtu": port.mtu, "channels": port.channels,
-            "mode": port.mode, "filters": bool(options.get("wanted")),
+            "mode": port.mode, "xdp_mode": port.xdp_mode, "filters": bool(options.get("wanted")),
             "umems": [{"number": number, "frames": one.frames} for number, one in fresh.items()],
             "queues": [{"index": queue.index, "umem": self._numbers[id(queue.umem)],
                         "shape": asdict(queue.shape)} for queue in port.opened]}

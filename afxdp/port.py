@@ -41,6 +41,10 @@ class Attached(Protocol):
     """What fills the sockets: a RedirectProgram, here or in the set-up process (granted.py)."""
 
     @property
+    def mode(self) -> str:
+        """"native" or "generic"."""
+
+    @property
     def filters(self) -> bool: ...
 
     @property
@@ -65,6 +69,7 @@ class AfxdpPort:
         self.channels, self.opened = iface.channels, tuple(opened)
         self.kind = kind_of(opened[0].shape.frags)
         self.queues: Sequence[PortQueue] = [queue.port_queue for queue in opened]
+        self.xdp_mode = program.mode  # native or generic
         self._program, self._member, self._deferral = program, member, deferral
         self._gone = self._closed = False
         self._statistics: dict[str, int] = {}

@@ -112,13 +112,13 @@ class Changes:
             with ExitStack() as undo:
                 live.open(name)
                 undo.callback(live.close, name)
-                live.open_tap(name, len(engine.workers))
+                live.open_stack(name, len(engine.workers))
                 port = live.ports[name]
-                engine.add_port(port, live.taps.get(name))
+                engine.add_port(port, live.stacks.get(name))
                 undo.callback(engine.remove_port, port.name)
                 live.take_over(name)
                 undo.pop_all()
-            if name in live.taps:
+            if name in live.stacks:
                 say_way_in(live, name)
             return self._done(f"{engine.program.spec.name} runs on {name}, too: {port.mode}",
                               iface=name, mode=port.mode)

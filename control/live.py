@@ -21,7 +21,9 @@ from control import setmap
 from control.changes import Changes
 from control.host import Watchdog, choose_cpus, refuse_shared, say_cpus, used_cpus
 from control.ports import (
+    choose_stack,
     foresee,
+    foresee_stack,
     is_stackless,
     open_own_tap,
     open_port,
@@ -38,8 +40,9 @@ from dataplane import loop, rundir, takeover
 from dataplane.engine import Engine
 from dataplane.fibmirror import FibMirror
 from dataplane.keeper import Keeper
+from dataplane.live_port import LivePort
 from dataplane.port import Port, PortKind
-from dataplane.tap import TAP, TapPort
+from dataplane.tap import TapPort
 from xdp_runtime.compiler import link
 from xdp_runtime.object import Object, ProgramSpec
 
@@ -52,7 +55,8 @@ class Live:
     run_dir: rundir.RunDir
     signals: Signals
     ports: dict[str, Port] = field(default_factory=dict)  # by interface, in the engine's order
-    taps: dict[str, TapPort] = field(default_factory=dict)
+    stacks: dict[str, Port] = field(default_factory=dict)  # where XDP_PASS of it goes
+    why_tap: dict[str, str] = field(default_factory=dict)
     undo: dict[str, ExitStack] = field(default_factory=dict)
     stand_ins: dict[int, int] = field(default_factory=dict)  # TAP -> interface taken over
     fib: FibMirror | None = None
@@ -61,7 +65,7 @@ class Live:
 
     @property
     def every(self) -> list[Port]:
-        return [*self.ports.values(), *self.taps.values()]
+        return [*self.ports.values(), *self.stacks.values()]
 
     @property
     def is_dpdk(self) -> bool:
@@ -76,21 +80,27 @@ class Live:
             undo.callback(self.ports.pop, name)
             self.undo[name] = undo.pop_all()
 
-    def open_tap(self, name: str, workers: int) -> None:
+    def open_stack(self, name: str, workers: int) -> None:
+        """The way of XDP_PASS: live frames into the interface itself, or a TAP in its place."""
         if is_stackless(self.args):
             return
-        names = list(self.ports)
-        title = tap_name(name, names.index(name), names)
-        tap = open_own_tap(self.ports[name], title, workers) if self.is_dpdk \
-            else open_stand_in(self.args, self.ports[name], title, workers)
-        self.undo[name].callback(tap.close)
-        self.taps[name] = tap
-        self.undo[name].callback(self.taps.pop, name)
+        port = self.ports[name]
+        way, self.why_tap[name] = choose_stack(self.args, port)
+        if way == "live":
+            stack: Port = LivePort(name, port.ifindex, port.mtu, workers)
+        else:
+            names = list(self.ports)
+            title = tap_name(name, names.index(name), names)
+            stack = open_own_tap(port, title, workers) if self.is_dpdk \
+                else open_stand_in(self.args, port, title, workers)
+        self.undo[name].callback(stack.close)
+        self.stacks[name] = stack
+        self.undo[name].callback(self.stacks.pop, name)
 
     def take_over(self, name: str) -> None:
         """From now on its TAP stands in for the interface."""
-        tap = self.taps.get(name)
-        if tap is None or self.is_dpdk:
+        tap = self.stacks.get(name)
+        if not isinstance(tap, TapPort) or self.is_dpdk:
             return
         stand_in = take_over(self.args, name, tap.name, self.run_dir.path)
         self.undo[name].callback(stand_in.restore)
@@ -165,7 +175,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
 
 def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec, kind: PortKind,
                    workers: int) -> None:
-    back = [] if is_stackless(args) else [TAP]
+    back = [] if is_stackless(args) else [foresee_stack(args)]
     around = loop.unit([kind], back, spec.has_frags)
     link.compile_program(obj, spec, workers, args.opt, [around], args.fuel)
 
@@ -188,11 +198,11 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
         live.open(name)
     workers = min(len(port.queues) for port in live.ports.values())
     for name in args.iface:
-        live.open_tap(name, workers)
+        live.open_stack(name, workers)
     signals.check()
     live.cpus = choose_cpus(args.cpu, workers, used_cpus())
-    stack = {position: live.taps[name] for position, name in enumerate(live.ports)
-             if name in live.taps}
+    stack = {position: live.stacks[name] for position, name in enumerate(live.ports)
+             if name in live.stacks}
     engine = Engine(obj, list(live.ports.values()), program=spec.name, stack=dict(stack),
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
                     look_ahead=args.look_ahead,
@@ -242,11 +252,11 @@ def _announce(args: Namespace, live: Live, engine: Engine) -> None:
         note(f"{spec.name} of {engine.program.object.name} runs on {port.name}: {port.mode}")
     count = len(engine.workers)
     note(f"{count} worker{'s' * (count > 1)}, {say_cpus(live.cpus)}, pid {os.getpid()}")
-    for name in live.taps:
+    for name in live.stacks:
         say_way_in(live, name)
-    if not live.taps and args.port == "dpdk" and not args.no_stack:
+    if not live.stacks and args.port == "dpdk" and not args.no_stack:
         note("XDP_PASS needs no TAP: the kernel keeps its own copy of every frame of this device")
-    elif not live.taps:
+    elif not live.stacks:
         note("XDP_PASS has no stack to go to: such frames are counted and dropped")
     if live.cpus and len(live.cpus) < count:
         note(f"{count} workers share {len(live.cpus)} CPUs")
@@ -255,13 +265,18 @@ def _announce(args: Namespace, live: Live, engine: Engine) -> None:
             "type": "start", "ts": round(time.time(), 3), "name": "+".join(args.iface),
             "run": live.run_dir.name, "pid": os.getpid(), "program": spec.name,
             "modes": {port.name: port.mode for port in live.ports.values()},
-            "taps": {name: tap.name for name, tap in live.taps.items()},
+            "taps": {name: tap.name for name, tap in live.stacks.items()
+                     if isinstance(tap, TapPort)},
+            "stack": {name: stack.mode for name, stack in live.stacks.items()},
             "workers": count, "cpus": live.cpus}), flush=True)
 
 
 def say_way_in(live: Live, name: str) -> None:
-    tap = live.taps[name].name
-    note(f"XDP_PASS of {name} goes to the stack by {tap}, which has "
+    if isinstance(live.stacks[name], LivePort):
+        note(f"XDP_PASS of {name} goes to the stack by {name} itself: {live.stacks[name].mode}")
+        return
+    tap, why = live.stacks[name].name, live.why_tap[name]
+    note(f"XDP_PASS of {name} goes to the stack by {tap}{f' ({why})' if why else ''}, which has "
          + (f"no address yet: ip addr add ... dev {tap}" if live.is_dpdk
             else "its addresses meanwhile"))
 

@@ -13,6 +13,8 @@ from control import afxdp_options, features
 from dataplane import hostwrite
 from dataplane import netlink as nl
 from dataplane.hostnet import IFF_UP
+from dataplane.injector import FRAME_MAX
+from dataplane.live_port import LIVE, longest
 from dataplane.port import Port, PortKind
 from dataplane.takeover import Takeover
 from dataplane.tap import TAP, TapPort
@@ -66,6 +68,31 @@ def is_stackless(args: Namespace) -> bool:
         from dpdk.port import KERNEL_SEES
         return any(text.startswith(KERNEL_SEES) for text in args.devices.values())
     return bool(args.no_stack or args.port == "tap")
+
+
+def foresee_stack(args: Namespace) -> PortKind:
+    """The likely kind of port behind which the stack will be."""
+    may = args.stack != "tap" and args.port == "afxdp" and not args.setup_socket
+    return LIVE if may and args.mode not in ("generic", "skb") else TAP
+
+
+def choose_stack(args: Namespace, port: Port) -> tuple[str, str]:
+    """The way of XDP_PASS, "live" or "tap", and why it is not live frames where that would be
+    better.  Raises PortError when --stack live cannot be."""
+    if args.stack == "tap":
+        return "tap", ""
+    why = ""
+    if args.port != "afxdp":
+        why = f"live frames need XDP on the interface, which --port {args.port} does without"
+    elif args.setup is not None:
+        why = "live frames need privileges, which the set-up process keeps to itself"
+    elif getattr(port, "xdp_mode", "native") != "native":
+        why = "live frames would run through generic XDP again"
+    elif longest(port.mtu) > FRAME_MAX:
+        why = f"live frames take {FRAME_MAX} bytes, the MTU is {port.mtu}"
+    if why and args.stack == "live":
+        raise PortError(f"--stack live on {port.name}", why, "--stack tap")
+    return ("tap", why) if why else ("live", "")
 
 
 def open_port(args: Namespace, name: str, mended: bool) -> Port:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -124,6 +125,17 @@ class Watch:
                     print(f"trace {worker.number}: {text.rstrip()}", file=sys.stderr, flush=True)
 
     # ---- status lines ----------------------------------------------------------------------------
+    def _is_read(self) -> bool:
+        """Would a line go through?  A reader that has stopped must not stop us, too."""
+        try:
+            readable = bool(select.select([], [self.out], [], 0)[1])
+        except (OSError, ValueError, AttributeError):  # no descriptor: nothing that could fill up
+            return True
+        if not readable and "unread" not in self._said:
+            self._said.add("unread")
+            note("standard output is not read: status lines are left out until it is")
+        return readable
+
     def _status(self) -> None:
         now_s = time.monotonic()
         passed_s, self._at_s = now_s - self._at_s, now_s
@@ -135,7 +147,9 @@ class Watch:
         self._flows = flows
         total, rate = stats.total(), sum_up(rates)
         extended = self.signals.quits % 2 == 1
-        if self.as_json:
+        if not self._is_read():
+            pass
+        elif self.as_json:
             record: dict[str, object] = {
                 "type": "status", "ts": round(time.time(), 3), "name": self.name,
                 "interval_s": round(passed_s, 3), "per_second": rate, "total": total}

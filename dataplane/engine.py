@@ -21,7 +21,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -85,10 +85,13 @@ class Worker:
         self._between: tuple[Callable[[], None], threading.Event] | None = None
 
     def prepare(self, program: Program, flows: Sequence[Flow], stats: Stats,
-                settings: Mapping[int, int]) -> None:
-        """Write all of the control block; of a running worker only `between` batches."""
+                settings: Mapping[int, int], paused: Container[str] = ()) -> None:
+        """Write all of the control block; of a running worker only `between` batches.
+
+        Flows of the ports named in `paused` rest."""
         self.flows = list(flows)
-        fds = [self._event, *(f.queue.poll_fd for f in self.flows)]  # poll(2) passes over -1
+        fds = [self._event, *(-1 if f.owner in paused else f.queue.poll_fd  # poll(2) passes over
+                              for f in self.flows)]
         numbers = {layout.C_WORKER_ID: self.number, layout.C_FLOWS: len(self.flows),
                    layout.C_POLLFD_COUNT: len(fds), layout.C_RINGS: len(self.rings), **settings}
         pointers = {layout.C_BATCH: self._batch, layout.C_POLLFDS: self._pollfds,
@@ -108,6 +111,7 @@ class Worker:
                 base + layout.F_IFINDEX: flow.port.ifindex,
                 base + layout.F_RX_QUEUE: flow.queue.index,
                 base + layout.F_PARTNER: flow.partner + 1,
+                base + layout.F_PAUSED: int(flow.owner in paused),
                 base + layout.F_TIMESTAMPS: int(flow.port.kind.timestamps),
                 base + layout.F_CHAINS: int(flow.port.kind.chain is not None),
             }
@@ -478,10 +482,8 @@ class Engine:
         old, self.program = self.program, program
         self.ports, self.stack = ports, stack
         self._all_between(lambda worker: worker.prepare(program, rows[worker.number], self.stats,
-                                                        self._settings))
+                                                        self._settings, self.paused))
         self._describe()
-        for name in list(self.paused):
-            self.pause(name)
         if old is not program:
             old.close(keep=program.all_maps)
 

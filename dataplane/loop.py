@@ -293,8 +293,7 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
     publish, collect, all_done = m.extern(PUBLISH), m.extern(COLLECT), m.extern(ALL_DONE)
     lie_down, get_up = m.extern(LIE_DOWN), m.extern(GET_UP)
     publish_rings = m.extern(PUBLISH_RINGS)
-    flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
-    flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
+    flush_all = m.extern(FLUSH_ALL)
     fire, sleep_until_due = m.symbol(TIMERS, "i64(ptr, i64)"), m.extern(SLEEP_UNTIL_DUE)
 
     def worker(control):  # type: ignore
@@ -327,13 +326,7 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
             m.store_u64(control, C_ROUNDS, rounds)
             if work != 0 or idle == 0:
                 m.store_u32(control, C_WHERE, _FLUSHING)
-                for i in range(flows):
-                    flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
-                    q = m.load_ptr(flow, F_QUEUE)
-                    if m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
-                        flush_front(m.load_u32(flow, F_KIND), q)
-                    else:
-                        flush_back(m.load_u32(flow, F_KIND), q)
+                flush_all(control)
             m.store_u32(control, C_WHERE, _BETWEEN)
             due = fire(m.load_ptr(control, C_PROGRAM_MEMORY), m.load_u32(control, C_WORKER_ID))
             if due == 0:  # more timers than are fired at once
@@ -370,9 +363,28 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
             elif ready <= 0 and spin > _SPIN_MIN:
                 spin = spin // 2
             idle = 1
+        flush_all(control)  # twice: a port may wait for the second to send what it has collected
+        flush_all(control)
         return 0
 
     return worker
+
+
+def _flush_all(m: Any) -> Factory:
+    flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
+    flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
+
+    def flush_all(control):  # type: ignore
+        for i in range(m.load_u32(control, C_FLOWS)):
+            flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
+            q = m.load_ptr(flow, F_QUEUE)
+            if m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
+                flush_front(m.load_u32(flow, F_KIND), q)
+            else:
+                flush_back(m.load_u32(flow, F_KIND), q)
+        return 0
+
+    return flush_all
 
 
 def _now(m: Any) -> Factory:
@@ -419,6 +431,7 @@ NOTE_LATENCY = Template("note_latency", _note_latency, "i64(ptr, i64)", inline=F
 DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, ptr, i64)",
                    (COUNT_UP, FIND_FLOW, ELSEWHERE, NOTE))
 STACK_FLOW = Template("stack_flow", _stack_flow, "i64(ptr, ptr)", (COUNT_UP,), inline=False)
+FLUSH_ALL = Template("flush_all", _flush_all, "i64(ptr)", inline=False)
 
 
 def _loop(suffix: str, several: int, dispose: Template) -> Template:
@@ -427,8 +440,8 @@ def _loop(suffix: str, several: int, dispose: Template) -> Template:
                     "i64(ptr, ptr)", (dispose, COUNT_UP, ENTER, LEAVE, LOOK_AHEAD, JUDGE,
                                       chains.BEGIN, chains.END))
     return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
-                    (flow, STACK_FLOW, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT, ALL_DONE,
-                     LIE_DOWN, GET_UP, PUBLISH_RINGS, SLEEP_UNTIL_DUE))
+                    (flow, STACK_FLOW, FLUSH_ALL, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT,
+                     ALL_DONE, LIE_DOWN, GET_UP, PUBLISH_RINGS, SLEEP_UNTIL_DUE))
 
 
 LOOP, LOOP_FRAGS = _loop("", 0, DISPOSE), _loop("_frags", 1, chains.dispose(DISPOSE))

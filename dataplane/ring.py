@@ -199,7 +199,7 @@ class PacketRing:
                 if count:
                     found = True
                     yield self._view(number, start % SLOTS, count, port, queue, worker)
-                    if not self.is_open:
+                    if self._fd < 0:  # closed while its reader had it
                         return
                     self._set_consumed(number, start + count)
             if found:

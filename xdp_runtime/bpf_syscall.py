@@ -22,6 +22,7 @@ from functools import cache
 from xdp_runtime.errors import LoadError, PortError, VerifyError
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
+BPF_NUMBER = _NR_BPF.get(platform.machine(), 0)  # of the system call, 0 where it is not known
 _LOG_SIZE_BYTES = 16 << 20
 _OBJ_NAME_CHARS = 15  # BPF_OBJ_NAME_LEN, less the terminator
 _NOT_A_REASON = ("processed ", "verification time", "stack depth", "mark_precise", "peak_states")
@@ -102,11 +103,10 @@ _libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.
 
 def bpf(cmd: Cmd, attr: bytearray) -> int:
     """The system call.  `attr` is a `union bpf_attr`, which some commands write to."""
-    number = _NR_BPF.get(platform.machine())
-    if number is None:
+    if not BPF_NUMBER:
         raise OSError(errno.ENOSYS, f"bpf(2) has no known number on {platform.machine()}")
     view = (ctypes.c_char * len(attr)).from_buffer(attr)
-    result = int(_libc.syscall(number, cmd, ctypes.addressof(view), len(attr)))
+    result = int(_libc.syscall(BPF_NUMBER, cmd, ctypes.addressof(view), len(attr)))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"bpf({cmd.name}): {os.strerror(code)}")

@@ -11,6 +11,7 @@ import pytest
 
 from afxdp import interface, silence
 from afxdp.port import AfxdpPort
+from afxdp.redirect_program import RedirectProgram
 from bench.traffic import Flood
 from tests.afxdp.network import Peer, marks, open_port
 from tests.control.run_xdpu import until
@@ -95,8 +96,10 @@ def test_nobody_takes_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_somebody_took_the_program_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with port(monkeypatch) as (wire, made):
-        os.close(made._program.link_fd)
-        made._program.link_fd = -1
+        program = made._program
+        assert isinstance(program, RedirectProgram)
+        os.close(program.link_fd)
+        program.link_fd = -1
         peer = Peer(wire.b)
         peer.send(*frames(40))
         peer.close()

@@ -28,9 +28,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
-def xdpu(*argv: str, stdin: bytes | None = None, prefix: Sequence[str] = (),
+def xdpu(*argv: str, stdin: bytes | str | None = None, prefix: Sequence[str] = (),
          **env: str) -> subprocess.CompletedProcess[str]:
     """To the end; nothing is raised for its exit code."""
+    stdin = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run([*prefix, *command(*argv)], input=stdin, capture_output=True, check=False,
                           timeout=TIMEOUT_S, env=environment(**env), cwd="/")
     return subprocess.CompletedProcess(done.args, done.returncode,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,14 @@ def test_the_socket_bears_any_peer(net: VethPair, rundir: dict[str, str]) -> Non
         assert run.end() == 0
     assert not folder.exists()
     assert in_ns(net.b.ns, "ip", "link").returncode == 0
+
+
+def test_a_run_whose_output_nobody_reads_still_listens(net: VethPair, rundir: dict[str, str],
+                                                       ) -> None:
+    with Run(net.b.ns, str(EXAMPLES / "drop.o"), "--iface", net.b.ifname, "--name", "one",
+             "-i", "0.001", **rundir) as run:
+        run.wait_for("start")
+        time.sleep(1.5)  # a pipe holds 64 KiB, which is 40 lines
+        assert change(net, rundir, "pause", "one")["ifaces"] == [net.b.ifname]
+        assert run.end() == 0
+        assert "standard output is not read" in run.errors

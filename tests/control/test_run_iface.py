@@ -73,6 +73,8 @@ def example(name: str) -> str:
 
 
 def live(net: VethPair, name: str, *argv: str, **env: str) -> Run:
+    """With a TAP in the interface's place, which takes more than live frames do."""
+    argv = argv if "--stack" in argv else ("--stack", "tap", *argv)
     return Run(net.b.ns, example(name), "--iface", net.b.ifname, "-i", "0.1", *argv, **env)
 
 
@@ -130,6 +132,45 @@ def test_the_host_answers_through_the_tap(net: VethPair, server: bytes, port: st
     assert "XDP_PASS" in run.errors and "CPU" in run.errors
 
 
+@pytest.mark.usefixtures("unchanged")
+def test_the_host_answers_by_live_frames(net: VethPair, server: bytes, tmp_path: Path) -> None:
+    """The interface keeps all it has; nothing stands in for it.  Checksums that the client's side
+    left to hardware are complete when they arrive."""
+    before = state(net.b.ns, net.b.ifname)
+    with live(net, "pass", "--stack", "auto") as run:
+        start = run.wait_for("start")
+        assert start["taps"] == {}
+        assert start["stack"] == {net.b.ifname: "live frames, up to 256 a system call"}
+        during = state(net.b.ns, net.b.ifname)
+        assert {**during, "xdp": None} == before and during["xdp"] is not None
+        assert ping(net, net.b.ip4) and ping(net, net.b.ip6)
+        assert fetch(net, net.b.ip4, tmp_path) == server
+        assert fetch(net, f"[{net.b.ip6}]", tmp_path) == server
+        back = in_ns(net.b.ns, "ping", "-q", "-c", "2", "-i", "0.02", net.a.ip4, check=False)
+        assert back.returncode == 0, "the host reaches out, too"
+        assert run.end() == 0
+        total = run.wait_for("summary")["total"]
+    assert total["pass"] == total["rx_packets"] > 20
+    assert total["stack_packets"] == total["aborted"] == total["drop"] == total["tx"] == 0
+    assert f"goes to the stack by {net.b.ifname} itself: live frames" in run.errors
+
+
+@pytest.mark.parametrize(("argv", "why"), [
+    (["--mode", "generic"], "live frames would run through generic XDP again"),
+    (["--port", "afpacket"], "live frames need XDP on the interface, which --port afpacket does "
+                             "without"),
+])
+@pytest.mark.usefixtures("unchanged")
+def test_where_live_frames_cannot_be(net: VethPair, argv: list[str], why: str) -> None:
+    """Asked for, they are refused; of its own accord a run takes a TAP, and says why."""
+    said = refused(net, "--iface", net.b.ifname, "--stack", "live", *argv)
+    assert f"--stack live on {net.b.ifname}: {why} (--stack tap)\n" in said
+    with live(net, "pass", "--stack", "auto", *argv) as run:
+        assert run.wait_for("start")["taps"]
+        assert run.end() == 0
+    assert f"({why}), which has its addresses meanwhile" in run.errors
+
+
 @pytest.mark.parametrize("port", PORTS)
 @pytest.mark.usefixtures("unchanged")
 def test_drop(net: VethPair, port: str) -> None:
@@ -158,7 +199,7 @@ def test_ping_is_answered_by_tx(net: VethPair, port: str) -> None:
 @pytest.mark.usefixtures("unchanged")
 def test_skb_mode_when_asked(net: VethPair) -> None:
     with live(net, "icmp_echo", "--mode", "skb") as run:
-        assert "skb" in run.wait_for("start")["modes"][net.b.ifname]
+        assert "generic" in run.wait_for("start")["modes"][net.b.ifname]
         assert ping(net, net.b.ip4)
         assert run.end() == 0
 
@@ -285,7 +326,7 @@ def test_an_interface_that_is_down(net: VethPair) -> None:
 
 @pytest.mark.usefixtures("unchanged")
 def test_a_driver_without_native_xdp(net: VethPair) -> None:
-    assert refused(net, "--iface", "lo").endswith("has no native XDP (use --mode skb)\n")
+    assert refused(net, "--iface", "lo").endswith("has no native XDP (use --xdp-mode generic)\n")
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -380,6 +421,10 @@ def test_down_and_up_is_survived(port: str) -> None:
         in_ns(net.b.ns, "ip", "link", "set", net.b.ifname, "up")
         until(lambda: run.latest() and "is up again" in run.errors, "a word of it")
         echoes(run, net)
+        until(lambda: "state UP" in in_ns(net.b.ns, "ip", "link", "show", net.b.ifname).stdout,
+              "the carrier, which the kernel tells later than up")
+        seen = len(run.records)
+        until(lambda: run.latest() and len(run.records) > seen + 1, "a look at it")
         in_ns(net.a.ns, "ip", "link", "set", net.a.ifname, "down")
         until(lambda: run.latest() and "has lost its carrier" in run.errors, "a word of it")
         in_ns(net.a.ns, "ip", "link", "set", net.a.ifname, "up")

@@ -35,7 +35,7 @@ def rundir(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def echo(net: VethPair, rundir: dict[str, str]) -> Iterator[Run]:
     """A run that has answered some pings."""
     with Run(net.b.ns, str(EXAMPLES / "icmp_echo.o"), "--iface", net.b.ifname, "--name", "echo",
-             "-i", "0.1", **rundir) as one:
+             "--stack", "tap", "-i", "0.1", **rundir) as one:
         one.wait_for("start")
         assert ping(net, net.b.ip4, 200)
         until(lambda: one.total().get("tx", 0) >= 200, "answers")
@@ -134,7 +134,7 @@ def test_a_worker_that_hangs_is_told_of_with_where(net: VethPair, tmp_path: Path
              XDPU_RUNDIR=str(tmp_path)) as one:
         one.wait_for("start")
         in_ns(net.a.ns, sys.executable, "-c", send)
-        until(lambda: (one.read(0.1), "no progress" in one.errors)[1], "the watchdog")
+        until(lambda: [one.read(0.1)] and "no progress" in one.errors, "the watchdog")
         assert re.search(rf"worker \d has made no progress for \d s: in the program slow, packets "
                          rf"of {net.b.ifname}:\d, running on a CPU", one.errors)
         assert one.end() == 1

@@ -476,6 +476,7 @@ c_getpid = _call_external("getpid", i32, ())
 c_getpgid = _call_external("getpgid", i32, (i32,))
 c_close = _call_external("close", i32, (i32,))
 c_syscall = _call_external("syscall", i64, (i64, i64, i64))
+c_syscall4 = _call_external("syscall", i64, (i64, i64, i64, i64))  # not both in one template
 c_malloc = _call_external("malloc", ptr, (i64,))
 c_calloc = _call_external("calloc", ptr, (i64, i64))
 c_realloc = _call_external("realloc", ptr, (ptr, i64))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import cache
@@ -117,14 +118,13 @@ def compile_operations(one: Map) -> Mapping[str, Callable[..., Any]]:
     code = target.Code(image, imports([(0, one)]), operation_symbols(0, spec))
     operations = bind_operations(code, 0, spec)
     one.bind(operations)
+    one.compile_batches = partial(compile_batches, one)
     return operations
 
 
-def compile_batches(one: Map) -> Mapping[str, Callable[..., Any]]:
-    """Compiled loops over the operations of a map (maps/batch_loops.py): `lookup` by key, or
-    `table` bucket by bucket, `update` and `delete`."""
-    if one.batches:
-        return one.batches
+def compile_batches(one: Map) -> None:
+    """Compile and bind loops over the operations of a map (maps/batch_loops.py): `lookup` by key,
+    or `table` bucket by bucket, `update` and `delete`."""
     spec, workers, family = one.spec, one.workers, family_of(one.spec)
     operations = family.operations
     loops = {"lookup": batch_loops.by_key("read" in operations, "read_locked" in operations),
@@ -157,4 +157,3 @@ def compile_batches(one: Map) -> Mapping[str, Callable[..., Any]]:
     for function in functions.values():
         function.code = code
     one.batches = functions
-    return functions

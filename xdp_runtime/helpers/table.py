@@ -41,8 +41,8 @@ LIMITS = {  # what the kernel's helper does and ours does not
     163: "a header has 14 bytes on Ethernet and loopback, else none",
     164: "the callback is loaded in the same block as the call",
     165: _FORMS,
-    171: "an absolute time is not followed when the clock is set; a timer ends with the program that "
-         "set it",
+    171: "an absolute time is not followed when the clock is set; a timer ends with the program "
+         "that set it",
     177: "as `bpf_trace_printk`",
     181: "the callback is loaded in the same block as the call",
     209: "the callback is loaded in the same block as the call",

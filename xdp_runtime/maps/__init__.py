@@ -73,5 +73,5 @@ def family_of(spec: MapSpec) -> Family:
         if spec.type not in LOCKED:  # the types are the same
             raise LoadError(f"map {spec.name}", f"values of map type {type_name(spec.type)} cannot "
                             "have a timer", "the kernel refuses such a map, too")
-        return timed(family, spec.timer_at, spec.value_size)
+        return timed(family, spec.timer_at, spec.value_size)  # type: ignore[arg-type]
     return family

@@ -283,11 +283,9 @@ def _given(one: Map, keys: Any, values: Any) -> tuple[Any, Any]:
 
 
 def _functions(one: Map) -> Any:
-    from xdp_runtime.compiler.map_ops import compile_batches
-
     if one.spec.type in _KEYLESS or "next_key" not in one.family.operations:
         raise OSError(errno.EOPNOTSUPP, "has no entries by key", one.spec.name)
-    return compile_batches(one)
+    return one.compiled_batches()
 
 
 def _view(raw: Any, kind: Any) -> Any:

@@ -63,6 +63,7 @@ class Map:
         self._operations: Mapping[str, Callable[..., Any]] = {}
         self._event_fd = -1
         self.batches: Mapping[str, Callable[..., Any]] = {}  # compiled when first used
+        self.compile_batches: Callable[[], Any] | None = None  # bound with the operations
         self.on_inner: Callable[[Map], None] = lambda inner: None  # before a program may see it
         self._inner: dict[int, Map] = {}  # inner maps by the number of their descriptor
         placed = {region.name: region.offset for region in header.regions}
@@ -226,10 +227,22 @@ class Map:
         """What to call, once, before the first operation: it binds."""
         self._bind_later = compile_operations
 
-    def _operation(self, name: str) -> Callable[..., Any]:
+    def _bind_now(self) -> None:
         if self._bind_later is not None:
             compile_operations, self._bind_later = self._bind_later, None
             compile_operations()
+
+    def compiled_batches(self) -> Mapping[str, Callable[..., Any]]:
+        """Loops over its operations, by name; for batch.py."""
+        self._bind_now()
+        if not self.batches:
+            if self.compile_batches is None:
+                raise RuntimeError(f"map {self.spec.name}: no compiled operations are bound")
+            self.compile_batches()
+        return self.batches
+
+    def _operation(self, name: str) -> Callable[..., Any]:
+        self._bind_now()
         if name not in self.family.operations:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), self.spec.name)
         try:

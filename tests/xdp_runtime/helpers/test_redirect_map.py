@@ -58,8 +58,8 @@ def test_kernel(kind: MapType) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_compiled_is_interpreted(kind: MapType) -> None:
     for opt in (0, 3):
-        for index, flags in ((0, 2), (FILLED, 0), (FILLED, 16), (0, 17), (FILLED, 32), (0, 8), (FILLED, 27),
-                             ((1 << 32) + FILLED, 3)):
+        for index, flags in ((0, 2), (FILLED, 0), (FILLED, 16), (0, 17), (FILLED, 32), (0, 8),
+                             (FILLED, 27), ((1 << 32) + FILLED, 3)):
             with load(a_program(kind, index, flags), opt=opt) as program:
                 fill(program.maps["to"].update, kind)
                 assert program.run(bytes(64)).retval == interpreted(kind, index, flags), (

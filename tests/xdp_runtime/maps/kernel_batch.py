@@ -18,7 +18,7 @@ class Answer(NamedTuple):
     """`error` is the errno or 0; keys and values as many as `count` says."""
 
     error: int
-    count: int
+    count: int  # type: ignore[assignment]
     token: bytes
     keys: list[bytes]
     values: list[bytes]

@@ -123,7 +123,8 @@ def test_no_two_workers_write_to_one_cache_line(spec: MapSpec, workers: int) -> 
             for worker in range(workers):
                 start = one._operation("lookup")(worker, key)
                 lines[worker].update(range(start // 64, (start + spec.value_size - 1) // 64 + 1))
-        assert all(lines) and len(set.union(*lines)) == sum(len(own) for own in lines)
+        together = set().union(*lines)
+        assert all(lines) and len(together) == sum(len(own) for own in lines)
         if one.has_pools:  # nor do workers' batches
             own = {one.line(worker)[0] // 64 for worker in range(workers)}
-            assert len(own) == workers and not own & set.union(*lines)
+            assert len(own) == workers and not own & together
