@@ -134,7 +134,12 @@ def test_a_worker_that_hangs_is_told_of_with_where(net: VethPair, tmp_path: Path
              XDPU_RUNDIR=str(tmp_path)) as one:
         one.wait_for("start")
         in_ns(net.a.ns, sys.executable, "-c", send)
-        until(lambda: [one.read(0.1)] and "no progress" in one.errors, "the watchdog")
+
+        def told() -> bool:
+            one.read(0.1)
+            return "no progress" in one.errors
+
+        until(told, "the watchdog")
         assert re.search(rf"worker \d has made no progress for \d s: in the program slow, packets "
                          rf"of {net.b.ifname}:\d, running on a CPU", one.errors)
         assert one.end() == 1
