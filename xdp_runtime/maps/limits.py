@@ -79,6 +79,8 @@ def refusal(spec: MapSpec) -> tuple[int, str] | None:
         return errno.EINVAL, "it can be neither read nor written by programs"
     if spec.map_extra and spec.type != MapType.BLOOM_FILTER:
         return errno.EINVAL, f"map_extra is {spec.map_extra:#x}, must be 0"
+    if spec.inner is not None and spec.inner.type == MapType.PROG_ARRAY:
+        return ENOTSUPP, "program arrays cannot be in maps"
     why = family.check(spec)
     if why is None:
         return None

@@ -16,7 +16,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -203,9 +203,43 @@ class Map:
         return self._mapped.map[layout.FROZEN] != 0
 
     def freeze(self) -> None:
-        """From now on user space cannot write; programs still can."""
+        """From now on user space cannot write; programs still can.
+
+        Raises OSError: ENOTSUPP for values with a lock or a timer, EPERM if it cannot be written
+        anyway, EBUSY while someone has it mapped to write."""
+        if self.spec.lock_at >= 0 or self.spec.timer_at >= 0:
+            raise OSError(limits.ENOTSUPP, "its values have a lock or a timer", self.spec.name)
         self.check_writable()
-        self._mapped.map[layout.FROZEN] = 1
+        with self._mapped.alone(self.spec.name):
+            self._mapped.map[layout.FROZEN] = 1
+
+    @contextmanager
+    def mmap(self, write: bool = False) -> Iterator[memoryview]:
+        """The values of an ARRAY of BPF_F_MMAPABLE as they lie in memory, 8-byte aligned; for
+        numpy.frombuffer.  While a view to write exists the map cannot be frozen.
+
+        Raises OSError as mmap(2) of the kernel's map: EINVAL without the flag or of BPF_F_RDONLY,
+        EACCES of BPF_F_WRONLY and to write what is read-only, EPERM to write to a frozen one."""
+        spec = self.spec
+        if spec.type != MapType.ARRAY or spec.lock_at >= 0 or spec.timer_at >= 0:
+            raise OSError(limits.ENOTSUPP, "such a map cannot be mapped", spec.name)
+        if spec.flags & MapFlag.WRONLY or (write and spec.flags & MapFlag.RDONLY):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), spec.name)
+        if write and self.frozen:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), spec.name)
+        if write and spec.flags & MapFlag.RDONLY_PROG:
+            raise OSError(errno.EACCES, "programs may only read it", spec.name)
+        if not spec.flags & MapFlag.MMAPABLE or spec.flags & MapFlag.RDONLY:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), spec.name)
+        with self._mapped.shared() if write else nullcontext():
+            if write and self.frozen:
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM), spec.name)
+            view = self.memory("values")[:round_up(spec.value_size, 8) * spec.max_entries]
+            try:
+                yield view if write else view.toreadonly()
+            finally:
+                with suppress(BufferError):  # an array made of it keeps it as long as it lives
+                    view.release()
 
     def check_writable(self) -> None:
         """Raises PermissionError for a map that is frozen, or of BPF_F_RDONLY."""
@@ -421,9 +455,11 @@ class Map:
         return self._take("pop_elem")
 
     def peek(self) -> bytes | None:
+        """The same, leaving it."""
         return self._take("peek_elem")
 
     def _take(self, operation: str) -> bytes | None:
+        self.check_readable()
         out = ctypes.create_string_buffer(self.spec.value_size)
         status = self._operation(operation)(0, out)
         if status == -ENOENT:
@@ -436,17 +472,24 @@ class Map:
         if len(value) != self.spec.value_size:
             raise ValueError(f"map {self.spec.name}: a value has {self.spec.value_size} bytes, "
                              f"got {len(value)}")
+        self.check_readable()
         return bool(self._operation("peek_elem")(0, value) == 0)
 
     # --- rings ----------------------------------------------------------------------------------
 
     def consume(self) -> list[bytes]:
         """The records of a ring buffer, or of all workers' rings of a PERF_EVENT_ARRAY, that were
-        committed since; they leave the ring."""
+        committed since; they leave the ring.  Raises PermissionError for a frozen RINGBUF."""
+        self._check_ring()
         memory = self.memory("ring")
         self._clear_event()
         return [record for start, size in self._rings()
                 for record in ringbuf.consume(memory, start, size)]
+
+    def _check_ring(self) -> None:
+        """Its positions are written through a mapping, which a frozen map does not get."""
+        if self.frozen and self.spec.type != MapType.PERF_EVENT_ARRAY:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.spec.name)
 
     def _clear_event(self) -> None:
         """Before looking into a ring, or a record, or that it was drained, could go unnoticed."""
@@ -459,6 +502,7 @@ class Map:
         can never fit, ENOSPC if others must be drained first."""
         if self.spec.type != MapType.USER_RINGBUF:
             raise TypeError(f"map {self.spec.name}: {type_name(self.spec.type)} has no such ring")
+        self._check_ring()
         self._clear_event()
         user_ringbuf.produce(self.memory("ring"), self.spec.max_entries, record)
 

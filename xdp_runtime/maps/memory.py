@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import stat
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xdp_runtime.errors import LoadError, OutOfMemory
@@ -56,6 +58,8 @@ class Memory:
                 self.map.madvise(mmap.MADV_HUGEPAGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.path: Path | None = None
+        self._where: Path | None = None  # of a file of somebody else's
+        self._writers = 0  # mappings to write in this process
 
     @classmethod
     def create(cls, name: str, size_bytes: int, directory: Path | None) -> Memory:
@@ -99,7 +103,9 @@ class Memory:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or not status.st_size:
                 raise LoadError(str(path), "is not a map of xdpu")
-            return cls(fd, status.st_size, f"map {path}"), os.pread(fd, mmap.PAGESIZE, 0)
+            opened = cls(fd, status.st_size, f"map {path}")
+            opened._where = path
+            return opened, os.pread(fd, mmap.PAGESIZE, 0)
         finally:
             os.close(fd)
 
@@ -112,6 +118,50 @@ class Memory:
         if where != source + size_bytes:
             code = ctypes.get_errno()
             raise LoadError("map memory", f"cannot be mapped twice: {os.strerror(code)}")
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """While it lasts nobody is `alone`, in whichever process; a lock of the file (flock), so
+        that one of a process that died does not stay."""
+        fd = self._lock(fcntl.LOCK_SH)
+        self._writers += 1
+        try:
+            yield
+        finally:
+            self._writers -= 1
+            if fd >= 0:
+                os.close(fd)
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Raises OSError (EBUSY) while it is `shared`."""
+        if self._writers:
+            raise OSError(errno.EBUSY, "it is mapped to write", what)
+        try:
+            fd = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "another process has it mapped to write", what) from None
+        try:
+            yield
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _lock(self, how: int) -> int:
+        """A descriptor with the lock; -1 for nameless memory, which no other process has."""
+        path = self.path or self._where
+        if path is None:
+            return -1
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # its creator removed it
+            return -1
+        try:
+            fcntl.flock(fd, how)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def publish(self, path: Path, what: str) -> None:
         """Give a created file its name.  Raises LoadError if there is one of that name."""

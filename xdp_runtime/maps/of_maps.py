@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from xdp_runtime.maps import array, hash
 from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Family, Region, round_up
 from xdp_runtime.maps.hash_table import Factory
-from xdp_runtime.object import MapSpec
+from xdp_runtime.object import MapFlag, MapSpec, MapType
 from xdp_runtime.template import Template
 
 if TYPE_CHECKING:
@@ -199,6 +199,9 @@ def describe(one: Map) -> bytes:
 
 
 def fits(inner: MapSpec, one: MapSpec) -> bool:
-    """bpf_map_meta_equal()"""
-    return (inner.type, inner.key_size, inner.value_size, inner.flags) == (
+    """bpf_map_meta_equal(), and array_map_meta_equal() and xsk_map_meta_equal()"""
+    alike = inner.max_entries == one.max_entries or not (
+        inner.type == MapType.XSKMAP
+        or (inner.type == MapType.ARRAY and not inner.flags & MapFlag.INNER_MAP))
+    return alike and (inner.type, inner.key_size, inner.value_size, inner.flags) == (
         one.type, one.key_size, one.value_size, one.flags)
