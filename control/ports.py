@@ -34,7 +34,7 @@ def foresee(args: Namespace) -> tuple[PortKind, int]:
     """The kind of ports and the number of workers there will be.  Raises what is refused."""
     if args.port == "dpdk":
         from dpdk import bursts
-        kind, counts = bursts.kind(), [_count(args.queue, 1) for _ in args.iface]
+        kind, counts = bursts.kind(args.frags), [_count(args.queue, 1) for _ in args.iface]
     elif args.port == "tap":
         kind, counts = TAP, [_count(args.queue, 1) for _ in args.iface]
     else:
@@ -102,7 +102,7 @@ def open_port(args: Namespace, name: str, mended: bool) -> Port:
         from dpdk.port import DpdkPort, pci_addresses
         return DpdkPort.open(args.devices[name], _count(args.queue, 1), dpdk_args=args.dpdk_args,
                              pci=pci_addresses(list(args.devices.values())),
-                             promisc=args.promisc)
+                             promisc=args.promisc, frags=args.frags)
     if args.port == "afpacket":
         from dataplane.af_packet import AfPacketPort
         return AfPacketPort(name, _count(args.queue, 1), promiscuous=args.promisc)

@@ -24,6 +24,7 @@ OFFSETS = {
     "DATA_LEN": "offsetof(struct rte_mbuf, data_len)",
     "BUF_LEN": "offsetof(struct rte_mbuf, buf_len)",
     "POOL": "offsetof(struct rte_mbuf, pool)",
+    "NEXT": "offsetof(struct rte_mbuf, next)",
     "RX_BURST": "offsetof(struct rte_eth_fp_ops, rx_pkt_burst)",
     "RX_DATA": "offsetof(struct rte_eth_fp_ops, rxq.data)",
     "TX_BURST": "offsetof(struct rte_eth_fp_ops, tx_pkt_burst)",
@@ -49,7 +50,7 @@ void xdpu_pool_free(void *pool);
 unsigned xdpu_available(void *pool);
 unsigned xdpu_pool_size(void *pool);
 int xdpu_start(uint16_t port, uint16_t queues, uint16_t descriptors, void **pools,
-               int promiscuous);
+               int promiscuous, int segments, int *sends_segments);
 int xdpu_stop(uint16_t port);
 int xdpu_remove(uint16_t port);
 int xdpu_link(uint16_t port, struct link *link);
@@ -167,8 +168,9 @@ static void xdpu_pool_free(void *pool) { rte_mempool_free(pool); }
 static unsigned xdpu_available(void *pool) { return rte_mempool_avail_count(pool); }
 static unsigned xdpu_pool_size(void *pool) { return ((struct rte_mempool *)pool)->size; }
 
+/* `segments`: packets may come in several mbufs, and leave so where the driver can. */
 static int xdpu_start(uint16_t port, uint16_t queues, uint16_t descriptors, void **pools,
-                      int promiscuous)
+                      int promiscuous, int segments, int *sends_segments)
 {
     struct rte_eth_conf conf = {0};
     struct rte_eth_dev_info info;
@@ -177,6 +179,13 @@ static int xdpu_start(uint16_t port, uint16_t queues, uint16_t descriptors, void
 
     if (done)
         return done;
+    if (segments) {
+        conf.rxmode.offloads |= info.rx_offload_capa & RTE_ETH_RX_OFFLOAD_SCATTER;
+        conf.txmode.offloads |= info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+    }
+    /* net_pcap sends them, and forgot to say so: its eth_pcap_tx* read by rte_pktmbuf_read */
+    *sends_segments = (conf.txmode.offloads & RTE_ETH_TX_OFFLOAD_MULTI_SEGS) ||
+                      (segments && strcmp(info.driver_name, "net_pcap") == 0);
     if (queues > 1) {
         conf.rx_adv_conf.rss_conf.rss_hf = info.flow_type_rss_offloads &
             (RTE_ETH_RSS_IP | RTE_ETH_RSS_TCP | RTE_ETH_RSS_UDP);
@@ -315,10 +324,30 @@ static uint16_t settle(void *pool, struct rte_mbuf **mbuf, uint16_t unused)
     return copy != NULL;
 }
 
+/* A packet whose segments are all ours alone -> how many; 0, and it is freed, if that cannot be. */
+static uint16_t make_own(void *pool, struct rte_mbuf **mbuf, uint16_t most)
+{
+    struct rte_mbuf *m, *old = *mbuf;
+
+    for (m = old; m != NULL; m = m->next)
+        if (rte_mbuf_refcnt_read(m) != 1 || !RTE_MBUF_DIRECT(m))
+            break;
+    if (m != NULL) {
+        *mbuf = rte_pktmbuf_copy(old, pool, 0, UINT32_MAX);
+        rte_pktmbuf_free(old);
+        if (*mbuf == NULL)
+            return 0;
+    }
+    if ((*mbuf)->nb_segs <= most)
+        return (*mbuf)->nb_segs;
+    rte_pktmbuf_free(*mbuf);
+    return 0;
+}
+
 static uintptr_t xdpu_function(int which)
 {
     uint16_t (*functions[])(void *, struct rte_mbuf **, uint16_t) = {
-        attach, give_back, take, settle};
+        attach, give_back, take, settle, make_own};
     return (uintptr_t)functions[which];
 }
 

@@ -10,7 +10,8 @@ begins there is moved up before it is sent, as data_off cannot be negative: only
 more than 128 bytes.
 
 An mbuf is used as it is if it is one segment and nobody else's (refcnt 1, neither indirect nor
-external); any other is copied into one of ours, or dropped and counted if it fits none.  What is
+external); any other is copied into one of ours, or dropped and counted if it fits none: programs of
+section xdp.frags get several segments as they are (segments.py).  What is
 freed and sent is collected, and goes in one call at the end of the batch.  A driver that takes less
 than it was given is asked again as long as it takes some; the rest is freed, and counted in
 `tx_full`.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -42,36 +44,56 @@ from dpdk import native
 from xdp_runtime.template import Template
 
 PRIVATE_BYTES = 128  # of an mbuf, before its buffer
-_ROOM_BYTES = 88  # of these, for the program: 256 - 40 - 128
-_MIN_LENGTH_BYTES = 14
+ROOM_BYTES = 88  # of these, for the program: 256 - 40 - 128
+MIN_LENGTH_BYTES = 14
 
 # --- a queue's memory: byte offsets, 8 bytes each ------------------------------------------------
 FP_OPS, QUEUE_OFFSET, MBUF_POOL = 0, 8, 16  # rte_eth_fp_ops[port]; queue * 8; struct rte_mempool
 ATTACH, GIVE_BACK, TAKE, SETTLE = 24, 32, 40, 48  # functions of _build.py
+UNSHARE = 56  # another one
 TX_COUNT, FREE_COUNT, SPARE_COUNT = 64, 72, 80
+RX_FIRST, RX_END = 88, 96  # of RX_ARRAY, those that wait (segments.py)
+MULTI_SEGS = 104  # 1: the device sends packets of several segments
+ROOM = 112  # bytes of a packet that an mbuf of ours holds
 TX_FULL, NO_MBUF, RX_UNFIT, RX_COPIED, TX_MOVED, MALFORMED = range(128, 176, 8)  # counters
 RX_ARRAY = 256  # struct rte_mbuf *[]
 TX_ARRAY = RX_ARRAY + 8 * BATCH_MAX
 FREE_ARRAY = TX_ARRAY + 8 * BATCH_MAX
 SPARE_ARRAY = FREE_ARRAY + 8 * BATCH_MAX
-_SPARES = 32
-BLOCK_SIZE_BYTES = SPARE_ARRAY + 8 * _SPARES
+SPARES = 32
+BLOCK_SIZE_BYTES = SPARE_ARRAY + 8 * SPARES
 
 _WHOLE = 0x00010001  # nb_segs 1, refcnt 1
 _ATTACHED = 3  # EXTERNAL and INDIRECT, from bit 61 of ol_flags on
 Factory = Callable[..., Any]
 
 
-@lru_cache(maxsize=1)
-def kind() -> PortKind:
-    """The port kind for the headers that _native was built with.  Raises PortError without it."""
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A kind for certain headers: the offsets in them, and what the templates are marked with."""
+
+    kind: PortKind
+    push: Template
+    at: dict[str, int]
+    mark: str
+
+
+@lru_cache(maxsize=2)
+def kind(frags: bool = False) -> PortKind:
+    """The port kind for the headers that _native was built with, `frags` for xdp.frags programs.
+    Raises PortError without it."""
     lib = native.load()[1]
     offsets = {name.removeprefix("XDPU_"): int(getattr(lib, name))
                for name in dir(lib) if name.startswith("XDPU_")}
-    return _make(offsets)
+    made = _make(offsets)
+    if frags:
+        from dpdk.segments import make
+
+        return make(made)
+    return made.kind
 
 
-def _make(at: dict[str, int]) -> PortKind:
+def _make(at: dict[str, int]) -> Made:
     mark = hashlib.sha256(repr(sorted(at.items())).encode()).hexdigest()[:8]
     buf_addr, rearm, flags_at, pkt_len = at["BUF_ADDR"], at["REARM"], at["OL_FLAGS"], at["PKT_LEN"]
     data_len, buf_len, pool_at, headroom = (at["DATA_LEN"], at["BUF_LEN"], at["POOL"],
@@ -145,7 +167,7 @@ def _make(at: dict[str, int]) -> PortKind:
                     word = m.load_u64(mbuf, rearm)
                 buffer = m.load_ptr(mbuf, buf_addr)
                 data = m.inside(buffer, word & 0xFFFF)
-                room = _ROOM_BYTES if m.diff(m.load_ptr(mbuf, pool_at), pool) == 0 else 0
+                room = ROOM_BYTES if m.diff(m.load_ptr(mbuf, pool_at), pool) == 0 else 0
                 slot = m.inside(batch, n * SLOT_SIZE_BYTES)
                 m.store_ptr(slot, DATA, data)
                 m.store_ptr(slot, DATA_END, m.inside(data, m.load_u16(mbuf, data_len)))
@@ -188,7 +210,7 @@ def _make(at: dict[str, int]) -> PortKind:
                     m.move(buffer, data, length)
                     offset = 0
                     m.store_u64(q, TX_MOVED, m.load_u64(q, TX_MOVED) + 1)
-            if length < _MIN_LENGTH_BYTES:
+            if length < MIN_LENGTH_BYTES:
                 m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
                 release(q, slot)
                 return 0
@@ -214,13 +236,13 @@ def _make(at: dict[str, int]) -> PortKind:
                 spare = 0
                 if m.call_burst(m.load_ptr(q, ATTACH), q, q, 0) != 0:
                     spare = m.call_burst(m.load_ptr(q, TAKE), m.load_ptr(q, MBUF_POOL),
-                                         m.inside(q, SPARE_ARRAY), _SPARES)
+                                         m.inside(q, SPARE_ARRAY), SPARES)
                 m.store_u64(q, SPARE_COUNT, spare)
             if spare == 0:
                 m.store_u64(q, NO_MBUF, m.load_u64(q, NO_MBUF) + 1)
                 return 0
             mbuf = m.load_ptr(q, SPARE_ARRAY + (spare - 1) * 8)
-            if length < _MIN_LENGTH_BYTES or length > m.load_u16(mbuf, buf_len) - headroom:
+            if length < MIN_LENGTH_BYTES or length > m.load_u16(mbuf, buf_len) - headroom:
                 m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
                 return 0
             m.store_u64(q, SPARE_COUNT, spare - 1)
@@ -248,7 +270,7 @@ def _make(at: dict[str, int]) -> PortKind:
 
         return dpdk_flush
 
-    return PortKind(
+    return Made(PortKind(
         "dpdk",
         receive=Template(f"dpdk_receive_{mark}", make_receive, RECEIVE_SIGNATURE),
         release=release_template,
@@ -258,4 +280,4 @@ def _make(at: dict[str, int]) -> PortKind:
                       inline=False),
         flush=Template(f"dpdk_flush_{mark}", make_flush, FLUSH_SIGNATURE,
                        (push_template, free_template)),
-    )
+    ), push_template, at, mark)

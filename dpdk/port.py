@@ -47,8 +47,9 @@ class DpdkPort:
     """See dataplane/port.py for the contract; `open` makes one."""
 
     def __init__(self, runtime: eal.Eal, number: int, name: str, ifindex: int, device: Any,
-                 pools: Sequence[Any], mode: str) -> None:
-        self.kind: PortKind = bursts.kind()
+                 pools: Sequence[Any], mode: str, frags: bool = False,
+                 sends_segments: bool = False) -> None:
+        self.kind: PortKind = bursts.kind(frags)
         self.name, self.ifindex, self.mtu, self.mode = name, ifindex, int(device.mtu), mode
         self.mac = bytes(device.mac).hex(":") if any(device.mac) else None
         self.driver = runtime.ffi.string(device.driver).decode()
@@ -64,16 +65,19 @@ class DpdkPort:
             q.set(bursts.QUEUE_OFFSET, 8 * index)
             q.set(bursts.MBUF_POOL, int(self._ffi.cast("uintptr_t", pool)))
             for which, offset in enumerate((bursts.ATTACH, bursts.GIVE_BACK, bursts.TAKE,
-                                            bursts.SETTLE)):
+                                            bursts.SETTLE, bursts.UNSHARE)):
                 q.set(offset, self._lib.xdpu_function(which))
+            q.set(bursts.MULTI_SEGS, int(sends_segments))
+            q.set(bursts.ROOM, BUFFER_BYTES - runtime.lib.XDPU_HEADROOM)
             self._blocks.append(q)
         self.queues: Sequence[PortQueue] = [PortQueue(index, q.address, -1)
                                             for index, q in enumerate(self._blocks)]
 
     @classmethod
     def open(cls, devargs: str, queues: int = 1, *, dpdk_args: str = "",
-             pci: Sequence[str] = (), promisc: bool = False) -> Self:
-        """Open a device with so many queue pairs.  Raises ConfigError, PortError, OutOfMemory."""
+             pci: Sequence[str] = (), promisc: bool = False, frags: bool = False) -> Self:
+        """Open a device with so many queue pairs; `frags` for programs that take packets in several
+        segments.  Raises ConfigError, PortError, OutOfMemory."""
         name = device_name(devargs)
         runtime = eal.start(dpdk_args, pci or pci_addresses([devargs]))
         lib, ffi = runtime.lib, runtime.ffi
@@ -100,14 +104,19 @@ class DpdkPort:
                     raise OutOfMemory(f"dpdk:{name}", "no memory for a queue's mbufs",
                                       "give more by --dpdk-args '--no-huge -m 2048'")
                 after.callback(lib.xdpu_pool_free, pools[index])
-            done = lib.xdpu_start(number, queues, DESCRIPTORS, pools, promisc)
+            sends_segments = ffi.new("int *")
+            done = lib.xdpu_start(number, queues, DESCRIPTORS, pools, promisc, frags,
+                                  sends_segments)
             if done:
                 raise PortError(f"dpdk:{name}", runtime.complaint(abs(done), before))
             lib.xdpu_query(number, device)
             driver = ffi.string(device.driver).decode()
             words = f"dpdk {driver} of {ffi.string(lib.xdpu_version()).decode()}, {queues} queue" \
                 f"{'s' * (queues > 1)}, polled without sleep, {runtime.mode}"
-            port = cls(runtime, number, name, _ifindex(devargs, number), device, list(pools), words)
+            if frags:
+                words += ", multi-buffer" + ("" if sends_segments[0] else " when receiving only")
+            port = cls(runtime, number, name, _ifindex(devargs, number), device, list(pools), words,
+                       frags, bool(sends_segments[0]))
             undo.pop_all()
             after.pop_all()
             return port
@@ -159,6 +168,9 @@ class DpdkPort:
                                  (bursts.TX_COUNT, bursts.TX_ARRAY),
                                  (bursts.SPARE_COUNT, bursts.SPARE_ARRAY)):
                 self._lib.xdpu_free_all(self._ffi.cast("void **", q.address + array), q.get(count))
+            waiting = q.address + bursts.RX_ARRAY + 8 * q.get(bursts.RX_FIRST)
+            self._lib.xdpu_free_all(self._ffi.cast("void **", waiting),
+                                    q.get(bursts.RX_END) - q.get(bursts.RX_FIRST))
         self._lib.xdpu_stop(self.number)
         self._lib.xdpu_remove(self.number)
         self.left = [size - free for free, size in self.mbufs()]
