@@ -122,14 +122,21 @@ def _flows(count: int, label: str, goal: Goal | None) -> Micro:
                  stream=Stream(Kind.FLOW, count), goal=goal, flags=(f"-DFLOWS={count}",))
 
 
+def _plain(name: str, verdict: Verdict, packet: bytes = _UDP, slow: int = 1) -> Micro:
+    return Micro(name, "plain", name, verdict, packet, goal=Goal("native", 1.1), slow=slow,
+                 native=True)
+
+
 MICROS = (
-    Micro("empty", "plain", "empty", _PASS, _UDP),
-    Micro("parse_drop", "plain", "parse_drop", _DROP, _UDP),
-    Micro("mac_swap", "plain", "mac_swap", _TX, _UDP),
-    Micro("ipv4_checksum", "plain", "ipv4_checksum", _TX, _UDP),
-    Micro("siphash", "plain", "siphash", _PASS, _UDP, slow=100),
-    Micro("strlen", "plain", "strlen", _PASS, _TEXT, slow=50),
-    Micro("memcpy", "plain", "memcpy", _PASS, _DOUBLE, slow=50),
+    _plain("empty", _PASS),
+    _plain("parse_drop", _DROP),
+    _plain("mac_swap", _TX),
+    _plain("ipv4_checksum", _TX),
+    _plain("tuple_hash", _PASS),
+    _plain("checksum_1400", _PASS, _TEXT, slow=10),
+    _plain("siphash", _PASS, slow=100),
+    _plain("strlen", _PASS, _TEXT, slow=20),
+    _plain("memcpy", _PASS, _DOUBLE, slow=10),
     Micro("array_counter", "counters", "array_counter", _PASS, _UDP, native=True,
           goal=Goal("native", 1.3)),
     Micro("percpu_counter", "counters", "percpu_counter", _PASS, _UDP, native=True,
@@ -168,13 +175,4 @@ def build(source: str, where: Path, *flags: str) -> Path:
         subprocess.run(["clang", "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3",
                         "-fno-builtin", "-Wno-pass-failed", "-I/usr/include/x86_64-linux-gnu",
                         *flags, "-c", PROGRAMS / f"{source}.c", "-o", path], check=True)
-    return path
-
-
-def build_native(source: str, where: Path) -> Path:
-    """A library for this CPU."""
-    path = where / f"{source}.so"
-    if not path.exists():
-        subprocess.run(["clang", "-O2", "-Wall", "-march=native", "-fPIC", "-shared",
-                        PROGRAMS / f"{source}.c", "-o", path], check=True)
     return path

@@ -1,28 +1,18 @@
-"""One micro program on both sides, in turns, as a record."""
+"""One micro program on all sides, in turns, as records."""
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from bench import native_compare
 from bench.cases import EXAMPLES, Case
-from bench.micro import many
-from bench.micro.cases import Goal, Micro, build, build_native
-from bench.prog import (
-    LEAST_KERNEL_NS,
-    LEAST_OURS_NS,
-    KernelSide,
-    Mismatch,
-    OurSide,
-    Sample,
-    compare,
-)
-from bench.samples import Spread
+from bench.micro import many, native, records
+from bench.micro.cases import Micro, build
+from bench.micro.records import Record
+from bench.prog import KernelSide, Mismatch, OurSide, Sample, compare
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import XdpuError
 from xdp_runtime.kernel import KernelProgram, load_into_kernel
@@ -32,7 +22,6 @@ from xdp_runtime.program import Program, load
 
 _PAGE = mmap.PAGESIZE
 _CHUNK = 12_000  # records of 72 bytes that a ring of 1 MiB holds
-_LEAST_NATIVE_NS = 1.0
 
 
 class Side(Protocol):
@@ -72,37 +61,38 @@ def _drain_ours(program: Program, name: str) -> Callable[[], None]:
     return drain
 
 
-def measure(micro: Micro, where: Path, repeat: int, rounds: int) -> dict[str, Any]:
+def measure(micro: Micro, where: Path, repeat: int, rounds: int) -> list[Record]:
     """Compared, then timed.  What does not agree has no figures."""
-    record: dict[str, Any] = {"name": micro.name, "verdict": micro.verdict.name,
-                              "packet_bytes": len(micro.packet)}
-    if micro.stream is not None:
-        record["flows"] = micro.stream.flows
     obj = read_object(build(micro.source, where, *micro.flags))
     count = max(repeat // micro.slow, 2)
     with ExitStack() as stack:
         try:
             if micro.stream is not None:
-                record["method"] = "many"
-                sides: tuple[Side, Side] = many.prepare(obj, micro, where, stack)
+                kernel, ours = many.prepare(obj, micro, where, stack)
+                samples = _take((kernel, ours), count, rounds)
+                many.compare_maps(micro, kernel, ours)
+                ways = ("many", "many")
             else:
-                sides = _single(obj, micro, stack, record)
-            samples = _take(sides, count, rounds)
+                *sides, way = _single(obj, micro, stack)
+                samples = _take((sides[0], sides[1]), count, rounds)
+                ways = (way, "plain")
+            out = [_record(micro, engine, way, side) for engine, way, side in zip(
+                ("kernel", "xdpu"), ways, samples, strict=True)]
             if micro.stream is not None:
-                record["compared_entries"] = many.compare_maps(micro, *sides)  # type: ignore
+                out += [records.make(micro.name, "xdpu", f"many look-ahead {how}",
+                                     *_columns(samples[1], f"look_ahead_{how}"))
+                        for how in ("on", "off")]
+            if micro.native:
+                out += native.compare(micro, where, count, rounds)
         except (Mismatch, XdpuError) as mismatch:
-            return {**record, "ok": False, "mismatch": str(mismatch)}
-        record |= {"ok": True, "kernel": summary(samples[0]), "ours": summary(samples[1]),
-                   "ratio": ratio(*samples)}
-    if micro.native:
-        record["native"] = against_native(obj, micro, where, count, rounds)
+            return [records.mismatch(micro.name, str(mismatch))]
     if micro.goal is not None:
-        record["goal"], record["met"] = str(micro.goal), is_met(micro.goal, record)
-    return record
+        records.judge(micro.goal, out)
+    return out
 
 
-def _single(obj: Object, micro: Micro, stack: ExitStack, record: dict[str, Any]
-            ) -> tuple[Side, Side]:
+def _single(obj: Object, micro: Micro, stack: ExitStack) -> tuple[Side, Side, str]:
+    """(kernel, ours, how the kernel's is repeated)"""
     kernel = stack.enter_context(load_into_kernel(obj, micro.program))
     program = stack.enter_context(load(obj, micro.program))
     idle = read_object(EXAMPLES / "pass.o")
@@ -113,11 +103,10 @@ def _single(obj: Object, micro: Micro, stack: ExitStack, record: dict[str, Any]
     theirs = KernelSide(kernel, case, stack.enter_context(load_into_kernel(idle)))
     stack.callback(theirs.close)
     mine = OurSide(program, case, stack.enter_context(load(idle)))
-    record["method"] = theirs.method
     if not micro.drained:
-        return theirs, mine
+        return theirs, mine, theirs.method
     return (_Drained(theirs, _drain_kernel(kernel.maps[micro.drained].fd, stack)),
-            _Drained(mine, _drain_ours(program, micro.drained)))
+            _Drained(mine, _drain_ours(program, micro.drained)), theirs.method)
 
 
 def _fill(micro: Micro, kernel: KernelProgram, ours: Program) -> None:
@@ -138,60 +127,11 @@ def _take(sides: tuple[Side, Side], count: int, rounds: int
     return samples
 
 
-def summary(samples: Sequence[Sample]) -> dict[str, Any]:
-    columns = {name: [round(sample[name], 3) for sample in samples] for name in samples[0]}
-    return {**{name: Spread.of(values).record() for name, values in columns.items()},
-            "samples": columns}
+def _columns(samples: Sequence[Sample], net: str) -> tuple[list[float], list[float]]:
+    """(raw, net)"""
+    return ([one[net] + one["floor"] if net != "net" else one["raw"] for one in samples],
+            [one[net] for one in samples])
 
 
-def ratio(theirs: Sequence[Sample], mine: Sequence[Sample]) -> dict[str, float] | None:
-    """Kernel net / ours net, round by round; None when there is nothing to divide."""
-    kernel = [sample["net"] for sample in theirs]
-    if Spread.of(kernel).median < LEAST_KERNEL_NS:
-        return None
-    ours = [max(sample["net"], LEAST_OURS_NS) for sample in mine]
-    return Spread.of([k / o for k, o in zip(kernel, ours, strict=True)]).record(2)
-
-
-def against_native(obj: Object, micro: Micro, where: Path, count: int, rounds: int
-                   ) -> dict[str, Any]:
-    """The same C, inlined by clang -O2 -march=native in the same loop over the same frames."""
-    with ExitStack() as stack:
-        library = ctypes.CDLL(str(build_native(micro.source, where)))
-        ring = native_compare.Frames()
-        program = stack.enter_context(load(obj, micro.program))
-        idle = stack.enter_context(load(read_object(EXAMPLES / "pass.o")))
-        runs = {"ours": native_compare.compiled(program, ring),
-                "ours_floor": native_compare.compiled(idle, ring),
-                "native": native_compare.natively(library, micro.program, ring),
-                "native_floor": native_compare.natively(library, "empty", ring)}
-        columns: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(rounds + 1):
-            for name in sorted(runs, reverse=turn % 2 == 0):
-                verdict, packet, took = runs[name](micro.packet, count)
-                if verdict != micro.verdict or packet != micro.packet:
-                    raise Mismatch(f"{name}: verdict {verdict}")
-                if turn:  # the first one warms
-                    columns[name].append(round(took, 3))
-    net = {side: [a - b for a, b in zip(columns[side], columns[f"{side}_floor"], strict=True)]
-           for side in ("ours", "native")}
-    native = Spread.of(net["native"]).median
-    return {"ours": Spread.of(net["ours"]).record(), "native": Spread.of(net["native"]).record(),
-            "ratio": round(Spread.of(net["ours"]).median / native, 3)
-            if native >= _LEAST_NATIVE_NS else None,
-            "gross_ratio": Spread.of([a / b for a, b in zip(
-                columns["ours"], columns["native"], strict=True)]).record(),
-            "samples": columns}
-
-
-def is_met(goal: Goal, record: dict[str, Any]) -> bool:
-    match goal.against:
-        case "native":
-            native = record["native"]
-            share = native["ratio"] if native["ratio"] is not None else (
-                native["gross_ratio"]["median"])
-            return bool(share <= goal.bound)
-        case "kernel":
-            return record["ratio"] is not None and bool(record["ratio"]["median"] >= goal.bound)
-        case _:
-            return bool(record["ours"]["net"]["median"] <= goal.bound)
+def _record(micro: Micro, engine: str, way: str, samples: Sequence[Sample]) -> Record:
+    return records.make(micro.name, engine, way, *_columns(samples, "net"))

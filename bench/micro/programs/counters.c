@@ -5,15 +5,6 @@
 MAP(shared, BPF_MAP_TYPE_ARRAY, 256, u32, u64);
 MAP(own, BPF_MAP_TYPE_PERCPU_ARRAY, 256, u32, u64);
 
-#ifndef __bpf__
-INLINE int body_empty(u8 *data, u8 *end)
-{
-	return PASS;
-}
-
-PROGRAM(empty)
-#endif
-
 INLINE int body_array_counter(u8 *data, u8 *end)
 {
 	u32 key;

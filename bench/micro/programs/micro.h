@@ -35,23 +35,11 @@ char _license[] SEC("license") = "GPL";
 
 #else
 
-#define RING 8
-#define AHEAD 4
-/* the loop that xdp_runtime/repeat.py generates */
-#define PROGRAM(name) \
-	u32 native_##name(u8 *frames, const u8 *packet, u64 length, u64 count, u64 stride) \
-	{ \
-		u32 verdict = 0; \
-		for (u64 i = 0; i < AHEAD; i++) \
-			__builtin_memcpy(frames + i * stride, packet, length); \
-		for (u64 i = 0; i < count; i++) { \
-			u8 *at = frames + (i & (RING - 1)) * stride; \
-			__builtin_memcpy(frames + ((i + AHEAD) & (RING - 1)) * stride, packet, length); \
-			verdict = body_##name(at, at + length); \
-			__asm__ volatile("" : "+r"(verdict) : : "memory"); \
-		} \
-		return verdict; \
-	}
+struct state { u8 *data, *end; }; /* how xdp_runtime/state.py's begins */
+/* bench/micro/native.py adds the one that is wanted */
+#define PROGRAM(name) struct state;
+#define NATIVE(name) \
+	int native(struct state *state) { return body_##name(state->data, state->end); }
 #define MAP(name, kind, entries, key_type, value_type) static value_type name[entries]
 #define LOOKUP(map, key) \
 	(*(key) < sizeof(map) / sizeof((map)[0]) ? &(map)[*(key)] : (void *)0)

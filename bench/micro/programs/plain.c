@@ -50,6 +50,37 @@ INLINE int body_ipv4_checksum(u8 *data, u8 *end)
 	return TX;
 }
 
+INLINE int body_tuple_hash(u8 *data, u8 *end)
+{
+	u32 a, b, c;
+	if (data + 42 > end)
+		return ABORTED;
+	a = 0xdeadbeef + *(u32 *)(data + 26);
+	b = 0xdeadbeef + *(u32 *)(data + 30);
+	c = 0xdeadbeef + *(u32 *)(data + 34) + data[23];
+#define R(x, n) (((x) << (n)) | ((x) >> (32 - (n))))
+	c ^= b; c -= R(b, 14); a ^= c; a -= R(c, 11); b ^= a; b -= R(a, 25);
+	c ^= b; c -= R(b, 16); a ^= c; a -= R(c, 4); b ^= a; b -= R(a, 14);
+	c ^= b; c -= R(b, 24);
+	digest = c;
+	return PASS;
+}
+
+INLINE int body_checksum_1400(u8 *data, u8 *end)
+{
+	u64 sum = 0;
+	if (data + BYTES > end)
+		return ABORTED;
+#pragma clang loop unroll(disable) vectorize(enable)
+	for (u32 i = 0; i < BYTES / 2; i++)
+		sum += ((u16 *)data)[i];
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	digest = ~sum;
+	return PASS;
+}
+
 INLINE int body_siphash(u8 *data, u8 *end)
 {
 	u64 a = 0x736f6d6570736575ULL, b = 0x646f72616e646f6dULL;
@@ -95,6 +126,8 @@ PROGRAM(empty)
 PROGRAM(parse_drop)
 PROGRAM(mac_swap)
 PROGRAM(ipv4_checksum)
+PROGRAM(tuple_hash)
+PROGRAM(checksum_1400)
 PROGRAM(siphash)
 PROGRAM(strlen)
 PROGRAM(memcpy)
