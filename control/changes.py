@@ -76,7 +76,7 @@ class Changes:
 
     def _ready(self, program: Program, settings: list[setmap.Setting]) -> None:
         """What it needs before it runs."""
-        setmap.apply(program, settings)
+        setmap.apply(program, settings, self.engine)
         if self.live.fib is not None:
             self.live.fib.follow(program.fib)
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from control import afxdp_options, options
+from control import afxdp_options, options, targets
 from control.options import Option, Verb
 from control.signals import Signals
 from xdp_runtime.errors import OutOfMemory, VerifyError, XdpuError
@@ -74,6 +74,8 @@ VERBS = (
                type=bool),
         Option("--promisc", "receive frames for other addresses as well", type=bool),
         Option("--name", "name of the run (default: its interfaces)", "NAME"),
+        Option("--ring", "a ring that another process reads (dataplane/ring.py), for this entry of "
+               "an XSKMAP; may be repeated", "NAME=MAP[INDEX]", targets.ring, many=True),
         Option("--trace", "print what the program says by bpf_printk", type=bool),
         Option("--trace-aborted", "print the first N aborted packets, with program and reason",
                "N", options.number(1, 100_000), 0),
@@ -129,7 +131,8 @@ VERBS = (
         ("dump", "Print all entries of a map.", "MAP"),
         ("lookup", "Print the value of a key.", "MAP key DATA"),
         ("getnext", "Print the key behind a key, or the first.", "MAP [key DATA]"),
-        ("update", "Write an entry.", "MAP [key DATA] [value DATA] [any|exist|noexist]"),
+        ("update", "Write an entry.", "MAP [key DATA] [value DATA] [any|exist|noexist]; a target "
+         "of redirects also as: value dev IF|ifindex N|qsize N [prog NAME], value xsk RING"),
         ("delete", "Remove an entry.", "MAP key DATA"),
         ("push", "Push a value onto a stack.", "MAP value DATA"),
         ("pop", "Take the top value off a stack.", "MAP"),

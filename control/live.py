@@ -35,6 +35,7 @@ from control.progress import Progress
 from control.run import finish, stop_engine
 from control.server import ControlServer
 from control.signals import Signals
+from control.targets import ring_names
 from control.watch import Watch, note
 from dataplane import loop, rundir, takeover
 from dataplane.engine import Engine
@@ -150,8 +151,8 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                           name="+".join(args.iface), interval_s=args.interval,
                           duration_s=args.duration, as_json=args.json,
                           trace=args.trace or args.verbose > 0,
-                          checks=(dog.check, server.carry_out, Progress(engine, note).check),
                           trace_aborted=args.trace_aborted,
+                          checks=(dog.check, server.carry_out, Progress(engine, note).check),
                           silence=lambda: _why_silent(args, live, dog))
             signals.check()
             engine.start()
@@ -208,9 +209,9 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
                     look_ahead=args.look_ahead,
                     opt=args.opt, directory=run_dir.path,
                     max_map_bytes=args.max_map_memory, grants=args.grants,
-                    trace_aborted=args.trace_aborted)
+                    trace_aborted=args.trace_aborted, rings=ring_names(args.ring))
     undo.callback(engine.close)
-    setmap.apply(engine.program, args.settings)
+    setmap.apply(engine.program, args.settings, engine)
     live.describe(engine)
     for name in args.iface:
         signals.check()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from control import targets
 from dataplane import rundir
 from xdp_runtime.errors import ConfigError, LoadError, XdpuError
 from xdp_runtime.maps import type_name
@@ -259,10 +260,11 @@ def run_getnext(args: Namespace) -> int:
 
 def run_update(args: Namespace) -> int:
     words = list(args.map)
+    path = _select(list(words), args.run)[0][1]
     with _open(words, args.run) as one:
         spec = one.spec
         key = _data(words, spec.key_size, "key") if spec.key_size else b""
-        value = _data(words, spec.value_size, "value")
+        value = _target(words, one, path) or _data(words, spec.value_size, "value")
         flags = 0
         if words:
             word = words.pop(0)
@@ -277,6 +279,18 @@ def run_update(args: Namespace) -> int:
             values: Value = [value] * one.workers if one.family.per_cpu else value
             _guarded(one, lambda: one.update(key, values, flags))
     return _done(args)
+
+
+def _target(words: list[str], one: Map, path: Path) -> bytes:
+    """A value given as where a redirect goes (targets.py), b"" if it is not."""
+    if words[:1] != ["value"] or len(words) < 2 or not targets.is_target(one.spec, words[1]):
+        return b""
+    del words[0]
+    try:
+        names = json.loads((path.parent.parent / "names.json").read_text())
+    except (OSError, ValueError):
+        names = {}
+    return targets.encode(one.spec, targets.take(words, one.spec), targets.Names(**names))
 
 
 def run_delete(args: Namespace) -> int:

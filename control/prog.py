@@ -74,7 +74,7 @@ def run_interpreted(obj: Object, spec: ProgramSpec, packet: bytes, settings: Set
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')
     machine = Machine(obj, spec, fuel=args.fuel)
-    for name, key, value in settings:
+    for name, key, value in setmap.encoded(obj, settings):
         code = machine.maps[obj.map_index(name)].update(key, value)
         if code:
             raise _refused(name, key, -code)
@@ -102,7 +102,7 @@ def run_in_kernel(obj: Object, spec: ProgramSpec, packet: bytes, settings: Setti
                           "use --engine jit")
     try:
         with load_into_kernel(obj, spec.name) as program:
-            for name, key, value in settings:
+            for name, key, value in setmap.encoded(obj, settings):
                 try:
                     program.maps[name].update(key, value)
                 except OSError as error:

@@ -31,6 +31,8 @@ def run(args: Namespace) -> int:
                 from control.watch import note
                 args.grants, args.fuel = chosen(args), bind(args, obj, spec)
                 args.settings = [setmap.parse(text, obj) for text in args.set_map]
+                args.settings += [setmap.parse(f"{target}={index}:xsk={name}", obj)
+                                  for name, target, index in args.ring if target]
             if args.pcap is not None:
                 return _run_files(args, obj, spec.name, signals)
             with signals.interruptible():
@@ -77,9 +79,9 @@ def _check_devices(args: Namespace) -> None:
 
 def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int:
     """PcapPort through the same engine; a damaged file fails after what was good of it."""
-    from control import setmap
+    from control import setmap, targets
     from control.watch import Watch, note
-    from dataplane import fibmirror
+    from dataplane import fibmirror, rundir
     from dataplane.engine import Engine
     from dataplane.pcap import PcapPort
 
@@ -88,12 +90,17 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
         with signals.interruptible():
             port = PcapPort(args.pcap, args.out)
             undo.callback(port.close)
+            run_dir = rundir.create(args.name or _file_name(args.pcap)) if args.ring else None
+            if run_dir is not None:
+                undo.callback(run_dir.remove)
             engine = Engine(obj, [port], program=program, batch_size=args.batch_size,
                             opt=args.opt, exit_when_idle=True, look_ahead=args.look_ahead,
                             max_map_bytes=args.max_map_memory, grants=args.grants,
-                            trace_aborted=args.trace_aborted)
+                            trace_aborted=args.trace_aborted,
+                            directory=run_dir.path if run_dir else None,
+                            rings=targets.ring_names(args.ring))
         undo.callback(engine.close)
-        setmap.apply(engine.program, args.settings)
+        setmap.apply(engine.program, args.settings, engine)
         fibmirror.fill(engine.program.fib, note)
         watch = Watch(engine, lambda: [port], signals, name=Path(args.pcap).name, out=out,
                       interval_s=args.interval, duration_s=args.duration, as_json=args.json,
@@ -116,6 +123,13 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
     if error is not None:
         raise error
     return 0
+
+
+def _file_name(path: str) -> str:
+    """A run's name made of a file's."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_"
+                   for c in Path(path).name)
+    return f"pcap-{name}"[:64]
 
 
 def stop_engine(engine: Any, undo: contextlib.ExitStack) -> None:

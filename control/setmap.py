@@ -2,31 +2,35 @@
 
     --set-map peer=3:4                          numbers, as wide as the map's key and value
     --set-map tunnel=0:hex:0a000001ac100001     or bytes, exactly as many
+    --set-map ports=1:dev=eth1,prog=stamp       where redirects go, in words (targets.py)
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from control import targets
 from xdp_runtime.errors import ConfigError
 from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object
 
 if TYPE_CHECKING:
+    from dataplane.engine import Engine
     from xdp_runtime.program import Program
 
 _FORM = "write NAME=KEY:VALUE, each a number or hex:AABB.."
 _FIELDS = re.compile(r"(hex:[^:]*|[^:]*):(hex:[^:]*|[^:]*)")
 _OF_OTHERS = {MapType.PROG_ARRAY: "programs", MapType.ARRAY_OF_MAPS: "maps",
               MapType.HASH_OF_MAPS: "maps", MapType.RINGBUF: "records"}
+_NO_NAMES = targets.Names()
 
 
 class Setting(NamedTuple):
     map: str
     key: bytes
-    value: bytes
+    value: bytes | dict[str, str]  # words, where names are yet to be known
 
 
 def parse(text: str, obj: Object) -> Setting:
@@ -37,13 +41,20 @@ def parse(text: str, obj: Object) -> Setting:
     if not equals or not name or fields is None:
         raise ConfigError(what, "is no map entry", _FORM)
     spec = _find(name, obj, what)
-    return Setting(name, _bytes(fields[1], spec.key_size, "key", what),
-                   _bytes(fields[2], spec.value_size, "value", what))
+    key = _bytes(fields[1], spec.key_size, "key", what)
+    if targets.is_target(spec, fields[2].partition("=")[0]):
+        return Setting(name, key, targets.parse(fields[2], spec))
+    return Setting(name, key, _bytes(fields[2], spec.value_size, "value", what))
 
 
-def apply(program: Program, settings: Iterable[Setting]) -> None:
-    """Writes the entries; a per-CPU map gets the value for each worker.  Raises ConfigError."""
-    for name, key, value in settings:
+def apply(program: Program, settings: Iterable[Setting], engine: Engine | None = None) -> None:
+    """Writes the entries; a per-CPU map gets the value for each worker.  Raises ConfigError.
+
+    `engine` knows rings and interfaces by name; `program` need not be the one it runs yet."""
+    known = engine.names() if engine is not None else {}
+    names = targets.Names(program.second_numbers(), known.get("rings", {}),
+                          known.get("interfaces", {}))
+    for name, key, value in encoded(program.object, settings, names):
         target = program.maps[name]
         per_cpu = target.family.per_cpu
         try:
@@ -51,6 +62,14 @@ def apply(program: Program, settings: Iterable[Setting]) -> None:
         except OSError as error:
             raise ConfigError(f"--set-map {name}", f"key {key.hex()} is refused, "
                               f"{error.strerror}", _room(target.spec)) from error
+
+
+def encoded(obj: Object, settings: Iterable[Setting],
+            names: targets.Names = _NO_NAMES) -> Iterator[tuple[str, bytes, bytes]]:
+    """Map, key and value of each.  Raises ConfigError for names that are not known."""
+    for name, key, value in settings:
+        yield name, key, value if isinstance(value, bytes) else targets.encode(
+            obj.maps[obj.map_index(name)], value, names)
 
 
 def _find(name: str, obj: Object, what: str) -> MapSpec:

@@ -340,9 +340,7 @@ class Engine:
     def names(self) -> dict[str, dict[str, int]]:
         """What entries of maps name by number: programs (of xdp/devmap and xdp/cpumap), rings,
         interfaces of this run."""
-        object_, spec = self.program.object, self.program.spec
-        return {"programs": {one.name: self.program.program_number(one.name) + 1
-                             for one in link.second_programs(object_, spec)},
+        return {"programs": self.program.second_numbers(),
                 "rings": {name: number for number, name in enumerate(self._ring_names, 1)},
                 "interfaces": {port.name: port.ifindex for port in self.ports}}
 

@@ -162,6 +162,12 @@ class Program:
                 return number
         raise KeyError(f"program {name!r} is not compiled with {self.spec.name}")
 
+    def second_numbers(self) -> dict[str, int]:
+        """Programs of xdp/devmap and xdp/cpumap, and the numbers that entries of maps have for
+        them."""
+        return {one.name: self.program_number(one.name) + 1
+                for one in link.second_programs(self.object, self.spec)}
+
     def _allow_programs(self) -> None:
         """Entries of maps may name programs that were made for them."""
         second = link.second_programs(self.object, self.spec)
