@@ -11,6 +11,7 @@ import atexit
 import errno
 import os
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Eal:
         argv = self.ffi.new("char *[]", kept)
         done = self.lib.xdpu_init(len(kept), argv, os.dup(self._log))
         self._kept: Any = (kept, argv)
-        _remove_folder()
+        _remove_folders(ending=done < 0)
         if done < 0:
             what, why = f"DPDK's EAL ({' '.join(arguments)})", self.complaint(-done)
             mend = "see --dpdk-args"
@@ -59,7 +60,7 @@ class Eal:
 
     def _end(self) -> None:
         self.lib.xdpu_cleanup()
-        _remove_folder()
+        _remove_folders(ending=True)
 
 
 def start(extra: str = "", pci: Sequence[str] = ()) -> Eal:
@@ -77,11 +78,14 @@ def start(extra: str = "", pci: Sequence[str] = ()) -> Eal:
     return eal
 
 
-def _remove_folder() -> None:
-    """The EAL makes it in any case; with nothing shared it stays empty."""
-    folder = _RUN / _prefix()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def _remove_folders(ending: bool = False) -> None:
+    """Ours, which the EAL makes in any case: it stays empty unless --dpdk-args has it share memory.
+    And those of processes that were killed."""
+    for folder in _RUN.glob("xdpu-*"):
+        pid = folder.name.removeprefix("xdpu-")
+        dead = pid.isdigit() and not Path(f"/proc/{pid}").exists()
+        if dead or (folder.name == _prefix() and (ending or not any(folder.iterdir()))):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prefix() -> str:

@@ -16,6 +16,7 @@ from typing import Any, Self
 from dataplane.block import Block
 from dataplane.port import BATCH_MAX, PortKind, PortQueue
 from dpdk import bursts, eal
+from dpdk.neighbours import neighbours_kept
 from xdp_runtime.errors import ConfigError, OutOfMemory, PortError
 
 BUFFER_BYTES = 2048 + 128  # a packet and DPDK's headroom: no frame above 2048 bytes
@@ -105,8 +106,9 @@ class DpdkPort:
                                       "give more by --dpdk-args '--no-huge -m 2048'")
                 after.callback(lib.xdpu_pool_free, pools[index])
             sends_segments = ffi.new("int *")
-            done = lib.xdpu_start(number, queues, DESCRIPTORS, pools, promisc, frags,
-                                  sends_segments)
+            with neighbours_kept(_ifindex(devargs, number)):
+                done = lib.xdpu_start(number, queues, DESCRIPTORS, pools, promisc, frags,
+                                      sends_segments)
             if done:
                 raise PortError(f"dpdk:{name}", runtime.complaint(abs(done), before))
             lib.xdpu_query(number, device)
