@@ -9,6 +9,7 @@ sides.  Only root and the run's own user are listened to.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -68,6 +69,7 @@ class ControlServer:
         self._preparer, self._wake = preparer, wake
         self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self._ending = False
+        self._preparing = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._bind()
@@ -97,6 +99,8 @@ class ControlServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._ending = True
+        # The process must not end under a compiler at work: LLVM would abort it.
+        atexit.register(self._preparing.acquire)
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -134,7 +138,8 @@ class ControlServer:
         except ValueError as error:
             return _failure(ConfigError("request", f"is not JSON, {error}"))
         try:
-            task = _Task(self._preparer.prepare(request))
+            with self._preparing:
+                task = _Task(self._preparer.prepare(request))
         except XdpuError as error:
             return _failure(error)
         except Exception as error:  # a defect must not end the thread that would tell of it
