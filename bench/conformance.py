@@ -201,7 +201,8 @@ def interpret(case: Case) -> Outcome:
 def compile_cases(cases: Sequence[tuple[Case, Facts]], opt: int) -> list[Any]:
     """For each case a function of its memory's address, or the XdpuError that says why not."""
     from xdp_runtime.compiler import link, target, templates
-    from xdp_runtime.compiler.lower import Lowering, alias_scopes
+    from xdp_runtime.compiler.lower import Lowering
+    from xdp_runtime.compiler.scopes import alias_scopes
 
     bodies: list[str] = []
     needed: dict[str, Template] = {}

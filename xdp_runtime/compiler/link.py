@@ -121,7 +121,8 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
 
     `triple` is what it will be compiled for, this machine's if not given."""
     from xdp_runtime.compiler import target, templates
-    from xdp_runtime.compiler.lower import Lowering, alias_scopes
+    from xdp_runtime.compiler.lower import Lowering
+    from xdp_runtime.compiler.scopes import alias_scopes
     from xdp_runtime.compiler.scout import scouts
 
     for spec in obj.maps:
@@ -211,7 +212,7 @@ def _targets(maps: Sequence[MapSpec], devices: Sequence[int], workers: int) -> s
 
 def _timers(maps: Sequence[MapSpec], callbacks: Sequence[tuple[int, tuple[int, int]]]) -> str:
     """What fires timers, which is nothing in a module without callbacks, and what they run."""
-    from xdp_runtime.compiler.lower import timer_name, timer_number
+    from xdp_runtime.compiler.calls import timer_name, timer_number
 
     head = f'define i64 @"{timers.TIMERS}"(ptr %worker, i64 %number) alwaysinline {{'
     if not callbacks:

@@ -25,8 +25,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from xdp_runtime.compiler.kinds import MapPtr, MapValue, Packet, StackPtr, State
-from xdp_runtime.compiler.lower import Lowered, Lowering
+from xdp_runtime.compiler.lower import Lowering
 from xdp_runtime.compiler.provenance import number_is_tail_call
+from xdp_runtime.compiler.registers import Lowered
 from xdp_runtime.helpers.proto import Helper, Ret
 from xdp_runtime.isa import Atomic, Insn, LoadMap, Operand, Reg, Store, StoreRelease
 from xdp_runtime.maps import family_of

@@ -13,7 +13,8 @@ import pytest
 
 from xdp_runtime.asm import assemble
 from xdp_runtime.compiler import link, target
-from xdp_runtime.compiler.lower import Lowering, alias_scopes
+from xdp_runtime.compiler.lower import Lowering
+from xdp_runtime.compiler.scopes import alias_scopes
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import LoadError, VerifyError
 from xdp_runtime.isa import Call, JumpIf

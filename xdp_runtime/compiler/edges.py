@@ -1,0 +1,54 @@
+"""Blocks and the edges between them, which turn a path's kinds into those of where it leads."""
+
+from __future__ import annotations
+
+from xdp_runtime.compiler.frames import Node
+from xdp_runtime.compiler.kinds import Kind, Scalar, State
+from xdp_runtime.compiler.registers import Registers, spill_location
+
+
+class Edges(Registers):
+    pending: list[tuple[str, Node, list[tuple[str, Kind, Kind]]]]  # label, target, what to convert
+
+    def block(self, node: Node) -> str:
+        return f"f{node[0]}_{node[1]}"
+
+    def jump_to(self, node: Node, state: State) -> str:
+        """A label to branch to that first turns this path's kinds into the target's."""
+        target = self.analysis.at[node]
+        frame = self.analysis.frames[node[0]]
+        changes: list[tuple[str, Kind, Kind]] = []
+        for number, (have, want) in enumerate(zip(state.regs, target.regs, strict=True)):
+            if have != want and number != 10:
+                changes.append((self.location(number, frame.depth), have, want))
+        for depth, (mine, theirs) in enumerate(zip(state.saved, target.saved, strict=True)):
+            for number, (have, want) in enumerate(zip(mine, theirs, strict=True), 6):
+                if have != want:
+                    changes.append((self.location(number, depth), have, want))
+        for slot, want in target.spills.items():
+            have = state.spills.get(slot, Scalar())
+            if have != want:
+                changes.append((spill_location(*slot), have, want))
+        changes = [c for c in changes if self.needs_conversion(c[1], c[2])]
+        if not changes:
+            return self.block(node)
+        edge = self.label("edge")
+        self.pending.append((edge, node, changes))
+        return edge
+
+    def end_block(self) -> None:
+        """Emit the edges that convert."""
+        for edge, target, changes in self.pending:
+            self.start(edge)
+            for location, have, want in changes:
+                self.convert(location, have, want)
+            self.emit(f"br label %{self.block(target)}")
+        self.pending.clear()
+
+    def branch_always(self, target: int) -> None:
+        self.emit(f"br label %{self.jump_to((self.frame.id, target), self.state)}")
+
+    def branch_if(self, condition: str, slot: int, target: int) -> None:
+        taken = self.jump_to((self.frame.id, target), self.state)
+        falls = self.jump_to((self.frame.id, slot + 1), self.state)
+        self.emit(f"br i1 {condition}, label %{taken}, label %{falls}")
