@@ -19,7 +19,7 @@ class Edges(Registers):
         frame = self.analysis.frames[node[0]]
         changes: list[tuple[str, Kind, Kind]] = []
         for number, (have, want) in enumerate(zip(state.regs, target.regs, strict=True)):
-            if have != want and number != 10:
+            if have is not want and have != want and number != 10:
                 changes.append((self.location(number, frame.depth), have, want))
         for depth, (mine, theirs) in enumerate(zip(state.saved, target.saved, strict=True)):
             for number, (have, want) in enumerate(zip(mine, theirs, strict=True), 6):

@@ -7,7 +7,7 @@ as the kernel's verifier does for static functions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xdp_runtime.errors import LoadError, VerifyError
 from xdp_runtime.isa import (
@@ -44,6 +44,7 @@ class Frame:
     leaders: tuple[int, ...]  # first slots of basic blocks, in order
     returns: bool
     callback: bool = False  # entered again and again by the helper at `call_slot`
+    starts: frozenset[int] = field(default=frozenset(), compare=False)  # the leaders as a set
 
 
 Node = tuple[int, int]  # (frame id, slot)
@@ -149,6 +150,7 @@ def _callback(insns: Insns, slot: int) -> int:
 def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, Frame]]:
     """All frames (that of the function at `start` first) and the frame each call node enters."""
     functions: dict[int, tuple[tuple[int, ...], tuple[tuple[int, int], ...], bool, int]] = {}
+    starts: dict[int, frozenset[int]] = {}
     frames: list[Frame] = []
     entered: dict[Node, Frame] = {}
     slots = 0
@@ -168,7 +170,8 @@ def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, Frame]
             raise VerifyError("program", f"more than {MAX_UNFOLDED_SLOTS} instructions once its "
                               "calls are unfolded", "make fewer functions __noinline")
         callback = parent is not None and isinstance(insns[call_slot], Call)
-        frame = Frame(len(frames), depth, entry, parent, call_slot, leaders, returns, callback)
+        frame = Frame(len(frames), depth, entry, parent, call_slot, leaders, returns, callback,
+                      starts.setdefault(entry, frozenset(leaders)))
         frames.append(frame)
         for slot, target in calls:
             entered[(frame.id, slot)] = enter(target, frame, slot)

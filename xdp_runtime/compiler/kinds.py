@@ -95,7 +95,7 @@ def constant(value: int) -> Scalar:
 
 def meet(a: Kind, b: Kind) -> Kind:
     """What stands for both.  Only goes down a lattice of finite height, so loops terminate."""
-    if a == b:
+    if a is b or a == b:
         return a
     match a, b:
         case (Uninit(), _) | (_, Uninit()):

@@ -143,7 +143,7 @@ class Lowering(Arithmetic, Accesses, Loops):
                 case _:
                     self.lower_insn(insn)
             following = slot + width(insn)
-            if following in self.frame.leaders:
+            if following in self.frame.starts:
                 self.branch_always(following)
                 break
             slot = following
@@ -183,8 +183,7 @@ class Lowering(Arithmetic, Accesses, Loops):
 
     def lower_insn(self, insn: Insn) -> None:
         """Emit one instruction that neither branches nor changes frames; advance the state."""
-        before = self.state.copy()
-        after = self.state.copy()
+        before, after = self.state, self.state.copy()
         self.provenance.step(after, self.slot, self.frame)
         match insn:
             case Alu(op, is64, dst, src):

@@ -9,6 +9,7 @@ apart.  Nothing is refused here for safety; what lowering cannot express yet is,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from typing import assert_never
 
 from xdp_runtime.compiler.frames import HEADER, Frame, Node, successors, unfold, width
@@ -317,17 +318,18 @@ class Provenance:
         else:
             start.regs[1:3] = Mem() if given else constant(0), constant(given)
         at: dict[Node, State] = {(0, first): start}
-        todo: list[Node] = [(0, first)]
+        todo: list[Node] = [(0, first)]  # a heap: what comes first first, so that few come twice
         while todo:
-            node = todo.pop()
+            node = heappop(todo)
+            if todo and todo[0] == node:
+                continue
             frame = frames[node[0]]
             for target, state in self.flow(frame, node[1], at[node].copy(), entered, at):
                 known = at.get(target)
                 merged = state.copy() if known is None else known.meet(state)
                 if merged is not None:
                     at[target] = merged
-                    if target not in todo:
-                        todo.append(target)
+                    heappush(todo, target)
         order = [(frame.id, slot) for frame in frames
                  for slot in (*frame.leaders, *(slot + HEADER for slot in frame.leaders))
                  if (frame.id, slot) in at]
@@ -360,6 +362,11 @@ class Provenance:
                             ((called[0], called[1] + 1), self.loop_over(left))]
                 return [((frame.parent.id, frame.call_slot + 1), self.leave(state, frame))]
             self.step(state, slot, frame)
+            if not isinstance(insn, Jump | JumpIf | MayGoto):
+                slot += width(insn) if insn is not None else 1
+                if slot in frame.starts:
+                    return [((frame.id, slot), state)]
+                continue
             following = successors(self.insns, slot)
             if isinstance(insn, JumpIf):
                 falls, taken = self.sides(slot)
@@ -369,9 +376,7 @@ class Provenance:
                 if taken:
                     out.append(((frame.id, following[1]), self.refine(state, insn, True)))
                 return out
-            if isinstance(insn, Jump | MayGoto) or following[0] in frame.leaders:
-                return [((frame.id, target), state) for target in dict.fromkeys(following)]
-            slot += width(insn) if insn is not None else 1
+            return [((frame.id, target), state) for target in dict.fromkeys(following)]
 
     def sides(self, slot: int) -> tuple[bool, bool]:
         """(may fall through, may be taken), as the verifier saw."""
