@@ -46,8 +46,7 @@ def measure(names: Sequence[str], quick: bool) -> Result:
     """Everything as one record; what could not run is in `missing`."""
     two = cpus(2)
     benches: dict[str, Callable[[], Result]] = {
-        "prog": lambda: prog.run(cases.CASES, 20_000 if quick else 1_000_000, 2 if quick else 5,
-                                 two[0]),
+        "prog": lambda: prog.run(cases.CASES, prog.Plan(*((10_000, 3) if quick else ())), two[0]),
         "io": lambda: io.run(io.ACTIONS, 1 if quick else 5, 0.2 if quick else 1.0, two),
         "start": lambda: start.run(["drop"] if quick else ["drop", "demo"], 1 if quick else 5,
                                    phases=not quick),

@@ -20,14 +20,21 @@ Entries = Mapping[str, Mapping[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One path of one program.  `ignored` names maps that hold time or chance."""
+    """One path of one program.
+
+    `verdict` is what it has to be, if that is known; `ignored` names maps that hold time or
+    chance; `prelude` are packets that both sides see before.
+    """
 
     name: str
     packet: bytes
-    verdict: Verdict
+    verdict: Verdict | None
     entries: Entries = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     path: Path | None = None  # the object file, if it is not the example
+    program: str | None = None  # of the object; its first
+    prelude: tuple[bytes, ...] = ()
+    stands_for: int = 0  # packets of a capture that go this way
 
     @property
     def example(self) -> str:

@@ -1,4 +1,4 @@
-"""What every bench shares: medians with their spread, CPUs, and what machine this is."""
+"""What every bench shares: medians with their spread or interval, CPUs, what machine this is."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,25 @@ class Spread:
     def record(self, digits: int = 3) -> dict[str, float]:
         return {"median": round(self.median, digits), "min": round(self.low, digits),
                 "max": round(self.high, digits)}
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Bootstrap confidence interval of the median: of 2,000 draws with replacement, always the
+    same ones, the middle `confidence` (B. Efron, percentile method)."""
+    import numpy as np
+
+    draws = np.random.default_rng(1).integers(0, len(values), (_DRAWS, len(values)))
+    medians = np.median(np.asarray(values, float)[draws], axis=1)
+    edge = 50 * (1 - confidence)
+    low, high = np.percentile(medians, [edge, 100 - edge])
+    return float(low), float(high)
+
+
+def estimate(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Median, extremes, and the interval (`low`, `high`) that the median lies in."""
+    low, high = interval(values)
+    return Spread.of(values).record(digits) | {"low": round(low, digits),
+                                               "high": round(high, digits)}
 
 
 def cpus(count: int) -> list[int]:

@@ -39,6 +39,31 @@ _CLASS = (
     Option("--policy", "file with extension classes; --class may go if it has only one", "FILE"),
 )
 
+# Named, not imported: `bench` is above this room.
+_BENCHES = (
+    Verb("bench prog", "Measure a program: ns a packet, here and in the kernel.",
+         "bench.prog:main_of", (
+             Option("OBJ", "object files, or names of examples (default: all examples)", "",
+                    many=True),
+             _PROGRAM,
+             Option("--packets", "a pcap or pcapng file, or generated: one packet of each kind "
+                    "(generated)", "FILE", default="generated"),
+             _SET_MAP,
+             Option("--engines", "of kernel, jit, interp (kernel,jit)", "LIST", options.names,
+                    ("kernel", "jit")),
+             Option("--repeat", "runs a sample (200000)", "N", options.number(100, 10**8),
+                    200_000),
+             Option("--rounds", "samples of each engine, in turns (15)", "N",
+                    options.number(1, 1000), 15),
+             Option("--cpu", "the CPU it is measured on (the last)", "N",
+                    options.number(0, 4095)),
+             Option("--out", "folder for bench.json", "DIR"),
+             _JSON, _VERBOSE),
+         "The engines have to agree on verdict, bytes and maps first: where they do not, that is "
+         "the result,\nwithout a figure.  Exit code 1: they do not agree, or the result could not "
+         "be written; 130: Ctrl-C, with\nwhat was measured until then."),
+)
+
 VERBS = (
     Verb("run", "Run an XDP program on interfaces, or on a capture file.", "control.run:run", (
         _OBJECT,
@@ -175,6 +200,7 @@ VERBS = (
              Option("SPEC", "specification (default: the one in the binary's annotations)"),
              Option("--binary", "the host's binary, with debug information", "FILE",
                     required=True), _JSON, _VERBOSE)),
+    *_BENCHES,
     Verb("setup", "Do what needs privileges for runs of an ordinary user, and undo it after them.",
          "control.setup:run", (
              Option("--user", "the user, by name or number", "NAME", required=True),
@@ -236,11 +262,13 @@ def _run(argv: list[str]) -> int:
         print(f"xdpu {_version()}")
         return 0
     verb, rest = options.find_verb(argv, VERBS)
+    module, _, name = verb.function.partition(":")
+    if verb.is_passed_on:
+        return int(getattr(importlib.import_module(module), name)(rest))
     try:
         args = options.build_parser(verb).parse_args(rest)
     except SystemExit:  # --help, which has been printed
         return 0
-    module, _, name = verb.function.partition(":")
     function: Callable[[Any], int] = getattr(importlib.import_module(module), name)
     return function(args)
 

@@ -39,13 +39,17 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """`words` is what the user types, `function` "module:name", imported when it is called."""
+    """`words` is what the user types, `function` "module:name", imported when it is called.
+
+    With `is_passed_on` the function has a parser of its own and gets what follows as it is.
+    """
 
     words: str
     help: str
     function: str
     options: tuple[Option, ...] = ()
     text: str = ""
+    is_passed_on: bool = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -212,6 +216,17 @@ def names(text: str) -> tuple[str, ...]:
     if len(set(parts)) != len(parts):
         raise argparse.ArgumentTypeError(f"{text!r} names an interface twice")
     return parts
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """1,65536,1048576 -> positive numbers"""
+    try:
+        values = tuple(int(part, 0) for part in text.split(","))
+    except ValueError:
+        values = (0,)
+    if not all(0 < value <= 1 << 32 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,65536")
+    return values
 
 
 def address(text: str) -> tuple[str, int]:

@@ -23,6 +23,7 @@ from xdp_runtime.state import Verdict
 
 pytestmark = needs_bpf()
 
+ONCE = prog.Plan(100, 1)
 RUNS = 1000  # more than the head room has space for
 
 
@@ -151,7 +152,7 @@ def corrupted(change: Callable[[str], str]) -> Object:
     (lambda text: "r2 = -4\ncall 44\nr0 = 3\nexit", "packet: kernel 64 bytes, ours 68"),
 ])
 def test_a_planted_defect_has_no_figure(change: Callable[[str], str], said: str) -> None:
-    row = prog.measure(case("tx"), 100, 1, ours=corrupted(change))
+    row = prog.measure(case("tx"), ONCE, ours=corrupted(change))
     assert not row["ok"] and row["mismatch"].startswith(said)
     assert "kernel" not in row and "ours" not in row and "ratio" not in row
     assert "MISMATCH" in prog.cells(row)
@@ -159,30 +160,30 @@ def test_a_planted_defect_has_no_figure(change: Callable[[str], str], said: str)
 
 
 def test_the_same_by_other_means_has_one() -> None:
-    assert prog.measure(case("tx"), 100, 1, ours=corrupted(lambda text: text))["ok"]
+    assert prog.measure(case("tx"), ONCE, ours=corrupted(lambda text: text))["ok"]
 
 
 def test_a_wrong_map_has_no_figure() -> None:
     obj = read_object(EXAMPLES / "counter.o")
     spec = obj.program()
     silent = replace(spec, insns=assemble("r0 = 2\nexit"), functions=(), lines=())
-    row = prog.measure(case("counter"), 100, 1, ours=replace(obj, programs=(silent,)))
+    row = prog.measure(case("counter"), ONCE, ours=replace(obj, programs=(silent,)))
     assert row["mismatch"] == "map counters: differs at key 11000000"
 
 
 def test_what_does_not_load_has_no_figure() -> None:
-    row = prog.measure(case("tx"), 100, 1, ours=written("r0 = 3\nr1 = *(u32 *)(r1 + 64)"))
+    row = prog.measure(case("tx"), ONCE, ours=written("r0 = 3\nr1 = *(u32 *)(r1 + 64)"))
     assert not row["ok"] and "written" in row["mismatch"]
 
 
 def test_an_unexpected_verdict_has_no_figure() -> None:
-    row = prog.measure(replace(case("pass"), verdict=Verdict.DROP), 100, 1)
+    row = prog.measure(replace(case("pass"), verdict=Verdict.DROP), ONCE)
     assert row["mismatch"] == "the kernel's verdict is 2, expected DROP"
 
 
 @pytest.mark.parametrize("name", [one.name for one in CASES])
 def test_every_case_is_measured(name: str) -> None:
-    row = prog.measure(case(name), 2000, 2)
+    row = prog.measure(case(name), prog.Plan(2000, 2))
     assert row["ok"], row
     assert row["method"] == ("wrapper" if name in {"icmp_echo", "ipip", "meta", "demo/echo"}
                              else "plain")
@@ -194,13 +195,14 @@ def test_every_case_is_measured(name: str) -> None:
 # ---- the record ----------------------------------------------------------------------------------
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, cpu = tmp_path / "prog.json", str(max(os.sched_getaffinity(0)))
+    cpu = str(max(os.sched_getaffinity(0)))
     code = prog.main(["pass", "firewall", "-j", "--repeat", "2000", "--rounds", "2", "--cpu", cpu,
-                      "--out", str(out)])
+                      "--out", str(tmp_path / "out")])
     assert code == 0
     said = json.loads(capsys.readouterr().out)
-    assert said == json.loads(out.read_text())
-    assert (said["bench"], said["repeat"], said["rounds"]) == ("prog", 2000, 2)
+    assert said == json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert said["bench"] == "prog" and said["complete"] and not said["interrupted"]
+    assert said["plan"] == {"repeat": 2000, "rounds": 2, "engines": ["kernel", "ours"]}
     assert [row["name"] for row in said["rows"]] == ["pass", "firewall/drop", "firewall/pass"]
     machine = said["machine"]
     assert set(machine) >= {"date", "command", "cpu", "kernel", "mitigations", "versions", "python",
@@ -208,11 +210,13 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert machine["mitigations"] and all(machine["versions"].values())
     row = said["rows"][1]
     assert set(row["kernel"]) == {"raw", "floor", "net", "samples"}
-    assert set(row["ours"]["net"]) == {"median", "min", "max"}
+    assert set(row["ours"]["net"]) == {"median", "min", "max", "low", "high"}
     lines = prog.markdown(said).splitlines()
     assert len(lines) == 5 and all(line.count("|") == 6 for line in lines)
 
 
-def test_unknown_name() -> None:
-    with pytest.raises(SystemExit):
-        prog.main(["no-such-example"])
+def test_what_is_no_file_and_no_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prog.main(["no-such-example"]) == 2
+    assert "is no file, and no example" in capsys.readouterr().err
+    assert prog.main(["pass", "--engines", "jit,uxdp"]) == 2
+    assert "no engine uxdp (of: kernel, jit, interp)" in capsys.readouterr().err
