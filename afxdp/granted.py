@@ -17,7 +17,7 @@ from typing import Any
 
 from afxdp import passing
 from afxdp.interface import Interface
-from afxdp.port import AfxdpPort
+from afxdp.port import AfxdpPort, kind_of
 from afxdp.queue import Queue, Shape
 from afxdp.umem import Umem
 from dataplane.tap import TapPort
@@ -93,7 +93,8 @@ class Grants:
                 opened.append(Queue(iface, one["index"], shape, umem, fds.pop(0)))
             found = Interface(iface, answer["ifindex"], answer["mtu"], "", answer["channels"])
             return AfxdpPort(found, program, opened, None, None,
-                             f"{answer['mode']}; set up by {self.path}")
+                             f"{answer['mode']}; set up by {self.path}",
+                             kind=kind_of(opened[0].shape.frags))
         except BaseException:
             for queue in opened:
                 queue.close()

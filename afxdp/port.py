@@ -17,8 +17,9 @@ from dataclasses import replace
 from typing import Protocol, Self
 
 from afxdp import filter as packet_filter
-from afxdp import interface, native, redirect_program, rings, sg, umem
+from afxdp import interface, live_tx, native, redirect_program, rings, sg, umem
 from afxdp.interface import Interface
+from afxdp.live_tx import LiveTx
 from afxdp.queue import BindError, Queue, Shape, open_queue
 from afxdp.redirect_program import QUEUES_MAX, RedirectProgram
 from afxdp.silence import Listener
@@ -64,13 +65,15 @@ class AfxdpPort:
     kind: PortKind = rings.AFXDP
 
     def __init__(self, iface: Interface, program: Attached, opened: Sequence[Queue],
-                 member: socket.socket | None, deferral: Deferral | None, mode: str) -> None:
+                 member: socket.socket | None, deferral: Deferral | None, mode: str,
+                 live: LiveTx | None = None, kind: PortKind = rings.AFXDP) -> None:
         self.name, self.ifindex, self.mtu, self.mode = iface.name, iface.ifindex, iface.mtu, mode
         self.channels, self.opened = iface.channels, tuple(opened)
-        self.kind = kind_of(opened[0].shape.frags)
+        self.kind = kind
         self.queues: Sequence[PortQueue] = [queue.port_queue for queue in opened]
         self.xdp_mode = program.mode  # native or generic
         self._program, self._member, self._deferral = program, member, deferral
+        self._live = live
         self._gone = self._closed = False
         self._statistics: dict[str, int] = {}
         self._listener = Listener(self)
@@ -81,15 +84,16 @@ class AfxdpPort:
              need_wakeup: bool = True, promisc: bool = False, unaligned: bool = False,
              pages: str = "auto", frames: int = 0, busy_poll: int = 0,
              umems: Umems | None = None, wanted: str = "", frags: bool = False,
-             passed: bool = False) -> Self:
+             passed: bool = False, tx: str = "xsk") -> Self:
         """Take over queues of an interface in the calling thread's network namespace.
 
         `frames` of `frame_size` bytes for each queue, 0 for twice the ring; `pages` of the umem
         as umem.PAGES; `busy_poll` packets a call of the driver, 0 for interrupts; `umems` that
         other ports of the run share; `wanted` a filter (filter.py), what it does not match goes
         to the stack; `frags` for programs that take packets in several frames; `passed`: the
-        umem can be given to another process.  Raises ConfigError (an option is wrong), PortError or
-        OutOfMemory (the host refuses); the interface is then as it was.
+        umem can be given to another process; `tx` how packets leave (live_tx.py).  Raises
+        ConfigError (an option is wrong), PortError or OutOfMemory (the host refuses); the interface
+        is then as it was.
         """
         mode = "generic" if mode == "skb" else mode  # as iproute2 calls it
         zero_copy = copy_mode != "copy" and mode != "generic"
@@ -121,11 +125,15 @@ class AfxdpPort:
             for queue in opened:
                 program.admit(queue.index, queue.fd)
             text = _describe(found, program, indices, opened, why_copy)
+            live, sent = live_tx.offer(found, opened, tx)
+            if live is not None:
+                undo.callback(live.close)
+            text += f"; {sent}" if sent else ""
             if wanted:
                 text += f"; only {wanted}, the rest stays with the stack"
             if deferral is not None:
                 text += f"; {deferral.said}"
-            port = cls(found, program, opened, member, deferral, text)
+            port = cls(found, program, opened, member, deferral, text, live, kind_of(frags, tx))
             undo.pop_all()
             return port
 
@@ -140,6 +148,8 @@ class AfxdpPort:
             for queue in self.opened:
                 total.update(queue.statistics())
             self._statistics = dict(total)
+            if self._live is not None:
+                self._statistics |= self._live.statistics()
             if self._program.filters:
                 self._statistics["filtered"] = self._program.left
         return dict(self._statistics)
@@ -148,14 +158,19 @@ class AfxdpPort:
         """Raises PortError for what the port does not survive."""
         if not self._closed:
             self._program.check()
+            if self._live is not None:
+                self._live.check()
 
     def silence(self) -> list[str]:
         """Why it may have received nothing so far."""
         return [] if self._closed else self._listener.explain()
 
     def advice(self) -> str:
-        """What the user should know of packets that do not come in, or ""; asked now and then."""
-        return "" if self._closed else self._listener.advice()
+        """What the user should know of packets that do not come in, or of how they leave, or "";
+        asked now and then."""
+        if self._closed:
+            return ""
+        return (self._live.said() if self._live is not None else "") or self._listener.advice()
 
     def finished(self) -> bool:
         """True once the interface was removed: the kernel then takes the sockets off it."""
@@ -172,6 +187,8 @@ class AfxdpPort:
         with ExitStack() as stack:
             for queue in self.opened:
                 stack.callback(queue.close)
+            if self._live is not None:
+                stack.callback(self._live.close)
             if self._member is not None:
                 stack.callback(self._member.close)
             if self._deferral is not None:
@@ -180,8 +197,10 @@ class AfxdpPort:
         self.queues = []
 
 
-def kind_of(frags: bool) -> PortKind:
-    return sg.AFXDP_SG if frags else rings.AFXDP
+def kind_of(frags: bool, tx: str = "xsk") -> PortKind:
+    if frags:
+        return sg.AFXDP_SG
+    return rings.AFXDP if tx == "xsk" else live_tx.AFXDP_LIVE
 
 
 def _check_mtu(found: Interface, shape: Shape) -> None:

@@ -142,27 +142,29 @@ class Queue:
 
     def _write_block(self) -> None:
         shape, frames = self.shape, self.umem
-        self._store(rings.UMEM, frames.address)
-        self._store(rings.FRAME_SIZE, shape.frame_size)
-        self._store(rings.TAIL, shape.tail)
-        self._store(rings.POOL, frames.pool)
-        self._store(rings.CHUNK_MASK, shape.layout.chunk_mask)
-        self._store(rings.OFFSET_SHIFT, rings.OFFSET_BITS_AT if shape.unaligned else 0)
+        self.store(rings.UMEM, frames.address)
+        self.store(rings.FRAME_SIZE, shape.frame_size)
+        self.store(rings.TAIL, shape.tail)
+        self.store(rings.POOL, frames.pool)
+        self.store(rings.CHUNK_MASK, shape.layout.chunk_mask)
+        self.store(rings.OFFSET_SHIFT, rings.OFFSET_BITS_AT if shape.unaligned else 0)
         struct.pack_into("=ihh", self._memory, rings.POLLFD, self.fd, _POLLIN, 0)
-        self._store(rings.FLAGS, shape.block_flags)
+        self.store(rings.FLAGS, shape.block_flags)
         for name, line in _RING_LINES.items():
             ring = self._rings[name]
-            self._store(line + rings.ARRAY, ring.entries)
-            self._store(line + rings.PRODUCER, ring.producer)
-            self._store(line + rings.CONSUMER, ring.consumer)
-            self._store(line + rings.RING_FLAGS, ring.flags)
-            self._store(line + rings.MASK, shape.ring_size - 1)
-        self._store(rings.FILL + rings.MINE, shape.ring_size)
-        self._store(rings.FILL + rings.PUBLISHED, shape.ring_size)
-        self._store(rings.FILL + rings.SEEN, shape.ring_size)
-        self._store(rings.TX + rings.SEEN, shape.ring_size)
+            self.store(line + rings.ARRAY, ring.entries)
+            self.store(line + rings.PRODUCER, ring.producer)
+            self.store(line + rings.CONSUMER, ring.consumer)
+            self.store(line + rings.RING_FLAGS, ring.flags)
+            self.store(line + rings.MASK, shape.ring_size - 1)
+        self.store(rings.FILL + rings.MINE, shape.ring_size)
+        self.store(rings.FILL + rings.PUBLISHED, shape.ring_size)
+        self.store(rings.FILL + rings.SEEN, shape.ring_size)
+        self.store(rings.TX + rings.SEEN, shape.ring_size)
+        self.store(rings.LIVE_LEAST, 1 << 32)  # never, unless live_tx.py says so
 
-    def _store(self, offset: int, value: int) -> None:
+    def store(self, offset: int, value: int) -> None:
+        """Set a field of the block."""
         struct.pack_into("=Q", self._memory, offset, value)
 
     def load(self, offset: int) -> int:

@@ -81,7 +81,10 @@ WAKE_ERRORS = 344  # of these, failed for another reason than "come again"
 WAKE_ERRNO = 352  # the last such errno
 MALFORMED = 360  # packets given up: no length the kernel would send
 SCRATCH = 368  # 8 bytes for read(2) to leave alone
-BLOCK_SIZE_BYTES = 384
+# live_tx.py: the second way out, LIVE_LEAST packets at once; the rest is its bookkeeping
+(LIVE_QUEUE, LIVE_LEAST, LIVE_MOST, LIVE_ALWAYS, LIVE_CHOSEN, LIVE_TURNS, LIVE_WAITED, LIVE_NS,
+ LIVE_PROBED, XSK_NS, XSK_PROBED, LIVE_FRAMES) = range(384, 480, 8)
+BLOCK_SIZE_BYTES = 512
 
 # --- the pool of a umem; only one worker has it --------------------------------------------------
 FREE = 0  # how many frames are free
@@ -252,7 +255,7 @@ def _receive(m: Any) -> Factory:
         n = budget if seen - mine > budget else seen - mine
         if n == 0:
             # What was sent may hold the very frames that FILL lacks, and it completes by itself.
-            if m.load_u64(q, TX + MINE) != m.load_u64(q, COMPLETION + MINE):
+            if m.load_u64(q, TX + PUBLISHED) != m.load_u64(q, COMPLETION + MINE):
                 push(q)
                 refill(q)
             if m.load_u64(q, FLAGS) & BUSY_POLL:

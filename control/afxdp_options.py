@@ -36,6 +36,9 @@ OPTIONS = (
     Option("--umem", "shared: one for all queues of a worker, so that a redirect between "
            "interfaces copies nothing; own: one a queue; auto: shared by several interfaces",
            choices=("auto", "shared", "own"), default="auto"),
+    Option("--tx", "how packets leave: xsk: by AF_XDP's TX ring; live: redirected by the kernel as "
+           "live frames; auto: batches by whichever turns out to be faster",
+           choices=("auto", "xsk", "live"), default="auto"),
     Option("--filter", "packets to take, such as 'tcp port 80' or 'not (icmp or src 10.0.0.0/8)'; "
            "all others go to the stack untouched", "EXPRESSION", default=""),
     Option("--setup-socket", "of an xdpu setup, which then does all that needs privileges", "PATH",
@@ -85,4 +88,10 @@ def open_port(args: Namespace, name: str) -> AfxdpPort:
         shared = args.umems is not None
         return args.setup.open(name, args.queue, args.umems.workers if shared else 1,
                                args.umems.queues if shared else 1, shared, wishes)
-    return AfxdpPort.open(name, args.queue, pages=args.umem_pages, umems=args.umems, **wishes)
+    return AfxdpPort.open(name, args.queue, pages=args.umem_pages, umems=args.umems,
+                          tx=way_out(args), **wishes)
+
+
+def way_out(args: Namespace) -> str:
+    """How packets leave: the choice is there for who has privileges."""
+    return "xsk" if args.setup_socket else str(args.tx)

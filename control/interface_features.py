@@ -13,11 +13,17 @@ from pathlib import Path
 from control.features import Answer, Probe
 from dataplane import hostnet
 from dataplane import netlink as nl
+from dataplane.netdev import (
+    XDP_BASIC,
+    XDP_HW,
+    XDP_NDO_XMIT,
+    XDP_REDIRECT,
+    XDP_RX_SG,
+    XDP_ZEROCOPY,
+    xdp_features,
+)
 
 SIOCETHTOOL, ETHTOOL_GDRVINFO, ETHTOOL_GCHANNELS = 0x8946, 0x3, 0x3C
-CTRL_ID, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
-NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, NETDEV_A_DEV_XDP_FEATURES = 1, 1, 3
-XDP_BASIC, XDP_REDIRECT, XDP_NDO_XMIT, XDP_ZEROCOPY, XDP_HW, XDP_RX_SG = 1, 2, 4, 8, 16, 32
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_XDP = 31, 32, 43
 IFLA_XDP_ATTACHED, IFLA_XDP_PROG_ID = 2, 4
 IFF_LOWER_UP = 0x10000
@@ -81,23 +87,6 @@ def _ethtool(name: str, command: int, size: int) -> bytes | None:
                 return None
             raise
     return data.raw
-
-
-def xdp_features(ifindex: int) -> int | None:
-    """The netdev family's word on a driver; None before Linux 6.3."""
-    name = nl.attr(CTRL_ATTR_FAMILY_NAME, b"netdev\0")
-    try:
-        with nl.Netlink(nl.NETLINK_GENERIC) as net:
-            family = dict(nl.parse_attrs(net.request(
-                CTRL_ID, struct.pack("=BBH", CTRL_CMD_GETFAMILY, 1, 0) + name)[0][4:]))
-            number = struct.unpack("=H", family[CTRL_ATTR_FAMILY_ID])[0]
-            device = dict(nl.parse_attrs(net.request(
-                number, struct.pack("=BBH", NETDEV_CMD_DEV_GET, 1, 0)
-                + nl.attr(NETDEV_A_DEV_IFINDEX, ifindex))[0][4:]))
-    except (OSError, KeyError, IndexError):
-        return None
-    value = device.get(NETDEV_A_DEV_XDP_FEATURES)
-    return None if value is None else int(struct.unpack("=Q", value)[0])
 
 
 def interface_probes(iface: str) -> list[Probe]:

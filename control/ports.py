@@ -14,7 +14,8 @@ from dataplane import hostwrite
 from dataplane import netlink as nl
 from dataplane.hostnet import IFF_UP
 from dataplane.injector import FRAME_MAX
-from dataplane.live_port import LIVE, longest
+from dataplane.live_frames import longest
+from dataplane.live_port import LIVE
 from dataplane.port import Port, PortKind
 from dataplane.takeover import Takeover
 from dataplane.tap import TAP, TapPort
@@ -44,7 +45,8 @@ def foresee(args: Namespace) -> tuple[PortKind, int]:
             from afxdp import native
             from afxdp.port import kind_of
             native.load()
-            kind, counts = kind_of(args.frags), [_count(args.queue, one.channels) for one in found]
+            kind = kind_of(args.frags, afxdp_options.way_out(args))
+            counts = [_count(args.queue, one.channels) for one in found]
             afxdp_options.share(args, counts)
         else:
             from dataplane.af_packet import AfPacketPort

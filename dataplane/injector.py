@@ -51,6 +51,7 @@ LENGTH, BYTES = 0, 8  # in a slot: u32, then the frame
 CURSOR, REFUSED, FIRST_SLOT = 0, 8, 64  # in a queue's area: u64 taken so far, u64; the slots
 FRAME_MIN, FRAME_MAX = 14, 3392  # a page less headroom and what the kernel keeps around
 BATCH = 256  # TEST_XDP_MAX_BATCH
+BATCH_OUT = 64  # a veth holds 256 packets, and its receiver may run only between batches
 _BEGIN = 64  # how long a frame is before the program
 _CLONE_NEWNET = 0x40000000
 _VETH_INFO_PEER = 1
@@ -157,7 +158,8 @@ class Injector:
         for queue, program in enumerate(programs):
             _ATTR.pack_into(self._attrs, queue * ATTR_BYTES, program, 0, _BEGIN, 0,
                             ctypes.addressof(self._frame), 0, 0, 0, 24, 0,
-                            ctypes.addressof(self._context), 0, RunFlag.XDP_LIVE_FRAMES, 0, BATCH)
+                            ctypes.addressof(self._context), 0, RunFlag.XDP_LIVE_FRAMES, 0,
+                            BATCH_OUT if out else BATCH)
             self.ways.append(Way(base + queue * area_bytes,
                                  ctypes.addressof(self._attrs) + queue * ATTR_BYTES))
 

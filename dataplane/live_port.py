@@ -1,9 +1,9 @@
 """LivePort: the stack behind an interface, reached by the kernel's own live frames (injector.py).
 
 What is sent here comes in by the interface; nothing is ever received, for what the stack answers
-leaves by the interface itself.  Frames are collected in the queue's area and go with one system
-call as soon as there are BATCH of them, or when a flush finds that no more came since the last:
-under load a call serves many batches of the loop, and a single frame waits for one round of it.
+leaves by the interface itself.  Frames go with one system call as soon as there are BATCH of them,
+or when a flush finds that no more came since the last: under load a call serves many batches of
+the loop, and a single frame waits for one round of it.
 
 Checksums.  A frame whose TCP or UDP checksum was left to hardware (tap.py says how that looks) is
 completed here, as live frames have no place to say that it is not.
@@ -11,13 +11,12 @@ completed here, as live frames have no place to say that it is not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataplane import injector
-from dataplane.block import Block
-from dataplane.injector import ATTR_BYTES, ATTR_REPEAT, BATCH, FIRST_SLOT, SLOTS, Injector
+from dataplane.injector import BATCH
+from dataplane.live_frames import APPEND, AREA, OWN, PUSH, TAIL, LiveFrames
 from dataplane.port import (
     DATA,
     DATA_END,
@@ -30,41 +29,9 @@ from dataplane.port import (
     PortQueue,
 )
 from dataplane.tap import PARTIAL
-from xdp_runtime.bpf_syscall import BPF_NUMBER, Cmd
 from xdp_runtime.template import Template
 
-# a queue's memory
-_AREA, _ATTR, _TAIL, _SEEN, _SLOT_BYTES, _LONGEST, _NUMBER = 0, 8, 16, 24, 32, 40, 48
-_TOO_LONG, _FAILED, _ERRNO, _COMPLETED, _CALLS = 56, 64, 72, 80, 88
-_QUEUE_BYTES = 128
-_TRIES = 4  # a signal ends a call early
-
-
-def _push(m: Any) -> Callable[..., Any]:
-    def live_push(q):  # type: ignore[no-untyped-def]
-        """Have all that was collected taken; what the kernel refuses is given up and counted."""
-        area = m.load_ptr(q, _AREA)
-        tail = m.load_u64(q, _TAIL)
-        taken = m.acquire_u64(area, injector.CURSOR)
-        tries = 0
-        while taken != tail and tries < _TRIES:
-            attr = m.load_ptr(q, _ATTR)
-            m.store_u32(attr, ATTR_REPEAT, tail - taken)
-            m.store_u64(q, _CALLS, m.load_u64(q, _CALLS) + 1)
-            if m.c_syscall4(m.load_u64(q, _NUMBER), _TEST_RUN, m.address(attr), ATTR_BYTES) < 0:
-                m.store_u64(q, _ERRNO, m.errno())
-            taken = m.acquire_u64(area, injector.CURSOR)
-            tries += 1
-        if taken != tail:
-            m.store_u64(q, _FAILED, m.load_u64(q, _FAILED) + tail - taken)
-            m.store_u64(area, injector.CURSOR, tail)
-        return 0
-
-    return live_push
-
-
-_TEST_RUN = int(Cmd.PROG_TEST_RUN)
-PUSH = Template("live_push", _push, "i64(ptr)", inline=False)
+_SEEN, _COMPLETED = OWN, OWN + 8  # of the queue's memory: TAIL at the last flush; a counter
 
 
 def _complete(m: Any) -> Callable[..., Any]:
@@ -94,31 +61,27 @@ COMPLETE = Template("live_complete", _complete, "i64(ptr, i64, i64)", inline=Fal
 
 
 def _send(m: Any) -> Callable[..., Any]:
-    push, partial, complete = m.extern(PUSH), m.extern(PARTIAL), m.extern(COMPLETE)
+    append, push = m.extern(APPEND), m.extern(PUSH)
+    partial, complete = m.extern(PARTIAL), m.extern(COMPLETE)
 
     def live_send(q, data, length):  # type: ignore[no-untyped-def]
-        if length > m.load_u64(q, _LONGEST) or length < injector.FRAME_MIN:
-            m.store_u64(q, _TOO_LONG, m.load_u64(q, _TOO_LONG) + 1)
+        at = append(q, data, length)
+        if at == 0:
             return 0
-        tail = m.load_u64(q, _TAIL)
-        slot = m.inside(m.load_ptr(q, _AREA),
-                        FIRST_SLOT + (tail & (SLOTS - 1)) * m.load_u64(q, _SLOT_BYTES))
-        m.store_u32(slot, injector.LENGTH, length)
-        copy = m.inside(slot, injector.BYTES)
-        m.copy(copy, data, length)
+        area = m.load_ptr(q, AREA)
         where = partial(data, length)
         if where != 0:
-            complete(copy, length, where)
+            complete(m.inside(area, at), length, where)
             m.store_u64(q, _COMPLETED, m.load_u64(q, _COMPLETED) + 1)
-        m.store_u64(q, _TAIL, tail + 1)
-        if tail + 1 - m.load_u64(m.load_ptr(q, _AREA), injector.CURSOR) >= BATCH:
+        if m.load_u64(q, TAIL) - m.load_u64(area, injector.CURSOR) >= BATCH:
             push(q)
         return 1
 
     return live_send
 
 
-SEND = Template("live_send", _send, SEND_SIGNATURE, (PUSH, PARTIAL, COMPLETE), inline=False)
+SEND = Template("live_send", _send, SEND_SIGNATURE, (APPEND, PUSH, PARTIAL, COMPLETE),
+                inline=False)
 
 
 def _transmit(m: Any) -> Callable[..., Any]:
@@ -135,7 +98,7 @@ def _flush(m: Any) -> Callable[..., Any]:
     push = m.extern(PUSH)
 
     def live_flush(q):  # type: ignore[no-untyped-def]
-        tail = m.load_u64(q, _TAIL)
+        tail = m.load_u64(q, TAIL)
         if tail == m.load_u64(q, _SEEN):
             push(q)
         m.store_u64(q, _SEEN, tail)
@@ -176,45 +139,24 @@ class LivePort:
     def __init__(self, ifname: str, ifindex: int, mtu: int, queues: int) -> None:
         self.name, self.ifindex, self.mtu = f"{ifname} (stack)", 0, mtu
         self.mode = f"live frames, up to {BATCH} a system call"
-        self._injector = Injector(ifname, ifindex, queues, longest(mtu))
-        self._final: dict[str, int] | None = None
-        self._blocks: list[Block] = []
-        for way in self._injector.ways:
-            q = Block(_QUEUE_BYTES)
-            for offset, value in ((_AREA, way.area), (_ATTR, way.attr), (_NUMBER, BPF_NUMBER),
-                                  (_SLOT_BYTES, self._injector.slot_bytes),
-                                  (_LONGEST, self._injector.longest)):
-                q.set(offset, value)
-            self._blocks.append(q)
+        self._frames = LiveFrames(ifname, ifindex, mtu, queues)
+        self._completed = 0
         self.queues: Sequence[PortQueue] = [
-            PortQueue(index, q.address, -1) for index, q in enumerate(self._blocks)]
+            PortQueue(index, q.address, -1) for index, q in enumerate(self._frames.blocks)]
 
     def statistics(self) -> dict[str, int]:
-        """`completed` lacked a checksum; `failed` the kernel refused; `calls` of bpf(2)."""
-        if self._final is not None:
-            return self._final
-        names = {"too_long": _TOO_LONG, "failed": _FAILED, "completed": _COMPLETED,
-                 "calls": _CALLS}
-        return {"refused": self._injector.refused()} | {
-            name: sum(q.get(offset) for q in self._blocks) for name, offset in names.items()}
+        """Those of LiveFrames, and how many frames lacked a checksum."""
+        if not self._frames.closed:
+            self._completed = sum(q.get(_COMPLETED) for q in self._frames.blocks)
+        return self._frames.statistics() | {"completed": self._completed}
 
     def last_error(self) -> str:
-        """What the kernel said of the last frames it refused, or ""."""
-        codes = [q.get(_ERRNO) for q in self._blocks if self._final is None]
-        return next((os.strerror(code) for code in codes if code), "")
+        return self._frames.last_error()
 
     def finished(self) -> bool:
-        return self._final is not None
+        return self._frames.closed
 
     def close(self) -> None:
         """What was collected and not yet taken is lost; the loop flushes before it ends."""
-        if self._final is None:
-            self._final = self.statistics()
-            self._injector.close()
-            for q in self._blocks:
-                q.close()
-
-
-def longest(mtu: int) -> int:
-    """The longest frame of an interface: Ethernet's header and two VLAN tags more than its MTU."""
-    return mtu + 14 + 8
+        self.statistics()
+        self._frames.close()

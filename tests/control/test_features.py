@@ -17,11 +17,12 @@ from control import features
 from control import interface_features as on
 from control.features import Probe, ProbeResult
 from dataplane.hostnet import Link
+from dataplane.netdev import XDP_BASIC, XDP_ZEROCOPY
 from xdp_runtime.errors import PortError
 
 ROOT = Path(__file__).resolve().parents[2]
 CARD = on.Interface(Link(3, "eth0", "02:00:00:00:00:01", 1500, 0x10001), "ice", (0, 0, 8),
-                    (16, 16, 64), (64, 64), on.XDP_BASIC | on.XDP_ZEROCOPY, 0, 0)
+                    (16, 16, 64), (64, 64), XDP_BASIC | XDP_ZEROCOPY, 0, 0)
 
 
 def test_hint_only_for_a_no() -> None:

@@ -12,7 +12,8 @@ from contextlib import closing, contextmanager
 import pytest
 
 from dataplane.injector import BATCH, FRAME_MAX, SLOTS, Injector
-from dataplane.live_port import LivePort, longest
+from dataplane.live_frames import longest
+from dataplane.live_port import LivePort
 from tests.dataplane.drive import Driver
 from tests.dataplane.test_tap import datagram
 from tests.nets import VethPair, entered, in_ns
