@@ -34,7 +34,7 @@ class Questions:
         pick = self.random
         if pick.random() < 0.05:
             return bytes_of(pick.choice(_WILD), family)
-        key, length = pick.choice(self._keys[family])
+        key, length = pick.choice(self._keys[family] or [(0, 0)])
         free = (1 << 128 - length) - 1
         if pick.random() < 0.3:
             free = 0xFF << (96 if family == INET else 0) & free
@@ -46,7 +46,7 @@ class Questions:
     def _source(self, family: int) -> bytes:
         pick = self.random
         if pick.random() < 0.5:
-            return bytes_of(pick.choice(self._sources), family)
+            return bytes_of(pick.choice(self._sources or [0]), family)
         return bytes(16)[: 4 if family == INET else 16] if pick.random() < 0.2 \
             else self._address(family)
 
