@@ -151,6 +151,12 @@ def _extend(dst: str, bits: str, src: str) -> Insn:
     return isa.Mov(dst[0] == "r", _number(dst), _operand(src, dst[0]), int(bits))
 
 
+def _cast(dst: str, src: str, to: str, of: str) -> Insn:
+    if to == of:
+        raise ValueError("no such cast")
+    return isa.AddressCast(_number(dst), _number(src), to == "1")
+
+
 def _match_width(bits: str, reg: str) -> int:
     if (reg[0] == "r") != (bits == "64"):
         raise ValueError(f"{reg} is not a {bits}-bit register")
@@ -189,6 +195,8 @@ _RULES: list[tuple[str, Callable[..., Insn]]] = [
          *_base(base, sign, off), int(bits) // 8, _match_width(bits, src))),
     (rf"{_W} = -{_W}", lambda s, dst, src: isa.Neg(dst[0] == "r", _same(dst, src))),
     (rf"{_W} = \(s(8|16|32)\){_W}", lambda s, *groups: _extend(*groups)),
+    (rf"{_R} = addr_space_cast\({_R}, (?:0x)?([01]), (?:0x)?([01])\)",
+     lambda s, *groups: _cast(*groups)),
     (rf"{_R} = (le|be|bswap)(16|32|64) {_R}",
      lambda s, dst, order, bits, src: isa.Swap(_same(dst, src), int(bits), SwapOrder(order))),
     (rf"{_R} = ({_INT}) ll",

@@ -5,6 +5,7 @@
     if r1 s> 5 goto +3                      goto -2             may_goto +4
     lock *(u64 *)(r1 + 0) += r2             r2 = atomic_fetch_add((u64 *)(r1 + 0), r2)
     call bpf_map_lookup_elem#1              call pc+7           exit
+    r1 = addr_space_cast(r2, 0x0, 0x1)
     r1 = 0x2a ll       r1 = map[flows] ll   r1 = map_value[.bss]+8 ll    r1 = func[+5] ll
 
 `r` registers are 64-bit, `w` are their lower halves.  Offsets count 8-byte slots from the next
@@ -54,6 +55,8 @@ def format_insn(insn: Insn, slot: int | None = None, object: Object | None = Non
         case isa.Mov(is64, dst, src, bits):
             cast = f"(s{bits})" if bits else ""
             return f"{_reg(dst, is64)} = {cast}{operand(src, is64)}"
+        case isa.AddressCast(dst, src_reg, to_user):
+            return f"r{dst} = addr_space_cast(r{src_reg}, {'0x1, 0x0' if to_user else '0x0, 0x1'})"
         case isa.Swap(dst, bits, order):
             return f"r{dst} = {order.value}{bits} r{dst}"
         case isa.LoadImm64(dst, value):

@@ -27,7 +27,7 @@ from xdp_runtime.isa import (
     Pseudo,
     decode,
 )
-from xdp_runtime.object import Function, GlobalKind, Line, Relocation
+from xdp_runtime.object import Function, GlobalKind, Line, MapType, Relocation
 
 Place = tuple[int, int]
 
@@ -148,7 +148,8 @@ def _address(elf: ElfFile, symbol: Symbol, imm: int, maps: MapTable, btf: Btf | 
     name = symbol.name or (section.name if section else "nothing")
     number = maps.by_section.get(symbol.section)
     if number is not None:
-        size = maps.specs[number].value_size
+        spec = maps.specs[number]
+        size = len(spec.initial) if spec.type == MapType.ARENA else spec.value_size
         if not 0 <= offset < size:
             raise LoadError(where, f"{name} + {imm} lies outside the {size} bytes of "
                             f"{maps.specs[number].name}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xdp_runtime import btf as bt
+from xdp_runtime.arena import PAGE_BYTES
 from xdp_runtime.btf import Btf
 from xdp_runtime.btf_fields import lock_offset, object_pointer, timer_offset
 from xdp_runtime.elf_file import MAX_SECTION_BYTES, ElfFile, Reloc, Section, SymbolKind
@@ -19,6 +20,7 @@ from xdp_runtime.kconfig import kconfig_map, read_externs
 from xdp_runtime.object import Extern, GlobalKind, MapFlag, MapSpec, MapType
 
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
+ARENA_SECTION = ".addr_space.1"
 DATA_SECTIONS = {".rodata": GlobalKind.RODATA, ".data": GlobalKind.DATA, ".bss": GlobalKind.BSS}
 
 # attribute of a BTF-defined map -> field of MapSpec
@@ -53,6 +55,9 @@ def read_maps(elf: ElfFile, btf: Btf | None) -> MapTable:
         if kind:
             table.by_section[section.index] = len(table.specs)
             table.specs.append(_globals_map(section, kind, btf))
+    section = elf.find(ARENA_SECTION)
+    if section is not None and section.size:
+        _arena_globals(elf, section, table)
     weak = {s.name: s.is_weak for s in elf.symbols if not s.section and s.name}
     table.externs = read_externs(btf, weak)
     if table.externs:
@@ -94,6 +99,20 @@ def _globals_map(section: Section, kind: GlobalKind, btf: Btf | None) -> MapSpec
                 flags |= MapFlag.MMAPABLE
     return MapSpec(section.name, MapType.ARRAY, 4, section.size, 1, int(flags),
                    global_kind=kind, initial=section.data, value_type_id=type_id)
+
+
+def _arena_globals(elf: ElfFile, section: Section, table: MapTable) -> None:
+    """Global variables of the address space 1 lie at the beginning of the arena."""
+    number = next((n for n, spec in enumerate(table.specs) if spec.type == MapType.ARENA), -1)
+    if number < 0:
+        raise LoadError(elf.what, f"has variables in {section.name} but no arena",
+                        "define a map of type BPF_MAP_TYPE_ARENA")
+    spec = table.specs[number]
+    if section.size > PAGE_BYTES * spec.max_entries:
+        raise LoadError(elf.what, f"its {section.size} bytes of variables in {section.name} do not "
+                        f"fit into the {spec.max_entries} pages of {spec.name}")
+    table.by_section[section.index] = number
+    table.specs[number] = replace(spec, initial=section.data.ljust(section.size, b"\0"))
 
 
 def _read_legacy_maps(elf: ElfFile, section: Section, table: MapTable) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from xdp_runtime import state
+from xdp_runtime.arena import arenas_of, cast, start_of
 from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.fib.host import Host
 from xdp_runtime.fuel import ABORTED, stretches
@@ -30,6 +31,7 @@ from xdp_runtime.helpers.core import next_random
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.interp_alu import U64, alu, atomic, compare, sign_extend, swap
 from xdp_runtime.interp_memory import (
+    ArenaRegion,
     CodeRegion,
     Context,
     Fragment,
@@ -49,6 +51,7 @@ from xdp_runtime.isa import (
     MAX_CALL_FRAMES,
     MAX_TAIL_CALLS,
     STACK_SIZE_BYTES,
+    AddressCast,
     Alu,
     AluOp,
     Atomic,
@@ -76,7 +79,7 @@ from xdp_runtime.isa import (
     StoreRelease,
     Swap,
 )
-from xdp_runtime.maps.model import ModelMap, ModelOfMaps, ModelProgArray, make_model
+from xdp_runtime.maps.model import ModelArena, ModelMap, ModelOfMaps, ModelProgArray, make_model
 from xdp_runtime.object import GlobalKind, MapFlag, Object, ProgramSpec
 
 __all__ = ["Machine", "Packet", "Pointer", "Result", "Trap", "TrapKind"]
@@ -153,6 +156,9 @@ class Machine:
                       map=model)
             for index, model in enumerate(self.maps)
         ]
+        self._arenas = {
+            index: ArenaRegion(f"map {model.spec.name}", bytearray(), 0, 0, 0, arena=model)
+            for index, model in enumerate(self.maps) if isinstance(model, ModelArena)}
         self._inner_regions: dict[int, MapRegion] = {}
         by_name = {model.spec.name: model for model in self.maps}
         for outer in self.maps:
@@ -375,6 +381,8 @@ class Machine:
                 registers[dst] = alu(AluOp.SUB, is64, 0, _number(frame, dst))
             case Mov(is64, dst, src, sign_bits):
                 registers[dst] = self._mov(is64, _operand(frame, src), sign_bits)
+            case AddressCast(dst, src_reg, to_user):
+                registers[dst] = self._cast(frame, number_of(_read(frame, src_reg)), to_user)
             case Swap(dst, bits, order):
                 registers[dst] = swap(order, bits, _number(frame, dst))
             case LoadImm64(dst, value):
@@ -395,7 +403,9 @@ class Machine:
                     loaded = sign_extend(loaded, 8 * size)
                 registers[dst] = loaded
             case LoadAcquire(dst, src_reg, off, size):
-                registers[dst] = _memory(frame, src_reg, off).load(size)
+                where = _memory(frame, src_reg, off)
+                if _is_there(where, size):
+                    registers[dst] = where.load(size)
             case Store(dst, off, size, src):
                 _memory(frame, dst, off).store(size, _operand(frame, src))
             case StoreRelease(dst, off, size, src_reg):
@@ -440,6 +450,10 @@ class Machine:
         """
         if not isinstance(a, Pointer) and not isinstance(b, Pointer):
             return alu(op, is64, a, b)
+        arena = next((one.region for one in (a, b) if isinstance(one, Pointer)
+                      and isinstance(one.region, ArenaRegion)), None)
+        if arena is not None:
+            return Pointer(arena, alu(op, is64, number_of(a), number_of(b)) & 0xFFFFFFFF)
         if op is AluOp.SUB and not is64:
             return alu(op, is64, number_of(a), number_of(b))
         if is64:
@@ -464,8 +478,18 @@ class Machine:
             value = sign_extend(value, sign_bits)
         return value if is64 else value & 0xFFFFFFFF
 
-    def _map_value(self, index: int, offset: int) -> Pointer:
+    def _cast(self, frame: _Frame, address: int, to_user: bool) -> Value:
+        index = next(iter(arenas_of(frame.program.insns, self.obj.maps)), -1)
+        model = self.maps[index] if index >= 0 else None
+        if not isinstance(model, ModelArena):
+            raise Trap(TrapKind.UNSUPPORTED, "addr_space_cast in a program that uses no arena")
+        moved = cast(model.spec, address, to_user)
+        return moved if to_user else Pointer(self._arenas[index], moved)
+
+    def _map_value(self, index: int, offset: int) -> Value:
         model = self.maps[index]
+        if isinstance(model, ModelArena):
+            return start_of(model.spec) + offset
         cell = model.lookup(bytes(model.spec.key_size))
         if cell is None:
             raise Trap(TrapKind.UNSUPPORTED, f"address of the first value of {model.spec.name}")
@@ -475,6 +499,12 @@ class Machine:
                 fetch: bool) -> None:
         operand = number_of(_read(frame, src))
         r0 = number_of(_read(frame, 0)) if op is AtomicOp.CMPXCHG else 0
+        if not _is_there(where, size):
+            if op is AtomicOp.CMPXCHG:
+                frame.registers[0] = r0
+            elif fetch:
+                frame.registers[src] = operand
+            return
         old = number_of(where.load(size))
         where.store(size, atomic(op, size, old, operand, r0))
         if op is AtomicOp.CMPXCHG:
@@ -613,8 +643,15 @@ def _operand(frame: _Frame, src: Operand) -> Value:
     return src.value & U64 if isinstance(src, Imm) else _read(frame, src.n)
 
 
+def _is_there(where: Pointer, size: int) -> bool:
+    """Of an atomic operation on a page of an arena that is not, there remains nothing."""
+    return not isinstance(where.region, ArenaRegion) or where.region.has(where.offset, size)
+
+
 def _number(frame: _Frame, n: int) -> int:
     value = _read(frame, n)
+    if isinstance(value, Pointer) and isinstance(value.region, ArenaRegion):
+        return value.offset
     if isinstance(value, Pointer):
         raise Trap(TrapKind.POINTER, f"r{n} is a pointer into {value.region.name}")
     return value

@@ -12,7 +12,7 @@ from enum import Enum
 
 from xdp_runtime import state
 from xdp_runtime.isa import STACK_SIZE_BYTES
-from xdp_runtime.maps.model import ModelMap
+from xdp_runtime.maps.model import ModelArena, ModelMap
 
 U64 = (1 << 64) - 1
 
@@ -228,6 +228,26 @@ class MapRegion(Region):
     """The map itself: an argument of helpers, without any bytes."""
 
     map: ModelMap | None = None
+
+
+@dataclass(eq=False)
+class ArenaRegion(Region):
+    """An arena, by the lower halves of its addresses: pages that are not there read as zeros."""
+
+    arena: ModelArena | None = None
+
+    def has(self, offset: int, size: int) -> bool:
+        assert self.arena is not None
+        return self.arena.read(offset, size) is not None
+
+    def load(self, offset: int, size: int) -> Value:
+        assert self.arena is not None
+        return int.from_bytes(self.arena.read(offset, size) or b"", "little")
+
+    def store(self, offset: int, size: int, value: Value) -> None:
+        assert self.arena is not None
+        number = number_of(value) & (1 << 8 * size) - 1
+        self.arena.write(offset, number.to_bytes(size, "little"))
 
 
 @dataclass(eq=False)

@@ -122,6 +122,16 @@ class Mov:
 
 
 @dataclass(frozen=True, slots=True)
+class AddressCast:
+    """dst = src as a pointer of the other address space, of the program's arena or back: `to_user`
+    is what user space takes for it, else what the program may dereference (the lower half)."""
+
+    dst: int
+    src: int
+    to_user: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Swap:
     """Byte order: `le`/`be` convert to that order and truncate to `bits`, `bswap` always swaps."""
 
@@ -266,9 +276,9 @@ class Exit:
 
 
 Insn = (
-    Alu | Neg | Mov | Swap | LoadImm64 | LoadMap | LoadMapValue | LoadFunc | Load | Store | Atomic
-    | LoadAcquire | StoreRelease | Jump | JumpIf | MayGoto | Call | CallKfunc | CallLocal | CallReg
-    | Exit
+    Alu | Neg | Mov | AddressCast | Swap | LoadImm64 | LoadMap | LoadMapValue | LoadFunc | Load
+    | Store | Atomic | LoadAcquire | StoreRelease | Jump | JumpIf | MayGoto | Call | CallKfunc
+    | CallLocal | CallReg | Exit
 )
 Insns = tuple[Insn | None, ...]
 
@@ -279,6 +289,7 @@ _SLOT = struct.Struct("<BBhi")
 LD, LDX, ST, STX, ALU, JMP, JMP32, ALU64 = range(8)
 _MODE_IMM, _MODE_MEM, _MODE_MEMSX, _MODE_ATOMIC = 0x00, 0x60, 0x80, 0xC0
 _LOAD_ACQ, _STORE_REL = 0x100, 0x110
+_ADDRESS_CAST, _TO_PROGRAM, _TO_USER = 1, 1, 1 << 16  # BPF_ADDR_SPACE_CAST; (to << 16) | from
 
 
 def _bad(slot: int, why: str) -> LoadError:
@@ -380,6 +391,10 @@ def _decode_alu(slot: int, opcode: int, dst: int, src: int, off: int, imm: int) 
     if code == 0x80:
         _reserved(slot, opcode & 8, src, off, imm)
         return Neg(is64, dst)
+    if code == 0xB0 and is64 and opcode & 8 and off == _ADDRESS_CAST:
+        if imm not in (_TO_PROGRAM, _TO_USER):
+            raise _bad(slot, "addr_space_cast between other spaces than 0 and 1")
+        return AddressCast(dst, src, imm == _TO_USER)
     _reserved(slot, imm if opcode & 8 else src)
     if code == 0xB0:
         if off not in (0, 8, 16, 32) or (off and not opcode & 8) or (off == 32 and not is64):
@@ -471,6 +486,9 @@ def _encode_one(insn: Insn, map_fds: Sequence[int] | None) -> bytes:
                          op.value >> 8, imm)
         case Neg(is64, dst):
             return _pack(0x80 | (ALU64 if is64 else ALU), dst)
+        case AddressCast(dst, src_reg, to_user):
+            return _pack(0xB8 | ALU64, dst, src_reg, _ADDRESS_CAST,
+                         _TO_USER if to_user else _TO_PROGRAM)
         case Mov(is64, dst, src, sign_bits):
             bit, reg, imm = _operand(src)
             return _pack(0xB0 | bit | (ALU64 if is64 else ALU), dst, reg, sign_bits, imm)

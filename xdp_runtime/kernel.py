@@ -137,6 +137,9 @@ def _make_map(spec: MapSpec) -> KernelMap:
             return KernelMap(spec, template.fd)
     kernel_map = KernelMap(spec)
     try:
+        if spec.type == MapType.ARENA and spec.initial:
+            with kernel_map.pages() as pages:
+                pages[:len(spec.initial)] = spec.initial
         if spec.global_kind is not GlobalKind.NONE:
             kernel_map.update(struct.pack("=I", 0), spec.initial.ljust(spec.value_size, b"\0"))
         if spec.global_kind in CONSTANT:

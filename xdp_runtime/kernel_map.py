@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from xdp_runtime import bpf_syscall as sys_bpf
+from xdp_runtime.arena import PAGE_BYTES, start_of
 from xdp_runtime.errors import LoadError
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 
 _PER_CPU = {MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH}
 CONSTANT = {GlobalKind.RODATA, GlobalKind.KCONFIG}
+_MAP_FIXED_NOREPLACE = 0x100000
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_size_t
+_libc.mmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                       ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
 
 
 class KernelMap:
@@ -33,7 +43,8 @@ class KernelMap:
         try:
             self.fd = sys_bpf.map_create(spec.type, spec.key_size, spec.value_size, entries,
                                          flags, spec.name, inner_map_fd, spec.numa_node,
-                                         spec.map_extra)
+                                         start_of(spec) if spec.type == MapType.ARENA
+                                         else spec.map_extra)
         except OSError as error:
             raise _map_error(spec, error) from error
 
@@ -103,6 +114,18 @@ class KernelMap:
     def freeze(self) -> None:
         """BPF_MAP_FREEZE"""
         sys_bpf.map_freeze(self.fd)
+
+    @contextmanager
+    def pages(self) -> Iterator[memoryview]:
+        """The pages of an ARENA where its pointers point; what is touched comes into being."""
+        start, size = start_of(self.spec), PAGE_BYTES * self.spec.max_entries
+        if _libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE,
+                      mmap.MAP_SHARED | _MAP_FIXED_NOREPLACE, self.fd, 0) != start:
+            raise OSError(ctypes.get_errno(), f"{self.spec.name} cannot be mapped at {start:#x}")
+        try:
+            yield memoryview((ctypes.c_char * size).from_address(start)).cast("B")
+        finally:
+            _libc.munmap(start, size)
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -70,6 +70,8 @@ class MapFlag(IntFlag):
     MMAPABLE = 1 << 10
     PRESERVE_ELEMS = 1 << 11
     INNER_MAP = 1 << 12
+    SEGV_ON_FAULT = 1 << 17
+    NO_USER_CONV = 1 << 18
 
 
 class GlobalKind(IntEnum):

@@ -131,7 +131,7 @@ class Recorder:
             self.need(slot, f"packet.{word}", amount=min(far, ALL))
         elif ptr.kind is Kind.PACKET_META:
             self.need(slot, f"meta.{word}")
-        elif ptr.kind in (Kind.MAP_VALUE, Kind.MAP_KEY):
+        elif ptr.kind in (Kind.MAP_VALUE, Kind.MAP_KEY, Kind.ARENA):
             self._map(slot, ptr, word)
 
     def _map(self, slot: int, ptr: Ptr, word: str) -> None:

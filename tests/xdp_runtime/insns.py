@@ -38,6 +38,7 @@ INSNS: st.SearchStrategy[Insn] = st.one_of(
     st.builds(isa.Neg, st.booleans(), REGS),
     _moves(),
     st.builds(isa.Swap, REGS, st.sampled_from((16, 32, 64)), st.sampled_from(SwapOrder)),
+    st.builds(isa.AddressCast, REGS, REGS, st.booleans()),
     st.builds(isa.LoadImm64, REGS, st.integers(0, (1 << 64) - 1)),
     st.builds(isa.LoadMap, REGS, INDEX),
     st.builds(isa.LoadMapValue, REGS, INDEX, S32),

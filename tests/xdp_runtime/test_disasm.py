@@ -39,6 +39,7 @@ def test_assemble_inverts_format(insns: list[Insn]) -> None:
     (isa.Alu(isa.AluOp.SDIV, True, 1, Reg(2)), "r1 s/= r2"),
     (isa.Alu(isa.AluOp.ARSH, True, 1, Imm(2)), "r1 s>>= 2"),
     (isa.Mov(False, 1, Reg(2), 16), "w1 = (s16)w2"),
+    (isa.AddressCast(1, 2, True), "r1 = addr_space_cast(r2, 0x1, 0x0)"),
     (isa.Neg(True, 4), "r4 = -r4"),
     (isa.Swap(1, 16, SwapOrder.SWAP), "r1 = bswap16 r1"),
     (isa.Store(10, -4, 4, Reg(1)), "*(u32 *)(r10 - 4) = r1"),

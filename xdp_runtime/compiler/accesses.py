@@ -71,8 +71,10 @@ class Accesses(Registers):
                 self.put(spill_location(*slot), "p", self.pointer(src.n))
 
     def lower_atomic(self, insn: Atomic) -> None:
+        self.lower_atomic_at(insn, self.address(insn.dst, insn.off))
+
+    def lower_atomic_at(self, insn: Atomic, where: str) -> None:
         bits = insn.size * 8
-        where = self.address(insn.dst, insn.off)
         value = self.narrow(self.number_of(insn.src), bits)
         if insn.op is AtomicOp.CMPXCHG:
             expected = self.narrow(self.number_of(0), bits)

@@ -9,6 +9,7 @@ ground up:
     arithmetic.py   numbers and comparisons          tail_calls.py  from program to program
     accesses.py     loads, stores, atomics           loops.py       helpers that call back
     scopes.py       what cannot alias                charges.py     counted instructions
+    arenas.py       what works on an arena
 
 There are no run-time checks: the verifier has proven every access on every path, and that every
 path ends.  Its facts say more: branches that are never taken are not emitted, loads from frozen
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from xdp_runtime.compiler import arenas
 from xdp_runtime.compiler.accesses import Accesses
 from xdp_runtime.compiler.arithmetic import Arithmetic
 from xdp_runtime.compiler.calls import timer_name
@@ -29,6 +31,7 @@ from xdp_runtime.compiler.loops import Loops
 from xdp_runtime.compiler.registers import Lowered
 from xdp_runtime.isa import (
     STACK_SIZE_BYTES,
+    AddressCast,
     Alu,
     Atomic,
     Call,
@@ -185,6 +188,9 @@ class Lowering(Arithmetic, Accesses, Loops):
         """Emit one instruction that neither branches nor changes frames; advance the state."""
         before, after = self.state, self.state.copy()
         self.provenance.step(after, self.slot, self.frame)
+        if self.provenance.arena >= 0 and arenas.lower_insn(self, insn, after):
+            self.state = after
+            return
         match insn:
             case Alu(op, is64, dst, src):
                 self.lower_alu(op, is64, dst, src, before, after)
@@ -228,7 +234,7 @@ class Lowering(Arithmetic, Accesses, Loops):
             case CallReg(register):
                 helper = self.provenance.called(self.state, register, self.slot)
                 self.lower_call(helper, after)
-            case (CallKfunc() | CallLocal() | Exit() | Jump() | JumpIf()
+            case (AddressCast() | CallKfunc() | CallLocal() | Exit() | Jump() | JumpIf()
                   | MayGoto()):
                 raise AssertionError(f"{insn} does not come here")
             case _:

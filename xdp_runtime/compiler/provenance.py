@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import assert_never
 
+from xdp_runtime.arena import arenas_of, cast, start_of
 from xdp_runtime.compiler.frames import HEADER, Frame, Node, successors, unfold, width
 from xdp_runtime.compiler.kinds import (
     NOTHING,
@@ -39,6 +40,7 @@ from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.helpers.refused import REFUSED
 from xdp_runtime.isa import (
     STACK_SIZE_BYTES,
+    AddressCast,
     Alu,
     AluOp,
     Atomic,
@@ -96,6 +98,7 @@ class Provenance:
         self.program, self.maps, self.facts, self.entry = program, maps, facts, entry
         self.timer = timer
         self.insns = program.insns
+        self.arena = next(iter(arenas_of(self.insns, maps)), -1)  # which map, -1: none
         self.stack_used: dict[int, int] = {}
 
     def unsupported(self, slot: int, why: str) -> LoadError:
@@ -121,6 +124,9 @@ class Provenance:
 
     def uses_context(self, slot: int) -> bool:
         return self.facts.context_at.get(slot, False)
+
+    def uses_arena(self, slot: int) -> bool:
+        return self.facts.arena_at.get(slot, False)
 
     # --- the stack ----------------------------------------------------------------------------
 
@@ -169,6 +175,12 @@ class Provenance:
                 regs[dst] = constant(value)
             case LoadMap(dst, index):
                 regs[dst] = MapPtr(index)
+            case AddressCast(dst, src_reg, to_user):
+                kind, regs[dst] = regs[src_reg], NUMBER
+                if isinstance(kind, Scalar) and kind.const is not None and self.arena >= 0:
+                    regs[dst] = constant(cast(self.maps[self.arena], kind.const, to_user))
+            case LoadMapValue(dst, index, offset) if self.maps[index].type == MapType.ARENA:
+                regs[dst] = constant(start_of(self.maps[index]) + offset)
             case LoadMapValue(dst, index, _):
                 regs[dst] = MapValue(index)
             case LoadFunc(dst, off):
@@ -201,6 +213,8 @@ class Provenance:
                 assert_never(insn)
 
     def _alu(self, state: State, op: AluOp, is64: bool, dst: int, src: Operand, slot: int) -> Kind:
+        if self.uses_arena(slot):
+            return NUMBER
         left = self.settled(state, slot, dst)
         right = constant(src.value) if isinstance(src, Imm) else self.settled(state, slot, src.n)
         if isinstance(left, Scalar) and isinstance(right, Scalar):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from xdp_runtime.errors import LoadError
+from xdp_runtime.maps.arena import ArenaFamily
 from xdp_runtime.maps.array import ArrayFamily, ProgArrayFamily
 from xdp_runtime.maps.bloom import BloomFamily
 from xdp_runtime.maps.dev import DevMapFamily, DevMapHashFamily
@@ -44,6 +45,7 @@ FAMILIES: Mapping[int, Family] = {
     MapType.BLOOM_FILTER: BloomFamily(),
     MapType.STACK_TRACE: StackTraceFamily(),
     MapType.USER_RINGBUF: UserRingbufFamily(),
+    MapType.ARENA: ArenaFamily(),
 }
 
 LOCKED: Mapping[int, Family] = {  # with a spin lock in their values

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import reduce
 from operator import or_
 
+from xdp_runtime import arena
 from xdp_runtime.maps import family_of, type_name
 from xdp_runtime.maps.family import round_up
 from xdp_runtime.object import MapFlag, MapSpec, MapType
@@ -44,6 +45,7 @@ FLAGS: Mapping[int, MapFlag] = {
     MapType.BLOOM_FILTER: _USER | _PROGRAM | _NUMA | MapFlag.ZERO_SEED,
     MapType.STACK_TRACE: _USER | _NUMA | MapFlag.STACK_BUILD_ID,
     MapType.USER_RINGBUF: _NUMA,
+    MapType.ARENA: MapFlag.MMAPABLE | MapFlag.SEGV_ON_FAULT | MapFlag.NO_USER_CONV,
 }
 _EVERY = frozenset({"lookup", "lookup_and_delete", "update", "delete"})
 BATCHES: Mapping[int, frozenset[str]] = {  # types of which bpf(2) takes many entries at once
@@ -77,14 +79,23 @@ def refusal(spec: MapSpec) -> tuple[int, str] | None:
         return errno.EINVAL, "it can be neither read nor written by user space"
     if spec.flags & _PROGRAM == _PROGRAM:
         return errno.EINVAL, "it can be neither read nor written by programs"
-    if spec.map_extra and spec.type != MapType.BLOOM_FILTER:
+    if spec.map_extra and spec.type not in (MapType.BLOOM_FILTER, MapType.ARENA):
         return errno.EINVAL, f"map_extra is {spec.map_extra:#x}, must be 0"
     if spec.inner is not None and spec.inner.type == MapType.PROG_ARRAY:
         return ENOTSUPP, "program arrays cannot be in maps"
     why = family.check(spec)
     if why is None:
-        return None
+        return _arena_refusal(spec) if spec.type == MapType.ARENA else None
     return (errno.E2BIG if _too_large(spec) else errno.EINVAL), why
+
+
+def _arena_refusal(spec: MapSpec) -> tuple[int, str] | None:
+    if spec.max_entries > arena.MAX_PAGES:
+        return errno.E2BIG, f"it has {spec.max_entries} pages, at most {arena.MAX_PAGES} fit"
+    last = spec.map_extra + arena.PAGE_BYTES * spec.max_entries - 1
+    if last >> 32 != spec.map_extra >> 32:
+        return errno.ERANGE, "its addresses cross a border of 4 GiB"
+    return None
 
 
 def _too_large(spec: MapSpec) -> bool:

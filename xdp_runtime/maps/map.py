@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from xdp_runtime import arena
 from xdp_runtime.errors import LoadError
 from xdp_runtime.maps import (
     family_of,
@@ -237,6 +238,35 @@ class Map:
             view = self.memory("values")[:round_up(spec.value_size, 8) * spec.max_entries]
             try:
                 yield view if write else view.toreadonly()
+            finally:
+                with suppress(BufferError):  # an array made of it keeps it as long as it lives
+                    view.release()
+
+    @contextmanager
+    def pages(self, first: int = 0, count: int | None = None) -> Iterator[memoryview]:
+        """Pages of an ARENA to read and write, made if they are not there (mmap(2) with
+        MAP_POPULATE): from then on programs find them.
+
+        They lie where the program's pointers, cast to user space, point: at map_extra, or an
+        address of ours without one.  Raises OSError: EPERM for a frozen map, EFAULT where only
+        programs may make pages (BPF_F_SEGV_ON_FAULT), EINVAL beyond its end, EBUSY if something
+        else lies at these addresses in this process."""
+        spec = self.spec
+        if spec.type != MapType.ARENA:
+            raise TypeError(f"map {spec.name} is {type_name(spec.type)}, not an ARENA")
+        count = spec.max_entries - first if count is None else count
+        if first < 0 or count <= 0 or first + count > spec.max_entries:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), spec.name)
+        if spec.flags & MapFlag.SEGV_ON_FAULT:
+            raise OSError(errno.EFAULT, "only programs may make its pages", spec.name)
+        with self._mapped.shared():
+            self.check_writable()
+            placed = next(one for one in self.regions if one.name == "pages")
+            whole = self._mapped.alias(placed.offset, placed.size_bytes, arena.start_of(spec))
+            self.memory("present")[first:first + count] = b"\1" * count
+            view = whole[arena.PAGE_BYTES * first:arena.PAGE_BYTES * (first + count)]
+            try:
+                yield view
             finally:
                 with suppress(BufferError):  # an array made of it keeps it as long as it lives
                     view.release()

@@ -12,20 +12,27 @@ import mmap
 import os
 import stat
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from xdp_runtime.errors import LoadError, OutOfMemory
 
 _MIB = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EDQUOT}
 _MAP_NORESERVE = 0x4000  # the mmap module does not name it
+_MAP_FIXED_NOREPLACE = 0x100000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mremap.restype = ctypes.c_size_t
 _libc.mremap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int,
                          ctypes.c_void_p]
+_libc.mmap.restype = ctypes.c_size_t
+_libc.mmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                       ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
 _HUGE_FROM_BYTES = 16 * _MIB  # ask for huge pages from this size on
 
 
@@ -60,6 +67,7 @@ class Memory:
         self.path: Path | None = None
         self._where: Path | None = None  # of a file of somebody else's
         self._writers = 0  # mappings to write in this process
+        self._aliases: dict[int, Any] = {}  # by address
 
     @classmethod
     def create(cls, name: str, size_bytes: int, directory: Path | None) -> Memory:
@@ -118,6 +126,21 @@ class Memory:
         if where != source + size_bytes:
             code = ctypes.get_errno()
             raise LoadError("map memory", f"cannot be mapped twice: {os.strerror(code)}")
+
+    def alias(self, offset: int, size_bytes: int, address: int) -> memoryview:
+        """A part of it at an address of its own as well, until it is closed and no view of that is
+        left.  Raises OSError (EBUSY) if something else lies there."""
+        if address not in self._aliases:
+            found = _libc.mmap(address, size_bytes, mmap.PROT_READ, mmap.MAP_PRIVATE
+                               | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE, -1, 0)
+            if found == address:
+                found = _libc.mremap(self.address + offset, 0, size_bytes,
+                                     _MREMAP_MAYMOVE | _MREMAP_FIXED, ctypes.c_void_p(address))
+            if found != address:
+                raise OSError(errno.EBUSY, f"the address {address:#x} is in use")
+            there = self._aliases[address] = (ctypes.c_char * size_bytes).from_address(address)
+            weakref.finalize(there, _libc.munmap, address, size_bytes)
+        return memoryview(self._aliases[address]).cast("B")
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -184,6 +207,7 @@ class Memory:
             self.path = None
 
     def close(self) -> None:
+        self._aliases.clear()
         # a view that someone still holds keeps the mapping until it is gone
         with suppress(BufferError):
             self.map.close()

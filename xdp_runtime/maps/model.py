@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from xdp_runtime.arena import PAGE_BYTES, start_of
 from xdp_runtime.errors import LoadError
 from xdp_runtime.maps.family import (
     BPF_EXIST,
@@ -532,6 +533,53 @@ class ModelProgArray:
             yield index.to_bytes(4, "little"), name.encode()
 
 
+class ModelArena:
+    """ARENA: the pages that are there, by number; addresses by their lower halves."""
+
+    def __init__(self, spec: MapSpec) -> None:
+        self.spec = spec
+        self.pages: dict[int, bytearray] = {}
+        self._start = start_of(spec) & 0xFFFFFFFF
+        for number in range((len(spec.initial) + PAGE_BYTES - 1) // PAGE_BYTES):
+            part = spec.initial[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+            self.pages[number] = bytearray(part.ljust(PAGE_BYTES, b"\0"))
+
+    def lookup(self, key: bytes, cpu: int = 0) -> bytearray | None:
+        return None
+
+    peek = lookup
+
+    def update(self, key: bytes, value: bytes, flags: int = 0, cpu: int = 0) -> int:
+        return -EOPNOTSUPP
+
+    def delete(self, key: bytes) -> int:
+        return -EOPNOTSUPP
+
+    def items(self, cpu: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        return iter(())
+
+    def make(self, first: int, count: int) -> None:
+        """User space maps these pages."""
+        for number in range(first, first + count):
+            self.pages.setdefault(number, bytearray(PAGE_BYTES))
+
+    def _parts(self, address: int, size: int) -> list[tuple[bytearray, int]] | None:
+        """(page, offset in it) of each byte; None if one is not there."""
+        places = [divmod(address - self._start + n, PAGE_BYTES) for n in range(size)]
+        if any(number not in self.pages for number, _ in places):
+            return None
+        return [(self.pages[number], at) for number, at in places]
+
+    def read(self, address: int, size: int) -> bytes | None:
+        parts = self._parts(address, size)
+        return None if parts is None else bytes(page[at] for page, at in parts)
+
+    def write(self, address: int, content: bytes) -> None:
+        for (page, at), byte in zip(self._parts(address, len(content)) or (), content,
+                                    strict=False):
+            page[at] = byte
+
+
 def make_model(spec: MapSpec) -> ModelMap:
     """An empty map (a globals map has its initial value).  Raises LoadError for other types."""
     match spec.type:
@@ -565,6 +613,8 @@ def make_model(spec: MapSpec) -> ModelMap:
             return ModelStacks(spec)
         case MapType.USER_RINGBUF:
             return ModelUserRing(spec)
+        case MapType.ARENA:
+            return ModelArena(spec)
         case _:
             known = {int(kind): kind.name for kind in MapType}
             kind = known.get(spec.type, f"number {spec.type}")

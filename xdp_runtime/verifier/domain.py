@@ -97,6 +97,7 @@ class Kind(IntEnum):
     SOCKET = 11  # what a lookup returned
     DYNPTR = 12  # on the stack: half of one; in a register: one that a callback was given
     ITER = 13  # on the stack: an open-coded iterator
+    ARENA = 14  # an address in an arena, any address; one that is not there reads as zero
 
 
 class Ptr:
@@ -215,7 +216,7 @@ _NAMES = {
     Kind.STACK: "a stack pointer", Kind.MAP_VALUE: "a map value pointer", Kind.MAP: "a map",
     Kind.MEM: "a memory pointer", Kind.MAP_KEY: "a map key pointer",
     Kind.FUNC: "a function", Kind.SOCKET: "a socket", Kind.DYNPTR: "a dynptr",
-    Kind.ITER: "an iterator",
+    Kind.ITER: "an iterator", Kind.ARENA: "an arena pointer",
 }
 
 

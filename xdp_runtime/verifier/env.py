@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from xdp_runtime.arena import arenas_of
 from xdp_runtime.entry import XDP, Entry
 from xdp_runtime.isa import Insns
 from xdp_runtime.object import MapSpec, Object, ProgramSpec
@@ -68,8 +69,8 @@ class Observer(Protocol):
 class Env:
     """The program under proof and its counters."""
 
-    __slots__ = ("_fields", "context_at", "entry", "insns", "later", "maps", "obj", "observer",
-                 "program", "slot", "stack_used", "used_ids")
+    __slots__ = ("_fields", "arena", "arena_at", "context_at", "entry", "insns", "later", "maps",
+                 "obj", "observer", "program", "slot", "stack_used", "used_ids")
 
     def __init__(self, obj: Object, program: ProgramSpec,
                  observer: Observer | None = None, entry: Entry = XDP) -> None:
@@ -83,6 +84,9 @@ class Env:
         self._fields: dict[MapSpec, tuple[Field, ...]] = {}
         self.slot = 0  # the instruction being proven
         self.context_at: dict[int, bool] = {}  # memory instructions: is it the context they use?
+        self.arena = next(iter(arenas_of(self.insns, self.maps)), -1)  # which map, -1: none
+        # memory instructions and arithmetic of programs with an arena: is it one they work on?
+        self.arena_at: dict[int, bool] = {}
 
     def use_stack(self, frame: Frame, off: int) -> None:
         """The function of this frame uses its stack down to `off`."""

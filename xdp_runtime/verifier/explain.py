@@ -147,6 +147,8 @@ def say(obligation: must.Obligation, obj: Object | None = None) -> str:
             return f"r{reg} holds a value"
         case must.Writable(reg):
             return f"r{reg} may be written"
+        case must.HasArena():
+            return "the program has an arena"
         case must.IsNumber(reg):
             return f"r{reg} is a number"
         case must.Summable(op, _, dst, src):

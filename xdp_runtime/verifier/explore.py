@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 
+from xdp_runtime.arena import arenas_of
 from xdp_runtime.isa import (
     MAX_CALL_FRAMES,
     Alu,
@@ -61,7 +62,7 @@ class Explorer:
     def __init__(self, env: Env, flow: Flow, time_budget_s: float) -> None:
         self.env, self.flow = env, flow
         self.facts = Facts(len(env.insns))
-        self.facts.context_at = env.context_at
+        self.facts.context_at, self.facts.arena_at = env.context_at, env.arena_at
         self.facts.sums = frozenset(
             slot for slot, insn in enumerate(env.insns)
             if isinstance(insn, Alu) and insn.op in (AluOp.ADD, AluOp.SUB))
@@ -83,6 +84,8 @@ class Explorer:
     def run(self) -> None:
         """Explore everything.  Raises Refused at the first obligation that cannot be proven;
         `slot` and `state` then say where."""
+        if len(arenas_of(self.env.insns, self.env.maps)) > 1:
+            raise Refused("map", "the program uses more than one arena")
         regs: list[Reg] = [None] * 11
         regs[10] = Ptr(Kind.STACK)
         given = self.env.entry.memory_bytes

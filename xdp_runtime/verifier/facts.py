@@ -22,6 +22,7 @@ class Facts:
     """
 
     __slots__ = (
+        "arena_at",
         "constants",
         "context_at",
         "falls",
@@ -39,6 +40,7 @@ class Facts:
         self.taken = bytearray(slots)
         self.longest = -1
         self.sums: frozenset[int] | None = None
+        self.arena_at: dict[int, bool] = {}  # do they work on an arena?  (env.py)
         self.context_at: dict[int, bool] = {}  # memory instructions: do they use the context?
         # loads from frozen maps and the number they give, None: not one number
         self.constants: dict[int, int | None] = {}

@@ -14,6 +14,7 @@ from xdp_runtime.cfg import build_cfg
 from xdp_runtime.helpers import HELPERS
 from xdp_runtime.helpers.proto import Arg, Helper
 from xdp_runtime.isa import (
+    AddressCast,
     Alu,
     AluOp,
     Atomic,
@@ -160,6 +161,8 @@ def uses(insn: Insn, helpers: Mapping[int, Helper] = HELPERS) -> tuple[int, int]
             return 1 << dst | _bits(src), 1 << dst
         case Mov(_, dst, src, _):
             return _bits(src), 1 << dst
+        case AddressCast(dst, src_reg, _):
+            return 1 << src_reg, 1 << dst
         case Neg(_, dst) | Swap(dst, _, _):
             return 1 << dst, 1 << dst
         case LoadImm64(dst, _) | LoadMap(dst, _) | LoadMapValue(dst, _, _) | LoadFunc(dst, _):

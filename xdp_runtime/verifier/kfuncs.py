@@ -14,6 +14,8 @@ from xdp_runtime.verifier.env import Env, Refused
 
 NEW, NEXT, DESTROY = "bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy"
 
+ARENA_FUNCTIONS = ("bpf_arena_alloc_pages", "bpf_arena_free_pages", "bpf_arena_reserve_pages")
+
 
 def name_of_kfunc(env: Env, btf_id: int) -> str:
     """"" where the object does not say."""
@@ -29,6 +31,9 @@ def name_of_kfunc(env: Env, btf_id: int) -> str:
 def call(env: Env, state: State, btf_id: int) -> State | None:
     """Change `state` from before to after the call; the other outcome, if there is one."""
     name = name_of_kfunc(env, btf_id)
+    if name in ARENA_FUNCTIONS:
+        raise Refused("helper", f"{name} is for programs that may sleep, an XDP program may not",
+                      "user space makes the pages: Map.mmap")
     if name not in (NEW, NEXT, DESTROY):
         raise Refused("helper", f"kernel function {name or f'(BTF id {btf_id})'} does not exist "
                       "in user space")

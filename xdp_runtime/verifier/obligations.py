@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from xdp_runtime.isa import (
+    AddressCast,
     Alu,
     AluOp,
     Atomic,
@@ -120,6 +121,11 @@ class ValidMap:
 
 
 @dataclass(frozen=True, slots=True)
+class HasArena:
+    """The program uses an arena."""
+
+
+@dataclass(frozen=True, slots=True)
 class ValidCall:
     """The helper exists, may be called here, and every argument is what it wants."""
 
@@ -150,7 +156,8 @@ class NotAllowed:
 
 Obligation = (
     Readable | Writable | IsNumber | Summable | ShiftInRange | NonZeroDivisor | Comparable
-    | ValidAccess | ValidMap | ValidCall | ValidKfunc | Returnable | CallDepth | NotAllowed
+    | ValidAccess | ValidMap | HasArena | ValidCall | ValidKfunc | Returnable | CallDepth
+    | NotAllowed
 )
 
 _SHIFTS = (AluOp.LSH, AluOp.RSH, AluOp.ARSH)
@@ -174,6 +181,8 @@ def obligations(insn: Insn) -> tuple[Obligation, ...]:
             if isinstance(src, Imm):
                 return (Writable(dst),)
             return (Writable(dst), Readable(src.n))
+        case AddressCast(dst, src_reg, _):
+            return (Writable(dst), Readable(src_reg), HasArena())
         case Neg(_, dst) | Swap(dst, _, _):
             return (Writable(dst), Readable(dst))
         case LoadImm64(dst, _):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from xdp_runtime.arena import PAGE_BYTES
 from xdp_runtime.isa import (
+    AddressCast,
     Alu,
     AluOp,
     Atomic,
@@ -45,6 +47,7 @@ from xdp_runtime.verifier.env import Env, Refused
 from xdp_runtime.verifier.obligations import (
     CallDepth,
     Comparable,
+    HasArena,
     IsNumber,
     NonZeroDivisor,
     NotAllowed,
@@ -64,6 +67,7 @@ from xdp_runtime.verifier.scalar import Scalar
 _FROZEN = (GlobalKind.RODATA, GlobalKind.KCONFIG)
 _CONTEXT = {0: Kind.PACKET, 4: Kind.PACKET_END, 8: Kind.PACKET_META}
 _U32 = scalar.unsigned(4)
+_NOT_IN_ARENAS = (AtomicOp.AND, AtomicOp.OR, AtomicOp.XOR)  # bpf_jit_supports_insn() of x86
 
 
 def prove(env: Env, state: State, obligation: Obligation) -> None:
@@ -91,6 +95,9 @@ def prove(env: Env, state: State, obligation: Obligation) -> None:
             _prove_access(env, state, obligation)
         case ValidMap(index, offset):
             _prove_map(env, index, offset)
+        case HasArena():
+            if env.arena < 0:
+                raise Refused("map", "addr_space_cast in a program that uses no arena")
         case Summable() | Comparable():
             pass  # proven where the result is computed: arithmetic.py, branches.py
         case ValidCall() | ValidKfunc() | Returnable() | CallDepth():
@@ -115,6 +122,8 @@ def split(obligations: tuple[Obligation, ...]) -> tuple[tuple[int, ...], tuple[O
 def _prove_access(env: Env, state: State, what: ValidAccess) -> None:
     value = state.top.regs[what.reg]
     ptr = access.pointer(value, what.reg)
+    if env.arena >= 0:
+        _settle_arena(env, ptr.kind is Kind.ARENA, what.reg)
     is_context = ptr.kind is Kind.CTX
     if env.context_at.setdefault(env.slot, is_context) is not is_context:
         raise Refused("type", "the same instruction uses the context on one path and memory on "
@@ -131,11 +140,20 @@ def _prove_access(env: Env, state: State, what: ValidAccess) -> None:
                  atomic=what.atomic)
 
 
+def _settle_arena(env: Env, is_arena: bool, reg: int) -> None:
+    if env.arena_at.setdefault(env.slot, is_arena) is not is_arena:
+        raise Refused("type", "the same instruction works on the arena on one path and on "
+                      "something else on another", regs=(reg,))
+
+
 def _prove_map(env: Env, index: int, offset: int) -> None:
     if not 0 <= index < len(env.maps):
         raise Refused("map", f"there is no map number {index}")
     spec = env.maps[index]
-    if offset >= 0 and (spec.type != MapType.ARRAY or spec.max_entries != 1
+    if spec.type == MapType.ARENA:
+        if offset > PAGE_BYTES * spec.max_entries:
+            raise Refused("map", f"address of byte {offset} of map {spec.name}")
+    elif offset >= 0 and (spec.type != MapType.ARRAY or spec.max_entries != 1
                         or offset >= spec.value_size):
         raise Refused("map", f"address of byte {offset} of map {spec.name}")
 
@@ -168,6 +186,10 @@ def step(env: Env, state: State, insn: Insn) -> None:
                          if isinstance(old, Num) else Num(scalar.unsigned(bits // 8)))
         case LoadMap(dst, index):
             regs[dst] = Ptr(Kind.MAP, map_=index)
+        case LoadMapValue(dst, index, _) if env.maps[index].type == MapType.ARENA:
+            regs[dst] = Num(scalar.UNKNOWN)
+        case AddressCast(dst, _, to_user):
+            regs[dst] = Num(scalar.UNKNOWN) if to_user else Ptr(Kind.ARENA, map_=env.arena)
         case LoadMapValue(dst, index, offset):
             regs[dst] = Ptr(Kind.MAP_VALUE, offset, map_=index)
         case LoadFunc(dst, off):
@@ -206,6 +228,13 @@ def _alu(env: Env, state: State, op: AluOp, is64: bool, dst: int, src: Reg | Imm
         right, source = value, src.n
     if dst == 10:
         raise Refused("stack", "the frame pointer r10 is read-only")
+    if env.arena >= 0:
+        arena = next((one for one in (left, right) if isinstance(one, Ptr)
+                      and one.kind is Kind.ARENA), None)
+        _settle_arena(env, arena is not None, dst)
+        if arena is not None:  # any arithmetic, of which the lower half is taken
+            regs[dst] = arena
+            return
     regs[dst] = arithmetic.combine(env, op, is64, left, right, dst, source)
 
 
@@ -334,6 +363,9 @@ def _atomic(env: Env, state: State, insn: Atomic) -> None:
         # the kernel looks at the address once the register is a number already
         raise Refused("arithmetic", f"the old value would replace its own address in r{insn.dst}",
                       "copy the address to another register first", regs=(insn.dst,))
+    if ptr.kind is Kind.ARENA and insn.fetch and insn.op in _NOT_IN_ARENAS:
+        raise Refused("type", f"r{insn.dst} points into an arena, where no atomic "
+                      f"{insn.op.name.lower()} gives the old value", regs=(insn.dst,))
     result = Num(scalar.unsigned(insn.size))
     if ptr.kind is Kind.STACK:
         frame = state.frames[ptr.frame]

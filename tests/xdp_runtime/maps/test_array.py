@@ -70,7 +70,7 @@ def test_refused(kind: int, key_size: int, value_size: int, entries: int, why: s
 
 
 def test_unsupported_type_is_named() -> None:
-    with pytest.raises(LoadError, match=r"map m: map type 33 \(ARENA\) is not supported"):
-        family_of(MapSpec("m", MapType.ARENA, 4, 4, 1))
+    with pytest.raises(LoadError, match=r"map m: map type 32 \(CGRP_STORAGE\) is not supported"):
+        family_of(MapSpec("m", MapType.CGRP_STORAGE, 4, 4, 1))
     with pytest.raises(LoadError, match=r"map type 99 \(unknown\)"):
         family_of(MapSpec("m", 99, 4, 4, 1))

@@ -27,8 +27,3 @@ def test_every_family_and_no_other() -> None:
 def test_flags_are_true() -> None:
     for name, cells in rows().items():
         assert set(cells[2].split()) == set(names_of(int(FLAGS[MapType[name]]))), name
-
-
-def test_refused_types_are_named() -> None:
-    for kind in (MapType.ARENA,):
-        assert kind not in FAMILIES and f"{kind.name} is not supported" in TEXT

@@ -33,6 +33,8 @@ def plain(kind: MapType) -> MapSpec:
         return MapSpec("m", kind, 0, 4, 4)
     if kind in (MapType.RINGBUF, MapType.USER_RINGBUF):
         return MapSpec("m", kind, 0, 0, 4096)
+    if kind == MapType.ARENA:
+        return MapSpec("m", kind, 0, 0, 4, flags=MapFlag.MMAPABLE)
     if kind == MapType.LPM_TRIE:
         return MapSpec("m", kind, 8, 4, 4, flags=MapFlag.NO_PREALLOC)
     if kind == MapType.STACK_TRACE:

@@ -112,7 +112,7 @@ def test_a_second_map_of_that_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("offset", "new", "why"), [
     (0, b"notamap\0", "is not a map of xdpu"),
     (8, struct.pack("<I", 9), "layout version 9"),
-    (12, struct.pack("<I", 33), "ARENA"),
+    (12, struct.pack("<I", 32), "CGRP_STORAGE"),
     (16, struct.pack("<I", 0), "damaged"),
     (16, struct.pack("<I", 60), "regions"),
     (24, struct.pack("<I", 1 << 30), "damaged"),

@@ -113,7 +113,7 @@ def test_prog_array() -> None:
 
 
 @pytest.mark.parametrize(("number", "name"), [
-    (MapType.ARENA, "ARENA"), (250, "number 250")])
+    (MapType.CGRP_STORAGE, "CGRP_STORAGE"), (250, "number 250")])
 def test_other_types_are_named(number: int, name: str) -> None:
     with pytest.raises(LoadError, match=f"map m: there is no reference model of type {name}"):
         make_model(MapSpec("m", number, 4, 4, 1))
