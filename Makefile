@@ -63,6 +63,7 @@ bench: venv
 
 examples: apt-test
 	$(MAKE) -C examples
+	$(MAKE) -C bench/uxdp
 
 wheel: venv
 	@rm -rf build/lib* build/bdist* dist

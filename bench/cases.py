@@ -80,8 +80,15 @@ CASES = (
 
 
 def choose(names: list[str]) -> list[Case]:
-    """The cases of those names, or of those examples; all without names.  Raises KeyError."""
+    """The cases of those names, or of those examples; the examples without names.
+
+    `uxdp` names those of bench/uxdp.  Raises KeyError."""
+    from bench.uxdp import CASES as UXDP
+
+    known = (*CASES, *UXDP)
     for name in names:
-        if not any(name in (case.name, case.example) for case in CASES):
+        if not any(name in (case.name, case.example) for case in known):
             raise KeyError(name)
-    return [c for c in CASES if not names or c.name in names or c.example in names]
+    if not names:
+        return list(CASES)
+    return [c for c in known if c.name in names or c.example in names]

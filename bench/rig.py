@@ -19,6 +19,7 @@ from bench.agree import (
     outcome,
 )
 from bench.cases import Case
+from bench.rings import drained
 from bench.sides import InterpSide, KernelSide, OurSide, Side
 from dataplane import fibmirror
 from xdp_runtime.asm import assemble
@@ -133,12 +134,17 @@ class Rig:
         case, engines, stack = self.case, self.engines, self._stack
         nothing = idle()
         sides: list[Side] = []
-        if engines.kernel is not None:
-            side = KernelSide(engines.kernel, case, stack.enter_context(load_into_kernel(nothing)))
+        kernel = engines.kernel
+        if kernel is not None:
+            side = KernelSide(kernel, case, stack.enter_context(load_into_kernel(nothing)))
             stack.callback(side.close)
             sides.append(side)
         if "ours" in self._wanted:
             sides.append(OurSide(engines.ours, case, stack.enter_context(load(nothing))))
         if "interp" in self._wanted and engines.machine is not None:
             sides.append(InterpSide(engines.machine, case, Machine(nothing, nothing.program())))
-        return sides
+        return drained(sides, engines.ours, kernel, self._run_all, stack)
+
+    def _run_all(self) -> None:
+        """Once in both, so that what they count stays equal."""
+        self._agree(self.case.packet)

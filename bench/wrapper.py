@@ -43,7 +43,7 @@ _COUNTER = MapSpec("runs", MapType.ARRAY, 4, 8, 1)
 _ZERO_KEY = bytes(4)
 _XDP_MD = struct.Struct("=6I")
 _ROOM_BYTES = 4096
-_EDGES_BYTES = 256  # no program moves an edge further than its head room
+_EDGES_BYTES = 256  # no program moves an edge further out; a tail may be cut by more
 ABORTED, PASS = 0, 2
 
 
@@ -97,7 +97,7 @@ def candidates(before: bytes, after: bytes, meta: bytes = b"") -> Iterator[Chang
     growth = len(after) - len(before)
     heads = {0, growth, *range(-_EDGES_BYTES, _EDGES_BYTES + 1)}
     guesses = [Change(before, after, meta, head, growth - head) for head in heads
-               if abs(growth - head) <= _EDGES_BYTES]
+               if growth - head <= _EDGES_BYTES]
     guesses.sort(key=lambda c: (_rewritten(c), abs(c.head) + abs(c.tail)))
     yield from guesses[:4]
 
