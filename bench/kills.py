@@ -51,13 +51,14 @@ _PORTS: dict[str, tuple[str, ...]] = {  # IF is the node's interface
     "afxdp": ("--iface", "IF"),
     "afxdp busy": ("--iface", "IF", "--busy-poll-budget", "64", "--promisc"),
     "afxdp generic": ("--iface", "IF", "--xdp-mode", "generic", "--filter", "udp"),
+    "afxdp tap": ("--iface", "IF", "--stack", "tap"),
     "afxdp stackless": ("--iface", "IF", "--no-stack"),
     "afpacket": ("--iface", "IF", "--port", "afpacket"),
     "tap": ("--iface", "xdputap", "--port", "tap"),
     "dpdk null": ("--port", "dpdk:net_null0", "--dpdk-args", "--no-huge -m 64"),
     "dpdk afpacket": ("--port", "dpdk:net_af_packet0,iface=IF", "--dpdk-args", "--no-huge -m 64"),
 }
-_WEIGHTS = (6, 2, 2, 1, 4, 2, 1, 1)
+_WEIGHTS = (4, 2, 2, 4, 1, 4, 2, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)

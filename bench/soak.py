@@ -1,7 +1,7 @@
 """xdpu run at full rate with its program replaced every second: is every packet accounted for?
 
     python -m bench.soak [--seconds 600] [--port afxdp|afpacket] [--queues 1] [--replace-every 1]
-                         [--cpus SOURCE,LOOP] [-j]
+                         [--stack auto|live|tap] [--cpus SOURCE,LOOP] [-j]
 
 A flood (traffic.py) comes in by one veth; the programs drop, send back, pass to the stack,
 redirect to a second veth and count, by turns.  At the end the flood stops, what is in rings is
@@ -12,7 +12,7 @@ waited for, and the books are balanced, each side counted by somebody else:
     received   what the run received = aborted + drop + pass + tx + redirect
     out        tx + redirect + frames of the stack - counted losses = what the interfaces sent and
                dropped
-    passed     pass - counted losses = what the interface's TAP received
+    passed     pass - counted losses = what the stack's IP received
 
 A difference is a packet nobody counted, or one counted twice; any is a failure.  JSON: {"bench":
 "soak", "seconds", "replaced", "mpps", "ledger": {line: [left, right]}, "counters", "machine"}.
@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,40 +69,69 @@ def difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str,
     return {name: value - before.get(name, 0) for name, value in after.items()}
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Books:
-    """Counters from before a run to its end; `balance` compares them."""
+    """What was counted from before a run to its end, by whom; `balance` compares.  `ends` has
+    `source`, `node` and `out`, as far as there are such interfaces; `passed` is what the stack
+    of the node's namespace received."""
 
-    sent: int = 0
-    ends: dict[str, dict[str, int]] = field(default_factory=dict)  # source, node, out, tap
-    total: dict[str, int] = field(default_factory=dict)
-    ports: dict[str, dict[str, int]] = field(default_factory=dict)
+    sent: int
+    passed: int
+    ends: Mapping[str, Mapping[str, int]]
+    total: Mapping[str, int]
+    ports: Mapping[str, Mapping[str, int]]
 
     def balance(self) -> Ledger:
         """Left must be right."""
-        run, node, out = self.total, self.ends["node"], self.ends["out"]
+        run, ours = self.total, [self.ends[name] for name in ("node", "out") if name in self.ends]
         sockets = [counters for name, counters in self.ports.items() if "rx_ring_full" in counters]
         lost = sum(one[name] for one in sockets for name in _LOST_BY_SOCKET)
-        arrived = sum(end.get("rx_ring_xdp_packets", 0) for end in (node, out))
+        arrived = sum(end["rx_ring_xdp_packets"] for end in ours)
         left_us = run["tx"] - run["tx_full"] + run["redirect"] - run["redirect_full"] \
             - run["redirect_no_port"] + run["stack_packets"] - run["stack_full"]
-        kernel_out = sum(end["tx_packets"] + end["tx_dropped"] for end in (node, out)) \
+        kernel_out = sum(end["tx_packets"] + end["tx_dropped"] for end in ours) \
             + sum(one["tx_invalid_descs"] for one in sockets)
         ledger = {
             "arrived": (arrived, run["rx_packets"] + lost),
             "received": (run["rx_packets"], sum(run[name] for name in (
                 "aborted", "drop", "pass", "tx", "redirect"))),
             "out": (left_us, kernel_out),
+            "passed": (run["pass"] - run["pass_full"], self.passed),
         }
         source = self.ends.get("source")
         if source is not None:
             ledger["sent"] = (self.sent, source.get("tx_ring_xdp_xmit", 0)
                               + source.get("tx_ring_xdp_xmit_errors", 0))
-        if "tap" in self.ends:
-            tap = self.ends["tap"]
-            ledger["passed"] = (run["pass"] - run["pass_full"],
-                                tap["rx_packets"] + tap["rx_dropped"])
         return ledger
+
+
+
+class Bookkeeper:
+    """Opens the books before a run and closes them while it stands still, before its end."""
+
+    def __init__(self, **ends: End) -> None:
+        self._ends = ends
+        self._before, self._ip_before = self._look(), self._ip()
+        self._seen, self._ip_seen = self._before, 0
+
+    def _look(self) -> dict[str, dict[str, int]]:
+        return {name: interface_counters(end) for name, end in self._ends.items()}
+
+    def _ip(self) -> int:
+        lines = in_ns(self._ends["node"].ns, "cat", "/proc/net/snmp").stdout.splitlines()
+        names, values = (line.split() for line in lines if line.startswith("Ip:"))
+        return int(values[names.index("InReceives")])
+
+    def close(self, stats: Stats) -> None:
+        """Waits until nothing moves any more.  Raises RuntimeError if something always does."""
+        settle(lambda: (stats.total()["rx_packets"], self._ip(), self._look()))
+        self._seen = {name: difference(seen, self._before[name])
+                      for name, seen in self._look().items()}
+        self._ip_seen = self._ip() - self._ip_before
+
+    def books(self, sent: int, summary: Mapping[str, Any]) -> Books:
+        """`summary` is the run's last record."""
+        return Books(sent, self._ip_seen, self._seen, summary["total"], summary["ports"])
 
 
 def unbalanced(ledger: Ledger) -> list[str]:
@@ -138,22 +167,20 @@ def networks(queues: int) -> Iterator[tuple[VethPair, VethPair]]:
 
 
 def soak(seconds: float, replace_every_s: float, port: str, queues: int, source_cpu: int,
-         loop_cpus: Sequence[int], programs: Sequence[str] = PROGRAMS,
+         loop_cpus: Sequence[int], stack: str = "auto", programs: Sequence[str] = PROGRAMS,
          told: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Raises RuntimeError where the run cannot be had or ends by itself."""
     with networks(queues) as (way_in, way_out), \
             tempfile.TemporaryDirectory(prefix="xdpu-soak-") as folder:
         source, node, out = way_in.a, way_in.b, way_out.b
-        books = Books()
-        before = {"source": interface_counters(source), "node": interface_counters(node),
-                  "out": interface_counters(out)}
+        keeper = Bookkeeper(source=source, node=node, out=out)
         peer = f"peer={node.ifindex}:{out.ifindex}"
         run = Run(node.ns, str(EXAMPLES / f"{programs[0]}.o"), "--iface",
                   f"{node.ifname},{out.ifname}", "--port", port, "--name", _NAME, "-i", "3600",
-                  "--cpu", ",".join(map(str, loop_cpus)),
+                  "--stack", stack, "--cpu", ",".join(map(str, loop_cpus)),
                   XDPU_RUNDIR=folder)
         with run:
-            taps = run.wait_for("start")["taps"]
+            run.wait_for("start")
             stats = Stats.open(Path(folder) / _NAME / "stats")
             flood = Flood(source.ifname, source.ns, source_cpu, seconds, flows=64,
                           dst_mac=node.mac)
@@ -174,26 +201,21 @@ def soak(seconds: float, replace_every_s: float, port: str, queues: int, source_
                 if run.process.poll() is not None:
                     raise RuntimeError(f"the run ended: {run.errors}")
             sent = flood.wait()
-            settle(lambda: (stats.total()["rx_packets"], interface_counters(node),
-                            interface_counters(out)))
-            books.sent = sent.frames
-            books.ends = {name: difference(interface_counters(end), before[name])
-                          for name, end in (("source", source), ("node", node), ("out", out))}
-            counted = [interface_counters(replace(end, ifname=name))
-                       for end, name in ((node, taps[node.ifname]), (out, taps[out.ifname]))]
-            books.ends["tap"] = {name: sum(one[name] for one in counted) for name in counted[0]}
+            keeper.close(stats)
             code = run.end()
         summary = next(r for r in run.records if r.get("type") == "summary")
         if code:
             raise RuntimeError(f"the run ended with {code}: {run.errors}")
-        books.total, books.ports = summary["total"], summary["ports"]
+        books = keeper.books(sent.frames, summary)
         ledger = books.balance()
         return {"bench": "soak", "seconds": seconds, "replaced": replaced, "port": port,
-                "queues": queues, "offered_mpps": round(sent.mpps, 4),
+                "stack": stack, "queues": queues, "offered_mpps": round(sent.mpps, 4),
                 "mpps": round(books.total["rx_packets"] / sent.seconds / 1e6, 4),
                 "ledger": ledger, "unbalanced": unbalanced(ledger),
                 "counters": {"run": {k: v for k, v in books.total.items() if v},
-                             "ports": books.ports, "ends": books.ends}}
+                             "ports": books.ports,
+                             "ends": {name: {k: v for k, v in counted.items() if v}
+                                      for name, counted in books.ends.items()}}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,13 +223,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--replace-every", type=float, default=1.0)
     parser.add_argument("--port", choices=("afxdp", "afpacket"), default="afxdp")
+    parser.add_argument("--stack", choices=("auto", "live", "tap"), default="auto")
     parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--cpus", default="", help="SOURCE,LOOP[,LOOP]")
     parser.add_argument("-j", "--json", action="store_true")
     args = parser.parse_args(argv)
     chosen = [int(text) for text in args.cpus.split(",") if text] or cpus(1 + args.queues)
     result = soak(args.seconds, args.replace_every, args.port, args.queues, chosen[0], chosen[1:],
-                  told=lambda text: print(text, file=sys.stderr, flush=True))
+                  args.stack, told=lambda text: print(text, file=sys.stderr, flush=True))
     result["machine"] = machine()
     if args.json:
         print(json.dumps(result, indent=1))

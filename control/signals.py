@@ -87,6 +87,10 @@ class Signals:
             self.check()
             yield
             self.check()  # where Python swallowed it, as in a callback from C
+        except Exception as error:
+            if self.caught:  # and here it made another of it, as in __set_name__ of an import
+                raise Interrupted(self.caught) from error
+            raise
         finally:
             self._raises = False
 
