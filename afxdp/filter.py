@@ -78,9 +78,9 @@ Node = Field | Address | Not | AllOf | AnyOf
 
 # ---- from words ----------------------------------------------------------------------------------
 
-def parse(text: str) -> Node:
+def parse(text: str, what: str = "--filter") -> Node:
     """Raises ConfigError that says where it stops making sense."""
-    reader = _Reader(text)
+    reader = _Reader(text, what)
     found = reader.expression(0)
     if reader.word:
         raise reader.error("is not expected here")
@@ -88,8 +88,8 @@ def parse(text: str) -> Node:
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, what: str) -> None:
+        self.text, self.what = text, what
         self._words = [_WORDS.get(w, w) for w in re.findall(r"\(|\)|!|&&|\|\||[^\s()!&|]+|[&|]",
                                                              text.lower())]
         self._at = 0
@@ -105,7 +105,7 @@ class _Reader:
         return word
 
     def error(self, why: str) -> ConfigError:
-        return ConfigError(f"--filter {self.text!r}", f"{self.word or 'its end'} {why}",
+        return ConfigError(f"{self.what} {self.text!r}", f"{self.word or 'its end'} {why}",
                            "such as: tcp port 80, or: not (icmp or src 10.0.0.0/8)")
 
     def expression(self, depth: int) -> Node:

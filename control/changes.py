@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from control import setmap
+from control.captures import Captures
 from control.host import refuse_shared
 from control.watch import note
 from dataplane.engine import Engine
@@ -32,9 +33,11 @@ class Changes:
 
     def __init__(self, live: Live, engine: Engine) -> None:
         self.live, self.engine = live, engine
+        self.captures = Captures(live.run_dir.path, engine)
         self._verbs: dict[str, Callable[[Request], Change]] = {
             "replace": self._replace, "pause": self._pause, "resume": self._pause,
-            "add": self._add, "remove": self._remove, "counters": self._counters}
+            "add": self._add, "remove": self._remove, "counters": self._counters,
+            "capture": self.captures.begin, "capture_end": self.captures.end}
 
     def prepare(self, request: Request) -> Change:
         """Raises XdpuError for what can be refused before anything is touched."""

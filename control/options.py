@@ -163,6 +163,14 @@ def size(text: str) -> int:
     return int(digits) * _SIZES[unit]
 
 
+def buffer(text: str) -> int:
+    """A size from 1M to 1G"""
+    value = size(text)
+    if not 1 << 20 <= value <= 1 << 30:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1M to 1G")
+    return value
+
+
 def number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
@@ -190,6 +198,14 @@ def number_list(text: str) -> tuple[int, ...]:
     if len(set(out)) != len(out):
         raise argparse.ArgumentTypeError(f"{text!r} names a number twice")
     return tuple(out)
+
+
+def points(text: str) -> tuple[str, ...]:
+    """entry, exit, or both"""
+    words = tuple(dict.fromkeys(text.split(",")))
+    if not set(words) <= {"entry", "exit"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of entry, exit, entry,exit")
+    return words
 
 
 def queues(text: str) -> str | tuple[int, ...]:

@@ -28,8 +28,8 @@ _SLOT = port.SLOT_SIZE_BYTES
 # in the slots behind a packet's first, from when the program has run: DATA_META is null, and in the
 # first of them:
 _RECEIVED = port.VERDICT  # u32, how many there are
-_LEFT = port.TARGET  # u32, how many the packet still has | of how many before them it has nothing
-_SKIP_AT = 16
+LEFT = port.TARGET  # u32, how many the packet still has | of how many before them it has nothing
+SKIP_AT = 16
 
 _DROP, _PASS, _TX, _REDIRECT = (int(v) for v in tuple(st.Verdict)[1:])
 Factory = Callable[..., Any]
@@ -60,7 +60,7 @@ def _end(m: Any) -> Factory:
         first = m.gep(slot, _SLOT)
         skipped = m.lshr(m.diff(m.load_ptr(run, st.FRAGMENTS), first), 6)
         m.store_u32(first, _RECEIVED, count)
-        m.store_u32(first, _LEFT, m.load_u32(run, st.FRAGMENT_COUNT) | skipped << _SKIP_AT)
+        m.store_u32(first, LEFT, m.load_u32(run, st.FRAGMENT_COUNT) | skipped << SKIP_AT)
         return 0
 
     return chain_end
@@ -111,8 +111,8 @@ def _settle(m: Any, dispose: Template) -> Factory:
         """Dispose of one packet in several buffers -> how many slots it had behind its first."""
         kind, q = m.load_u32(flow, F_KIND), m.load_ptr(flow, F_QUEUE)
         first = m.gep(slot, _SLOT)
-        received, left = m.load_u32(first, _RECEIVED), m.load_u32(first, _LEFT)
-        skipped, left = left >> _SKIP_AT, left & 0xFFFF
+        received, left = m.load_u32(first, _RECEIVED), m.load_u32(first, LEFT)
+        skipped, left = left >> SKIP_AT, left & 0xFFFF
         for i in range(received):
             if i < skipped or i >= skipped + left:  # the program cut it off
                 release(kind, q, m.gep(first, i * _SLOT))

@@ -31,6 +31,8 @@ from dataplane import chains, loop, redirect, ring_put, scouting
 from dataplane import worker_block as layout
 from dataplane.aborted import Area
 from dataplane.block import Block
+from dataplane.capture import Capture
+from dataplane.capture_put import TAPS_MAX
 from dataplane.mesh import Mesh
 from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortKind, PortQueue
 from dataplane.ring import FOLDER, RingFile
@@ -60,6 +62,9 @@ class Flow:
     owner: str  # name of the port that runs the program: its own, or that of its stack's
     block: int = 0  # number of its counters
 
+    def name(self, worker: int) -> FlowName:
+        return FlowName(worker, self.port.name, self.queue.index)
+
 
 class Worker:
     """One thread running the compiled loop over its flows until told to stop."""
@@ -78,6 +83,8 @@ class Worker:
         self.aborted = Area(trace_aborted)
         self.rings: Sequence[RingFile] = ()
         self._lanes = Block(ring_put.TABLE_BYTES)
+        self.captures: Sequence[Capture] = ()
+        self._taps = Block(16 * TAPS_MAX)
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread: threading.Thread | None = None
         self._code: Callable[[int], int] | None = None
@@ -125,8 +132,21 @@ class Worker:
         for row, ring in enumerate(self.rings, 1):
             for column, flow in enumerate(self.flows):
                 self._lanes.set(8 * (row * layout.FLOWS_MAX + column),
-                                ring.lane(FlowName(self.number, flow.port.name, flow.queue.index)))
+                                ring.lane(flow.name(self.number)))
+        self.show(self.captures)
         self.use(program)
+
+    def show(self, captures: Sequence[Capture]) -> None:
+        """Let these see its packets; of a running worker only `between` batches."""
+        self.captures = captures
+        names = [flow.name(self.number) if flow.role == layout.ROLE_PROGRAM else None
+                 for flow in self.flows]
+        for row, capture in enumerate(captures):
+            code, memory = capture.aim(self.number, names)
+            self._taps.set(16 * row, code)
+            self._taps.set(16 * row + 8, memory)
+        struct.pack_into("<Q", self._memory, layout.C_TAP_TABLE, self._taps.address)
+        struct.pack_into("<I", self._memory, layout.C_TAPS, len(captures))
 
     def connect(self, mesh: Mesh, workers: int) -> None:
         """Give this worker its ends of the rings; what it looks at first is written last."""
@@ -258,14 +278,13 @@ def _kinds(ports: Iterable[Port]) -> list[PortKind]:
 
 
 def _names(rows: Iterable[Iterable[Flow]]) -> list[FlowName]:
-    return [FlowName(number, f.port.name, f.queue.index)
-            for number, flows in enumerate(rows) for f in flows]
+    return [f.name(number) for number, flows in enumerate(rows) for f in flows]
 
 
 def _receiving(rows: Iterable[Iterable[Flow]]) -> list[FlowName]:
     """Those that run the program."""
-    return [FlowName(number, f.port.name, f.queue.index) for number, flows in enumerate(rows)
-            for f in flows if f.role == layout.ROLE_PROGRAM]
+    return [f.name(number) for number, flows in enumerate(rows) for f in flows
+            if f.role == layout.ROLE_PROGRAM]
 
 
 class Engine:
@@ -291,6 +310,7 @@ class Engine:
         self._mesh: Mesh | None = None
         self._directory, self._ring_names = directory, list(rings)
         self.rings: list[RingFile] = []
+        self.captures: list[Capture] = []
         if rings and (directory is None or len(rings) >= ring_put.TABLE_ROWS):
             raise ConfigError(f"{len(rings)} rings", f"need a directory, and are at most "
                               f"{ring_put.TABLE_ROWS - 1}")
@@ -452,6 +472,26 @@ class Engine:
             worker.pause(name, paused)
         (self.paused.add if paused else self.paused.discard)(name)
 
+    def add_capture(self, capture: Capture) -> None:
+        """Show it the packets of the ports it wants, from the next batch on.  Raises ConfigError.
+        """
+        if len(self.captures) == TAPS_MAX:
+            raise ConfigError("capture", f"{TAPS_MAX} are going on in this run already",
+                              "end one of them")
+        capture.extend(_receiving(worker.flows for worker in self.workers))
+        self.captures.append(capture)
+        self._show_captures()
+
+    def remove_capture(self, capture: Capture) -> None:
+        """Show it no more; it is closed."""
+        self.captures.remove(capture)
+        self._show_captures()
+        capture.close()
+
+    def _show_captures(self) -> None:
+        captures = tuple(self.captures)
+        self._all_between(lambda worker: worker.show(captures))
+
     def _position(self, name: str) -> int:
         for position, port in enumerate(self.ports):
             if port.name == name:
@@ -472,6 +512,8 @@ class Engine:
             self.stats.extend(_names(rows))
             for ring in self.rings:
                 ring.extend(_receiving(rows))
+            for capture in self.captures:
+                capture.extend(_receiving(rows))
         except BaseException:
             self._kinds = before
             if program is not self.program:
@@ -552,3 +594,5 @@ class Engine:
             self._mesh.close()
         for ring in self.rings:
             ring.close()
+        for capture in self.captures:
+            capture.close()

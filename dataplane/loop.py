@@ -23,6 +23,7 @@ from typing import Any
 
 from dataplane import chains, port, stats
 from dataplane.aborted import NOTE
+from dataplane.capture_put import AT_EXIT
 from dataplane.inbox import COLLECT
 from dataplane.mesh import ALL_DONE, GET_UP, LIE_DOWN, PUBLISH
 from dataplane.port import PortKind
@@ -46,6 +47,8 @@ from dataplane.worker_block import (
     C_RING_TIME,
     C_ROUNDS,
     C_STOP,
+    C_TAP_TABLE,
+    C_TAPS,
     C_WHERE,
     C_WHERE_FLOW,
     C_WORKER_ID,
@@ -94,6 +97,7 @@ def _program_flow(m: Any, several: int, dispose_batch: Template) -> Factory:
     receive = m.symbol("xdpu.front.receive", "i64(i64, ptr, ptr, i64)")
     dispose = m.extern(dispose_batch)
     look_ahead, judge = m.extern(LOOK_AHEAD), m.extern(JUDGE)
+    show_taps = m.extern(SHOW_TAPS)
 
     def program_flow(control, flow):  # type: ignore
         batch = m.load_ptr(control, C_BATCH)
@@ -111,6 +115,9 @@ def _program_flow(m: Any, several: int, dispose_batch: Template) -> Factory:
         timestamps, hows = m.load_u32(flow, F_TIMESTAMPS), m.load_ptr(control, C_HOWS)
         received = slots = fragments = 0  # `slots` have been run, or are fragments
         packets = count
+        taps = m.load_u32(control, C_TAPS)
+        if taps != 0:
+            show_taps(control, flow, count)
         enter(memory)
         began = look_ahead(m.load_u32(control, C_LOOK_AHEAD), m.gep(flow, F_SCOUT), batch, count,
                            ifindex, rx_queue, worker, memory)
@@ -159,12 +166,25 @@ def _program_flow(m: Any, several: int, dispose_batch: Template) -> Factory:
         count_up(counters, stats.RX_PACKETS, packets)
         count_up(counters, stats.RX_BYTES, received)
         count_up(counters, stats.BATCHES, 1)
+        if taps != 0:
+            show_taps(control, flow, count | AT_EXIT)
         m.store_u32(control, C_WHERE, _DISPOSING)
         dispose(control, flow, batch, hows, count)
         leave(memory)  # not before programs of a map's entry have run
         return count
 
     return program_flow
+
+
+def _show_taps(m: Any) -> Factory:
+    def show_taps(control, flow, what):  # type: ignore
+        """A batch as it came in, or with its verdicts, to those who capture (capture.py)."""
+        for i in range(m.load_u32(control, C_TAPS)):
+            entry = m.gep(m.load_ptr(control, C_TAP_TABLE), i * 16)
+            m.call_tap(m.load_ptr(entry, 0), m.load_ptr(entry, 8), control, flow, what)
+        return 0
+
+    return show_taps
 
 
 def _dispose(m: Any) -> Factory:
@@ -426,6 +446,7 @@ def _sleep_until_due(m: Any) -> Factory:
 
 
 SLEEP_UNTIL_DUE = Template("sleep_until_due", _sleep_until_due, "i64(ptr, i64)", inline=False)
+SHOW_TAPS = Template("show_taps", _show_taps, "i64(ptr, ptr, i64)", inline=False)
 NOW = Template("worker_now", _now, "i64()", inline=False)
 NOTE_LATENCY = Template("note_latency", _note_latency, "i64(ptr, i64)", inline=False)
 DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, ptr, i64)",
@@ -438,7 +459,7 @@ def _loop(suffix: str, several: int, dispose: Template) -> Template:
     flow = Template(f"program_flow{suffix}",
                     partial(_program_flow, several=several, dispose_batch=dispose),
                     "i64(ptr, ptr)", (dispose, COUNT_UP, ENTER, LEAVE, LOOK_AHEAD, JUDGE,
-                                      chains.BEGIN, chains.END))
+                                      SHOW_TAPS, chains.BEGIN, chains.END))
     return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
                     (flow, STACK_FLOW, FLUSH_ALL, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT,
                      ALL_DONE, LIE_DOWN, GET_UP, PUBLISH_RINGS, SLEEP_UNTIL_DUE))

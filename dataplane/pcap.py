@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dataplane import pcap_queue as layout
+from dataplane import pcapng_verdict
 from dataplane.block import SKB_SHARED_INFO_BYTES, Block
 from dataplane.pcap_reader import RECEIVE_PCAP, RECEIVE_PCAPNG
 from dataplane.pcap_writer import FLUSH, RELEASE, SEND, TRANSMIT
@@ -85,10 +86,7 @@ class PcapPort:
         self._q.set(layout.STOPPED, 0)
 
     def _open_out(self, source: str | Path | None, out: str | Path) -> None:
-        for index, text in enumerate(_COMMENTS):
-            at = layout.COMMENTS + index * layout.COMMENT_BYTES
-            self._q.set(at, len(text))
-            self._q.write(at + 8, text.encode())
+        self._q.write(layout.COMMENTS, pcapng_verdict.words(_COMMENTS))
         header = pcapng_header(Path(self.name).name)
         try:
             if source is not None and os.path.exists(out) and os.path.samefile(source, out):

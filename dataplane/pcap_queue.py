@@ -1,6 +1,7 @@
 """The memory of a PcapPort's queue: byte offsets that its templates and its Python side share."""
 
 from dataplane.pcapfile import MAX_INTERFACES
+from dataplane.pcapng_verdict import WORD_BYTES
 from dataplane.port import BATCH_MAX
 
 # input
@@ -23,14 +24,13 @@ INTERFACES = 256
 HOW, FACTOR, OFFSET_NS, LINK_TYPE, SNAP = 0, 8, 16, 24, 28
 INTERFACE_BYTES = 32
 
-# what the writer says of each verdict: {u64 length, text}
+# what the writer says of each verdict (pcapng_verdict.py)
 COMMENTS = INTERFACES + INTERFACE_BYTES * MAX_INTERFACES
-COMMENT_BYTES = 32
 COMMENT_COUNT = 7  # the five verdicts, " ifindex ", and what `send` says
 COMMENT_IFINDEX, COMMENT_SENT = 5, 6
 
 # a row a buffer: {pointer, end, u32 verdict + 1, u32 target, u64 timestamp_ns, u64 bytes missing}
-ROWS = COMMENTS + COMMENT_BYTES * COMMENT_COUNT
+ROWS = COMMENTS + WORD_BYTES * COMMENT_COUNT
 ROW_DATA, ROW_END, ROW_VERDICT, ROW_TARGET, ROW_NS, ROW_MISSING = 0, 8, 16, 20, 24, 32
 ROW_BYTES = 40
 QUEUE_BYTES = ROWS + ROW_BYTES * BATCH_MAX

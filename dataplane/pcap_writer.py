@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dataplane import pcapng_verdict
 from dataplane.pcap_queue import (
-    COMMENT_BYTES,
     COMMENT_IFINDEX,
     COMMENT_SENT,
     COMMENTS,
@@ -38,7 +38,7 @@ from dataplane.pcap_queue import (
     ROWS,
     STOPPED,
 )
-from dataplane.pcapfile import ENHANCED_PACKET, EPB_VERDICT, OPT_COMMENT, VERDICT_XDP
+from dataplane.pcapfile import ENHANCED_PACKET
 from dataplane.port import (
     COOKIE,
     DATA,
@@ -95,7 +95,7 @@ DRAIN = Template("pcap_drain", _drain, FLUSH_SIGNATURE, inline=False)
 
 
 def _block(m: Any) -> Callable[..., Any]:
-    drain = m.extern(DRAIN)
+    drain, write_verdict = m.extern(DRAIN), m.extern(pcapng_verdict.WRITE_VERDICT)
 
     def pcap_block(q, data, length, original, timestamp_ns, verdict, target):  # type: ignore
         """Append an enhanced packet block -> 1, or count the packet as lost -> 0."""
@@ -119,37 +119,9 @@ def _block(m: Any) -> Callable[..., Any]:
             m.store_u32(block, 24, original)
         m.copy(m.inside(block, _FIXED_BYTES), data, length)
 
-        option = at
-        at += 4
-        comment = m.inside(q, COMMENTS + verdict * COMMENT_BYTES)
-        m.copy(m.inside(block, at), m.inside(comment, 8), COMMENT_BYTES - 8)
-        at += m.load_u64(comment, 0)
-        if target != 0:
-            infix = m.inside(q, COMMENTS + COMMENT_IFINDEX * COMMENT_BYTES)
-            m.copy(m.inside(block, at), m.inside(infix, 8), COMMENT_BYTES - 8)
-            at += m.load_u64(infix, 0)
-            digits = 1
-            power = 10
-            while target >= power:
-                digits += 1
-                power *= 10
-            n = digits
-            while n > 0:
-                n -= 1
-                m.store_u8(block, at + n, 48 + target % 10)
-                target //= 10
-            at += digits
-        m.store_u16(block, option, OPT_COMMENT)
-        m.store_u16(block, option + 2, at - option - 4)
-        m.store_u32(block, at, 0)
-        at = (at + 3) & -4
-        if verdict != COMMENT_SENT:  # nine bytes: whose verdict, the verdict
-            m.store_u16(block, at, EPB_VERDICT)
-            m.store_u16(block, at + 2, 9)
-            m.store_u8(block, at + 4, VERDICT_XDP)
-            m.store_u64(block, at + 5, verdict)
-            m.store_u32(block, at + 13, 0)
-            at += 16
+        infix = COMMENT_IFINDEX if target != 0 else -1
+        known = verdict if verdict != COMMENT_SENT else -1
+        at = write_verdict(block, at, m.inside(q, COMMENTS), verdict, infix, target, known)
         m.store_u32(block, at, 0)  # the end of the options
         size = at + 8
         m.store_u32(block, at + 4, size)
@@ -160,8 +132,8 @@ def _block(m: Any) -> Callable[..., Any]:
     return pcap_block
 
 
-BLOCK = Template("pcap_block", _block, "i64(ptr, ptr, i64, i64, i64, i64, i64)", (DRAIN,),
-                 inline=False)
+BLOCK = Template("pcap_block", _block, "i64(ptr, ptr, i64, i64, i64, i64, i64)",
+                 (DRAIN, pcapng_verdict.WRITE_VERDICT), inline=False)
 
 
 def _release(m: Any) -> Callable[..., Any]:

@@ -27,7 +27,12 @@ PCAP_HEADER_BYTES, PCAP_RECORD_BYTES = 24, 16
 LONGEST_PACKET_BYTES = 262144  # MAXIMUM_SNAPLEN of libpcap: a longer record is nonsense
 SECTION, INTERFACE, OLD_PACKET, SIMPLE_PACKET, ENHANCED_PACKET = 0x0A0D0D0A, 1, 2, 3, 6
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
+STATISTICS = 5
 OPT_END, OPT_COMMENT, SHB_USERAPPL, IF_NAME, IF_TSRESOL, IF_TSOFFSET = 0, 1, 4, 2, 9, 14
+IF_DESCRIPTION, IF_FILTER = 3, 11
+ISB_STARTTIME, ISB_ENDTIME, ISB_IFRECV = 2, 3, 4
+ISB_FILTERACCEPT, ISB_OSDROP, ISB_USRDELIV = 6, 7, 8
+EPB_FLAGS, EPB_DROPCOUNT, EPB_PACKETID, EPB_QUEUE = 2, 4, 5, 6
 EPB_VERDICT, VERDICT_XDP = 7, 2  # the option and its kind: "a verdict of Linux eBPF XDP"
 MAX_INTERFACES = 64
 
@@ -275,11 +280,37 @@ def block(kind: int, body: bytes) -> bytes:
 
 def pcapng_header(interface: str, snap_bytes: int = 0) -> bytes:
     """A section of unknown length with one Ethernet interface, time stamps in nanoseconds."""
+    return section_block() + interface_block(interface, snap_bytes)
+
+
+def section_block() -> bytes:
+    """A section of unknown length."""
     section = struct.pack("=IHHq", BYTE_ORDER_MAGIC, 1, 0, -1)
-    described = struct.pack("=HHI", LINKTYPE_ETHERNET, 0, snap_bytes)
-    return (block(SECTION, section + option(SHB_USERAPPL, b"xdpu") + option(OPT_END, b""))
-            + block(INTERFACE, described + option(IF_NAME, interface.encode())
-                    + option(IF_TSRESOL, b"\x09") + option(OPT_END, b"")))
+    return block(SECTION, section + option(SHB_USERAPPL, b"xdpu") + option(OPT_END, b""))
+
+
+def interface_block(name: str, snap_bytes: int = 0, description: str = "",
+                    filter_text: str = "") -> bytes:
+    """An Ethernet interface, time stamps in nanoseconds; the filter is text, in whatever words."""
+    body = struct.pack("=HHI", LINKTYPE_ETHERNET, 0, snap_bytes) + option(IF_NAME, name.encode())
+    if description:
+        body += option(IF_DESCRIPTION, description.encode())
+    body += option(IF_TSRESOL, b"\x09")
+    if filter_text:
+        body += option(IF_FILTER, b"\0" + filter_text.encode())
+    return block(INTERFACE, body + option(OPT_END, b""))
+
+
+def statistics_block(interface: int, times_ns: tuple[int, int], received: int, accepted: int,
+                     dropped: int) -> bytes:
+    """What was captured on an interface between two times, and what was not."""
+    first, last = (struct.pack("=II", ns >> 32, ns & 0xFFFFFFFF) for ns in times_ns)
+    numbers = {ISB_IFRECV: received, ISB_FILTERACCEPT: accepted, ISB_OSDROP: dropped,
+               ISB_USRDELIV: accepted - dropped}
+    return block(STATISTICS, struct.pack("=I", interface) + last + option(ISB_STARTTIME, first)
+                 + option(ISB_ENDTIME, last)
+                 + b"".join(option(code, struct.pack("=Q", n)) for code, n in numbers.items())
+                 + option(OPT_END, b""))
 
 
 def packet_block(packet: CapturedPacket) -> bytes:

@@ -43,6 +43,8 @@ C_WORKERS = 160  # u32
 C_QUEUED = 164  # u32, 1: something was sent that is not published yet
 C_RINGS = 172  # u32, how many named rings there are
 C_EVENT = 168  # u32, the eventfd that wakes this worker
+C_TAPS = 176  # u32, how many captures look at packets
+C_TAP_TABLE = 184  # ptr, for each: ptr code, ptr its memory (capture_put.py)
 # a line that the other workers read
 C_SLEEPING = 192  # u32, 1: it is to be woken
 C_DONE = 196  # u32, 1: its ports have nothing more for it, with C_EXIT_WHEN_IDLE

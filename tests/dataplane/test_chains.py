@@ -54,10 +54,13 @@ class Rig:
                              stack={0: self.stack}, exit_when_idle=True, batch_size=batch_size)
 
     def run(self) -> None:
+        self.run_only()
+        self.engine.close()
+
+    def run_only(self) -> None:
         self.engine.start()
         assert self.engine.wait(10)
         self.total = self.engine.stats.total()
-        self.engine.close()
 
     @property
     def sent(self) -> list[bytes]:

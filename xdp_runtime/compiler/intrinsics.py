@@ -459,6 +459,22 @@ def call_burst(typingctx: Any, function: Any, a: Any, b: Any, count: Any) -> Any
     return i64(ptr, ptr, ptr, i64), codegen
 
 
+class _Tap(ir.GEPInstr):  # type: ignore[misc]  # as above
+    function_type = ir.FunctionType(I64, [PTR, PTR, PTR, I64])
+
+
+@intrinsic
+def call_tap(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Call `int64_t function(void *a, void *b, void *c, int64_t d)` by its address."""
+
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        where = builder.gep(args[0], [ir.Constant(I64, 0)], source_etype=I8)
+        where.__class__ = _Tap
+        return builder.call(where, list(args[1:]))
+
+    return i64(ptr, ptr, ptr, ptr, i64), codegen
+
+
 # libc, resolved in the running process
 i32 = types.int32
 c_write = _call_external("write", i64, (i32, ptr, i64))
