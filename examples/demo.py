@@ -93,9 +93,9 @@ def demo(undo: ExitStack) -> None:
 def show_pass(net: Network, run: Run) -> None:
     page, counted = run.during(lambda: fetch(net, "client", NODE_IP, PORT))
     expect(page == "node", "curl in client got no page from the node")
-    expect(counted["pass"] > 0 and counted["stack_packets"] > 0, "the page went another way")
+    expect(counted["pass"] > 0, "the page went another way")
     report("PASS", f"curl gets a page from the HTTP server in node: {counted['pass']} packets to "
-           f"the stack by its TAP, {counted['stack_packets']} back", counted)
+           "the stack, which answers by the interface itself", counted)
 
 
 def show_tx(net: Network, run: Run) -> None:

@@ -29,7 +29,7 @@ from xdp_runtime.program import Program, load
 pytestmark = [*needs_bpf(), pytest.mark.netns]
 
 PROBE = read_object(Path(__file__).parent.parent / "xdp_runtime" / "fib" / "fib_probe.o")
-PATIENCE_S = 3.0
+PATIENCE_S = 20.0
 
 
 def question(ifindex: int, address: str, flags: int = 0) -> bytes:
