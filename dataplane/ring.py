@@ -39,7 +39,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dataplane import rundir
 from dataplane.stats import FlowName
-from xdp_runtime.errors import ConfigError, PortError
+from xdp_runtime.errors import ConfigError, OutOfMemory, PortError
+from xdp_runtime.maps.memory import take
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +105,10 @@ class RingFile:
         """Lanes for more flows; beyond LANES_MAX there are none."""
         self._flows += [flow for flow in flows if flow not in self._flows]
         lanes = [[flow.port, flow.queue, flow.worker] for flow in self._flows[:LANES_MAX]]
+        try:
+            take(self.path, 0, _HEADER_BYTES + len(lanes) * LANE_BYTES)
+        except OSError as error:
+            raise OutOfMemory(f"ring {self.name}", f"{error.strerror}", "make room") from error
         text = json.dumps(lanes).encode()
         if len(text) > _HEADER_BYTES - 64:
             raise ConfigError(f"ring {self.name}", "the names of its ports are too long")

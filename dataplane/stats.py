@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xdp_runtime.errors import ConfigError
+from xdp_runtime.errors import ConfigError, OutOfMemory
+from xdp_runtime.maps.memory import reserve
 
 COUNTERS = (
     "rx_packets",  # packets received and run through the program
@@ -123,8 +124,10 @@ class Stats:
         else:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             try:
-                os.ftruncate(fd, size)
+                reserve(fd, size, directory)
                 memory = mmap.mmap(fd, size)
+            except OSError as error:
+                raise OutOfMemory(f"counters {path}", f"{error.strerror}", "make room") from error
             finally:
                 os.close(fd)
         stats = cls(memory, flows, path)

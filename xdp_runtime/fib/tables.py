@@ -24,7 +24,7 @@ from types import TracebackType
 from xdp_runtime.errors import LoadError, OutOfMemory, XdpuError
 from xdp_runtime.fib.host import Host
 from xdp_runtime.fib.layout import CURRENT, Packer
-from xdp_runtime.maps.memory import Memory
+from xdp_runtime.maps.memory import Memory, take
 
 MAGIC, VERSION = b"xdpu-fib", 1
 HALF_BYTES = 512 << 20  # some millions of routes; a page exists once it is written
@@ -68,18 +68,32 @@ class Tables:
                 os.unlink(temporary)
         memory.path = Path(temporary) if temporary else None
         tables = cls(memory)
-        memory.map[: _HEADER.size] = _HEADER.pack(MAGIC, VERSION, _PAGE, HALF_BYTES)
-        tables.publish(Host())
-        if directory is not None:
-            memory.publish(directory / "fib", WHAT)
+        try:
+            tables._take(0, _PAGE)
+            memory.map[: _HEADER.size] = _HEADER.pack(MAGIC, VERSION, _PAGE, HALF_BYTES)
+            tables.publish(Host())
+            if directory is not None:
+                memory.publish(directory / "fib", WHAT)
+        except BaseException:
+            tables.close()
+            raise
         return tables
+
+    def _take(self, offset: int, size: int) -> None:
+        """Bytes that are written next.  Raises OutOfMemory where there is no room for them."""
+        try:
+            if self._memory.path is not None:
+                take(self._memory.path, offset, size)
+        except OSError as error:
+            raise OutOfMemory(WHAT, f"{size} bytes: {error.strerror}",
+                              "make room") from error
 
     @property
     def generation(self) -> int:
         return int(struct.unpack_from("<Q", self._memory.map, GENERATION)[0])
 
     def publish(self, host: Host) -> None:
-        """Make this what programs see.  Raises OutOfMemory when it is too large, and XdpuError
+        """Make this what programs see.  Raises OutOfMemory when there is no room, and XdpuError
         when a reader does not come to an end; the old one stays then."""
         data = self._packer.pack(host)
         if len(data) > HALF_BYTES:
@@ -92,6 +106,7 @@ class Tables:
             if not all(reader() for reader in list(self._readers)):
                 raise XdpuError(WHAT, "wait for a worker that does not end its batch")
             start = _PAGE + (generation & 1) * HALF_BYTES
+            self._take(start, len(data))
             self._memory.map[start : start + len(data)] = data
             with self._barrier:  # what was copied is seen by all before its address is
                 word = ctypes.c_uint64.from_address(self.address + CURRENT)

@@ -1,8 +1,8 @@
 """How much memory the maps of a program may take, before one is made.
 
-Maps are sparse: memory is taken page by page, as it is first touched. Too little of it would be
-noticed only then, by SIGBUS in a worker. So what all maps together may come to is compared with
-what there is, and with what the user allows (`--max-map-memory`).
+Maps are sparse: memory is taken page by page, as it is first touched (memory.py has the
+exception). Too little of it would be noticed only then, and late. So what all maps together may
+come to is compared with what there is, and with what the user allows (`--max-map-memory`).
 """
 
 from __future__ import annotations

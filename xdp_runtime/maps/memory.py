@@ -1,6 +1,7 @@
 """Shared memory for a map: a sparse file under a directory, or a nameless memfd.
 
-Pages exist once they are touched.  A file appears under its name only when its content is complete.
+Pages exist once they are touched, but where they might not be had then (`reserve`).  A file
+appears under its name only when its content is complete.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Memory:
                 fd = os.memfd_create(f"xdpu.{name[:200]}", os.MFD_CLOEXEC)
             else:
                 fd, temporary = tempfile.mkstemp(prefix=".map.", dir=directory)
-            os.ftruncate(fd, size_bytes)
+            reserve(fd, size_bytes, directory)
             memory = cls(fd, size_bytes, what)
         except OSError as error:
             if temporary is not None:
@@ -211,6 +212,34 @@ class Memory:
         # a view that someone still holds keeps the mapping until it is gone
         with suppress(BufferError):
             self.map.close()
+
+
+def reserve(fd: int, size_bytes: int, directory: Path | None) -> None:
+    """Give a new file its size.  Raises OSError if the file system is full.
+
+    A page of a sparse file is taken when it is first touched, and if there is none then, whoever
+    touches it dies of SIGBUS.  So where the file system has less room than the machine has memory,
+    or for a few pages, all are taken now; elsewhere a large file is left sparse."""
+    os.ftruncate(fd, size_bytes)
+    if directory is not None and (size_bytes <= _MIB or is_small(directory)):
+        os.posix_fallocate(fd, 0, size_bytes)
+
+
+def is_small(directory: Path) -> bool:
+    """Has its file system less room than the machine has memory?"""
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize < available_bytes()
+
+
+def take(path: Path, offset: int, size_bytes: int) -> None:
+    """A part of a sparse file that is about to be touched, as `reserve` does with whole ones.
+    Raises OSError if the file system is full."""
+    if is_small(path.parent):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, offset, size_bytes)
+        finally:
+            os.close(fd)
 
 
 def check_room(what: str, size_bytes: int, directory: Path | None) -> None:
