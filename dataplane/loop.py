@@ -70,7 +70,7 @@ from dataplane.worker_block import (
     WHERE,
 )
 from xdp_runtime import state as st
-from xdp_runtime.compiler.link import ENTRY, Unit
+from xdp_runtime.compiler.link import ENTRY, ON_LINES, Unit
 from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.maps.scout import LARGE_BYTES
 from xdp_runtime.maps.timers import TIMERS
@@ -479,7 +479,7 @@ def unit(front: Sequence[PortKind], back: Sequence[PortKind], several: bool = Fa
             templates.append(kind.chain)
     text = "\n".join([
         dispatch("front", front, several), dispatch("back", back),
-        f'define i64 @"{WORKER}"(ptr %control) {{',
+        f'define i64 @"{WORKER}"(ptr %control) {ON_LINES} {{',
         f"  %result = call i64 @{loop.name}(ptr %control)", "  ret i64 %result", "}",
     ])
     return Unit("loop", text, tuple(dict.fromkeys(templates)), (WORKER,),

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from xdp_runtime import state as st
-from xdp_runtime.compiler.link import ENTRY, Unit
+from xdp_runtime.compiler.link import ENTRY, ON_LINES, Unit
 from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.maps.timers import TIMERS
 from xdp_runtime.template import Template
@@ -130,7 +130,7 @@ def _unit(name: str, several: int) -> Unit:
     template = Template(f"{name}_program", partial(_repeat, several=several),
                         "i64(ptr, ptr, i64, i64, i64)", (ENTER, LEAVE, _LAY_OUT))
     parameters = "ptr %state, ptr %packet, i64 %n, i64 %count, i64 %stride"
-    return Unit(name, f'define i64 @"{REPEAT}"({parameters}) {{\n'
+    return Unit(name, f'define i64 @"{REPEAT}"({parameters}) {ON_LINES} {{\n'
                 f"  %r = call i64 @{template.name}({parameters})\n  ret i64 %r\n}}\n"
                 f'define i64 @"{FIRE}"(ptr %worker, i64 %number) {{\n'
                 f'  %r = call i64 @"{TIMERS}"(ptr %worker, i64 %number)\n  ret i64 %r\n}}\n',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,7 +40,7 @@ class _Drained:
         for _ in range(max(count // _CHUNK, 1)):
             self._drain()
             chunks.append(self._side.sample(_CHUNK))
-        return {name: sum(chunk[name] for chunk in chunks) / len(chunks) for name in chunks[0]}
+        return {name: statistics.median(chunk[name] for chunk in chunks) for name in chunks[0]}
 
 
 def _drain_kernel(fd: int, stack: ExitStack) -> Callable[[], None]:

@@ -22,6 +22,7 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler import map_ops, target
 from xdp_runtime.compiler.link import (
     ENTRY,
+    ON_LINES,
     Unit,
     build_module,
     compiled_programs,
@@ -135,7 +136,8 @@ _TEMPLATE = Template("aot_batch", _batch, "i64(ptr, i64, ptr, i64)", (ENTER, LEA
 
 
 def _unit(obj: Object, workers: int) -> Unit:
-    text = [f'define i64 @"{BATCH}"(ptr %packets, i64 %count, ptr %memory, i64 %worker) {{\n'
+    text = [f'define i64 @"{BATCH}"(ptr %packets, i64 %count, ptr %memory, i64 %worker) '
+            f'{ON_LINES} {{\n'
             "  %r = call i64 @aot_batch(ptr %packets, i64 %count, ptr %memory, i64 %worker)\n"
             "  ret i64 %r\n}\n"]
     templates, exports = [_TEMPLATE], [BATCH]

@@ -7,9 +7,10 @@
 
 From page 1 on this is what the kernel's ring buffer maps: a record is u32 length | BUSY | DISCARD,
 u32 pages back to page 0, then its bytes, padded to 8.  Positions only grow.  Reserving takes the
-lock; committing is one exchange of the length (kernel/bpf/ringbuf.c).  A ring of one worker
-needs no lock.  Where the consumer has read all there was before this record, or is asked to, its
-eventfd is signalled; that of the process that made the map.
+lock; committing is one exchange of the length (kernel/bpf/ringbuf.c), or a store where the flags
+say whether to wake.  A ring of one worker needs no lock.  Where the consumer has read all there
+was before this record, or is asked to, its eventfd is signalled; that of the process that made the
+map.
 """
 
 from __future__ import annotations
@@ -112,11 +113,13 @@ def _commit(m: Any) -> Factory:
         back = m.load_u32(head, 4) << 12
         ring = m.gep(head, -(m.address(head) & (PAGE - 1)) - back)
         at = m.diff(head, ring) - DATA
-        length = m.load_u32(head, 0) ^ BUSY
-        m.atomic_swap_u32(head, 0, length | discard)
-        if flags & FORCE_WAKEUP != 0:
-            wake(ring)
-        elif flags & NO_WAKEUP == 0:
+        length = m.load_u32(head, 0) ^ BUSY | discard
+        if flags & (NO_WAKEUP | FORCE_WAKEUP) != 0:
+            m.release_u32(head, 0, length)
+            if flags & FORCE_WAKEUP != 0:
+                wake(ring)
+        else:
+            m.atomic_swap_u32(head, 0, length)  # before the consumer's position is read
             # the data's size is a power of two: the consumer is here if no bit up to it differs
             consumed = m.acquire_u64(ring, CONSUMER)
             if (consumed - at) & m.load_u64(ring, PRODUCER + 16) == 0:
