@@ -1,4 +1,4 @@
-"""No two workers write one cache line while packets run: why a worker more does not slow the others.
+"""No two workers write one cache line while packets run: why one more does not slow the others.
 
 Four workers, each with a queue of its own, of which one at a time gets packets.  The memory that
 the engine and its port have is compared before and after, line by line: what changed is what that
@@ -24,6 +24,7 @@ from contextlib import contextmanager
 import pytest
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from dataplane import memory, worker_block
 from dataplane.engine import Engine
@@ -151,7 +152,9 @@ def test_compiled_code_has_no_variables(name: str) -> None:
         code = ELFFile(io.BytesIO(engine.program.image.object_code))
         writable = {number for number, section in enumerate(code.iter_sections())
                     if section["sh_flags"] & SH_FLAGS.SHF_WRITE and section["sh_size"]}
-        variables = {symbol.name for symbol in code.get_section_by_name(".symtab").iter_symbols()
+        symbols = code.get_section_by_name(".symtab")
+        assert isinstance(symbols, SymbolTableSection)
+        variables = {symbol.name for symbol in symbols.iter_symbols()
                      if symbol["st_shndx"] in writable and symbol["st_size"]}
         assert variables <= {"xdpu.own"}, "its address is what locks are taken with"
 
