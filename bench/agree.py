@@ -33,6 +33,10 @@ class Mismatch(Exception):
     """The engines do not agree, or a timed run did not do what a single one does."""
 
 
+class Unfit(Exception):
+    """A program or packet that cannot be measured this way; no defect of anybody."""
+
+
 class Outcome(NamedTuple):
     """What one packet came to in one engine."""
 

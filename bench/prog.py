@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import counters
-from bench.agree import Mismatch, compare
+from bench import counters, variants
+from bench.agree import Mismatch, Unfit, compare
 from bench.cases import CASES, Case, choose
 from bench.noise import Watch
 from bench.record import Record, interruptible
@@ -53,9 +53,12 @@ class Plan:
     repeat: int = 200_000
     rounds: int = 15
     engines: tuple[str, ...] = ("kernel", "ours")
+    cold: bool = False
+    flows: tuple[int, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        return {"repeat": self.repeat, "rounds": self.rounds, "engines": list(self.engines)}
+        return {"repeat": self.repeat, "rounds": self.rounds, "engines": list(self.engines),
+                "cold": self.cold, "flows": list(self.flows)}
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -78,10 +81,11 @@ def measure(case: Case, plan: Plan, *, ours: Object | None = None) -> Row:
             sides = rig.sides()
             samples = _take(sides, plan, record)
             record["counters"] = _count(sides, plan.repeat)
+            if not record.get("interrupted"):
+                _vary(rig, plan, record)
         except (Mismatch, XdpuError) as mismatch:  # or ours does not even load it
             return {**record, "ok": False, "mismatch": str(mismatch)}
-    return {**record, "ok": True, **{name: summary(taken) for name, taken in samples.items()},
-            "ratio": ratio(samples.get("kernel", ()), samples.get("ours", ()))}
+    return {**record, "ok": True, **_pair(samples)}
 
 
 def _take(sides: Sequence[Side], plan: Plan, record: Row) -> dict[str, list[Sample]]:
@@ -103,6 +107,26 @@ def _take(sides: Sequence[Side], plan: Plan, record: Row) -> dict[str, list[Samp
         for name, sample in taken.items():
             samples[name].append(sample)
     return samples
+
+
+def _vary(rig: Rig, plan: Plan, record: Row) -> None:
+    """The same with a cold cache and with many flows, if the plan wants it."""
+    rounds = min(plan.rounds, variants.ROUNDS)
+    try:
+        if plan.cold:
+            record["cold"] = _pair(variants.cold(rig, rounds))
+        for flows in plan.flows:
+            taken = variants.flows(rig, flows, plan.repeat, rounds)
+            record.setdefault("flows", []).append({"flows": flows, **_pair(taken)})
+    except Unfit as unfit:
+        record.setdefault("notes", []).append(str(unfit))
+    except (KeyboardInterrupt, InterruptedError):
+        record |= {"interrupted": True, "rounds": plan.rounds}
+
+
+def _pair(samples: Mapping[str, Sequence[Sample]]) -> Row:
+    return {**{name: summary(taken) for name, taken in samples.items()},
+            "ratio": ratio(samples.get("kernel", ()), samples.get("ours", ()))}
 
 
 def _count(sides: Sequence[Side], count: int) -> dict[str, dict[str, float]] | None:
@@ -198,6 +222,12 @@ def remarks(row: Mapping[str, Any]) -> list[str]:
     said = [f"the kernel refuses it: {row['kernel_refuses']}"] if "kernel_refuses" in row else []
     if "interp" in row:
         said.append(f"interpreter: {row['interp']['net']['median']:,.0f} ns net")
+    for what, one in [("cold cache", row.get("cold")),
+                      *((f"{f['flows']:,} flows", f) for f in row.get("flows", []))]:
+        if one:
+            figures = ", ".join(f"{side} {one[side]['net']['median']:.1f}"
+                                for side in ("kernel", "ours") if side in one)
+            said.append(f"{what}: {figures} ns net; x {times(one['ratio'])}")
     for side, counted in (row.get("counters") or {}).items():
         said.append(f"{side}: {counted['cycles']:.0f} cycles, {counted['instructions']:.0f} "
                     "instructions")
@@ -224,7 +254,7 @@ def main_of(args: Namespace) -> int:
     from bench import paths
 
     record = Record(args.out)
-    plan = Plan(args.repeat, args.rounds, engines(args.engines))
+    plan = Plan(args.repeat, args.rounds, engines(args.engines), args.cold, args.flows)
     cpu = args.cpu if args.cpu is not None else cpus(1)[0]
     print_out = (lambda text: None) if args.json else (lambda text: print(text, flush=True))
     cases: list[Case] = []

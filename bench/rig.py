@@ -108,7 +108,7 @@ class Rig:
     def __init__(self, case: Case, wanted: Sequence[str], stack: ExitStack,
                  ours: Object | None = None) -> None:
         obj = read_settled(case.object_path)
-        self.case, self._wanted, self._stack = case, wanted, stack
+        self.case, self.object, self._wanted, self._stack = case, obj, wanted, stack
         self.engines = Engines(obj, case.program, wanted, stack, ours)
         self.record: dict[str, Any] = {}
         if self.engines.refusal:
@@ -143,8 +143,8 @@ class Rig:
             sides.append(OurSide(engines.ours, case, stack.enter_context(load(nothing))))
         if "interp" in self._wanted and engines.machine is not None:
             sides.append(InterpSide(engines.machine, case, Machine(nothing, nothing.program())))
-        return drained(sides, engines.ours, kernel, self._run_all, stack)
+        return drained(sides, engines.ours, kernel, self._once, stack)
 
-    def _run_all(self) -> None:
-        """Once in both, so that what they count stays equal."""
+    def _once(self) -> None:
+        """In all, so that what they count stays equal."""
         self._agree(self.case.packet)

@@ -135,20 +135,23 @@ class Repeated:
 class Wrapper:
     """The wrapper for one change of one program, in the kernel; close it.
 
-    `target` is the file descriptor of the program under test; None puts the stand-in there.
+    `target` is the file descriptor of the program under test; None puts the stand-in there.  What
+    `first`, `last` and `spans` are, `wrapper_text` says; `maps` are those that they name.
     """
 
-    def __init__(self, change: Change, verdict: int, target: int | None = None) -> None:
+    def __init__(self, change: Change, verdict: int, target: int | None = None, *,
+                 maps: Sequence[KernelMap] = (), first: Sequence[str] = (),
+                 last: Sequence[str] = (), spans: Sequence[tuple[int, int]] | None = None) -> None:
         self.change, self.verdict = change, verdict
         self._after = change.after if target is not None else change.moved_only()
-        self._stand_in = target is None
+        self._any_bytes = target is None or spans is not None
         with ExitStack() as undo:
             programs, counter = KernelMap(_PROGRAMS), KernelMap(_COUNTER)
             undo.callback(programs.close)
             undo.callback(counter.close)
             self._counter = counter
-            text = wrapper_text(change, self._after)
-            self.fd = _load(text, "wrapper", (programs, counter))
+            text = wrapper_text(change, self._after, first=first, last=last, spans=spans)
+            self.fd = _load(text, "wrapper", (programs, counter, *maps))
             undo.callback(os.close, self.fd)
             if target is None:
                 target = _load(stand_in_text(change, verdict), "stand_in")
@@ -165,7 +168,8 @@ class Wrapper:
         front = _XDP_MD.unpack(done.ctx_out)[0]
         runs = int.from_bytes(self._counter.lookup(_ZERO_KEY) or b"", "little")
         packet, found = done.data_out[front:], done.data_out[:front]
-        if self._stand_in:  # where it made room, nobody writes: only the edges count
+        self.last = packet
+        if self._any_bytes:  # the stand-in writes none, and flows differ: only the edges count
             found = meta if len(found) == len(meta) else found
             packet = self._after if len(packet) == len(self._after) else packet
         return Repeated(done.duration_ns, done.retval, packet, found, runs,
@@ -203,16 +207,23 @@ def observe(program: KernelProgram, packet: bytes, runs: int = 64) -> tuple[Chan
 
 # ---- programs ------------------------------------------------------------------------------------
 
-def wrapper_text(change: Change, after: bytes) -> str:
-    """The wrapper as assembly; `after` is the packet that each run has to find."""
+def wrapper_text(change: Change, after: bytes, *, first: Sequence[str] = (),
+                 last: Sequence[str] = (), spans: Sequence[tuple[int, int]] | None = None) -> str:
+    """The wrapper as assembly; `after` is the packet that each run has to find.
+
+    `first` and `last` are more of it: with the context in r6, before anything else; and before the
+    tail call, with the packet in r7 and its `before` proven.  `spans` are what to write back, if
+    not what this change overwrote; then `after` tells lengths only.
+    """
     lines = [
         "r6 = r1",
+        *first,
         *_edges(),
         "r2 = r8", "r2 -= r7", f"if r2 != {len(after)} goto fail",
         "r2 = *(u32 *)(r6 + 8)", "r3 = r7", "r3 -= r2", f"if r3 != {len(change.meta)} goto fail",
         f"r3 = r7\nr3 += {len(after)}\nif r3 > r8 goto fail",
     ]
-    witness = _witness(change, after)
+    witness = _witness(change, after) if spans is None else None
     if witness is not None:
         lines += [f"r2 = *(u8 *)(r7 + {witness})", f"if r2 != {after[witness]} goto fail"]
     lines += ["r1 = map_value[runs] ll", "r2 = *(u64 *)(r1 + 0)", "r2 += 1",
@@ -223,9 +234,9 @@ def wrapper_text(change: Change, after: bytes) -> str:
     if change.moves:
         lines += _edges()
     lines += [f"r3 = r7\nr3 += {len(change.before)}\nif r3 > r8 goto fail"]
-    for start, end in change.overwritten():
+    for start, end in change.overwritten() if spans is None else spans:
         lines += _stores(start, change.before[start:end])
-    return "\n".join([*lines, "r1 = r6", "r2 = map[targets] ll", "r3 = 0", "call 12",
+    return "\n".join([*lines, *last, "r1 = r6", "r2 = map[targets] ll", "r3 = 0", "call 12",
                       "fail:", f"r0 = {ABORTED}", "exit"])
 
 

@@ -202,7 +202,8 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = json.loads(capsys.readouterr().out)
     assert said == json.loads((tmp_path / "out" / "bench.json").read_text())
     assert said["bench"] == "prog" and said["complete"] and not said["interrupted"]
-    assert said["plan"] == {"repeat": 2000, "rounds": 2, "engines": ["kernel", "ours"]}
+    assert said["plan"] == {"repeat": 2000, "rounds": 2, "engines": ["kernel", "ours"],
+                            "cold": False, "flows": []}
     assert [row["name"] for row in said["rows"]] == ["pass", "firewall/drop", "firewall/pass"]
     machine = said["machine"]
     assert set(machine) >= {"date", "command", "cpu", "kernel", "mitigations", "versions", "python",
