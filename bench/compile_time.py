@@ -1,0 +1,154 @@
+"""How long programs take to compile, and how much memory, each in a process of its own.
+
+    python -m bench.compile_time [balancer_small | OBJECT | NUMBER ...] [--rounds 3] [-j]
+
+cold: the templates are in the cache and nothing else.  warm: the second load of the same program.
+A number stands for a program of as many instructions that is made here: loads, arithmetic, spills
+and branches, without maps.  `compile` is all from proven instructions to machine code, `load` its
+way into the process; `peak` is the process's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.facts import PROGRAMS
+from bench.samples import ROOT, Spread, machine
+from xdp_runtime import repeat
+from xdp_runtime.compiler import link
+from xdp_runtime.core_relo import read_settled
+from xdp_runtime.isa import (
+    Alu,
+    AluOp,
+    Exit,
+    Imm,
+    Insn,
+    JmpOp,
+    JumpIf,
+    Load,
+    Mov,
+    Reg,
+    Store,
+    decode,
+    encode,
+)
+from xdp_runtime.object import Object, ProgramSpec
+from xdp_runtime.program import load
+from xdp_runtime.verifier.facts import Facts
+
+_DEFAULT = ("balancer_small", "65536", "1000000")
+_TIMES = ("verify", "compile", "load")
+
+
+def program_of(count: int) -> Object:
+    """`count` instructions, of which each is run, in blocks of eleven."""
+    insns: list[Insn] = [Mov(True, 0, Imm(2)), Load(3, 1, 12, 4), Mov(True, 4, Reg(3)),
+                         Mov(True, 9, Reg(1))]
+    for n in range((count - len(insns) - 2) // 11):
+        slot = -8 - 8 * (n % 8)
+        insns += [Load(5, 9, 12, 4), Alu(AluOp.ADD, True, 3, Reg(5)), Store(10, slot, 8, Reg(3)),
+                  Load(4, 10, slot, 8), Alu(AluOp.XOR, True, 4, Imm(n)),
+                  Alu(AluOp.RSH, True, 4, Imm(3)), Alu(AluOp.ADD, False, 3, Reg(4)),
+                  Alu(AluOp.MUL, True, 3, Imm(n | 1)), Mov(True, 7, Reg(3)),
+                  JumpIf(JmpOp.EQ, True, 7, Imm(n), 1), Alu(AluOp.ADD, True, 3, Imm(1))]
+    insns += [Alu(AluOp.ADD, True, 3, Imm(1))] * (count - len(insns) - 2)
+    insns += [Mov(True, 0, Reg(3)), Exit()]
+    return Object("made", (ProgramSpec("made", "xdp", "xdp", decode(encode(tuple(insns)))),), (),
+                  "GPL")
+
+
+def _object(what: str) -> Object:
+    if what.isdigit():
+        return program_of(int(what))
+    known = PROGRAMS / f"{what}.o"
+    return read_settled(known if known.exists() else Path(what))
+
+
+def _once(what: str) -> dict[str, Any]:
+    """In a process of its own: what one load takes."""
+    obj = _object(what)
+    spec, prove = obj.program(), link.proven_facts
+    took = dict.fromkeys(_TIMES, 0.0)
+
+    def clocked(obj: Object, program: ProgramSpec) -> Facts:
+        start = time.perf_counter()
+        facts = prove(obj, program)
+        took["verify"] += time.perf_counter() - start
+        return facts
+
+    link.proven_facts = clocked
+    start = time.perf_counter()
+    image = link.compile_program(obj, spec, 1, 3, [repeat.UNIT])
+    took["compile"] = time.perf_counter() - start - took["verify"]
+    start = time.perf_counter()
+    load(obj, workers=1).close()
+    took["load"] = time.perf_counter() - start
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return took | {"insns": len(spec.insns), "peak_mb": peak_mb, "pipeline": image.pipeline,
+                   "cached": image.from_cache}
+
+
+def measure(what: str, rounds: int) -> dict[str, Any]:
+    """cold and warm, medians of so many processes each."""
+    with tempfile.TemporaryDirectory() as cache:
+        def child() -> dict[str, Any]:
+            done = subprocess.run([sys.executable, "-m", __spec__.name, "--once", what], cwd=ROOT,
+                                  env=os.environ | {"XDPU_CACHE": cache}, check=True,
+                                  stdout=subprocess.PIPE, text=True)
+            answer: dict[str, Any] = json.loads(done.stdout)
+            return answer
+
+        def forget() -> None:  # all but templates
+            for path in Path(cache).iterdir():
+                if path.suffix != ".bc":
+                    path.unlink()
+
+        child()
+        cold, warm = [], []
+        for _ in range(rounds):
+            forget()
+            cold.append(child())
+            warm.append(child())
+    assert not any(one["cached"] for one in cold) and all(one["cached"] for one in warm)
+    return {"program": what, "insns": cold[0]["insns"], "pipeline": cold[0]["pipeline"]} | {
+        name: {key: Spread.of([one[key] for one in runs]).record() for key in (*_TIMES, "peak_mb")}
+        for name, runs in (("cold", cold), ("warm", warm))}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.compile_time", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", nargs="*", default=_DEFAULT)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-j", "--json", action="store_true")
+    parser.add_argument("--once", metavar="PROGRAM", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.once:
+        print(json.dumps(_once(args.once)))
+        return 0
+    rows = []
+    for what in args.programs:
+        rows.append(measure(what, args.rounds))
+        if not args.json:
+            for name in ("cold", "warm"):
+                row = rows[-1][name]
+                print(f"{what:16} {name}  " + "  ".join(
+                    f"{key} {row[key]['median']:.3f} s" for key in _TIMES)
+                    + f"  peak {row['peak_mb']['median']:.0f} MB  ({rows[-1]['pipeline']})",
+                    flush=True)
+    if args.json:
+        print(json.dumps({"machine": machine(), "programs": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
