@@ -14,15 +14,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from control import targets
+from control.map_entries import (
+    bytes_json,
+    entries,
+    entry_json,
+    entry_text,
+    formatted,
+    hex_text,
+    is_json,
+    is_typed,
+    print_entry,
+    print_json,
+)
 from dataplane import rundir
 from xdp_runtime.errors import ConfigError, LoadError, XdpuError
 from xdp_runtime.maps import type_name
-from xdp_runtime.maps.map import Map, Value
-from xdp_runtime.object import GlobalKind, MapType
+from xdp_runtime.maps.map import BTF_NAME, Map, Value
+from xdp_runtime.object import GlobalKind, MapFlag, MapType
 
 _FLAGS = {"any": 0, "noexist": 1, "exist": 2}
+_LOOKED_AT = (MapType.DEVMAP, MapType.DEVMAP_HASH)  # the kernel makes them read-only itself
 _GRAMMAR = "name NAME, id N or pinned RUN/NAME"
-_LINE_BYTES = 16
 T = TypeVar("T")
 
 
@@ -105,81 +117,6 @@ def _no_more(words: Sequence[str]) -> None:
         raise ConfigError(f"{words[0]!r}", "is more than was expected")
 
 
-# --- how it is printed ---------------------------------------------------------------------------
-def _print_json(args: Namespace, what: Any) -> None:
-    print(json.dumps(what, indent=4 if args.pretty else None,
-                     separators=None if args.pretty else (",", ":")))
-
-
-def _is_json(args: Namespace) -> bool:
-    return bool(args.json or args.pretty)
-
-
-def _bytes_json(raw: bytes) -> list[str]:
-    return [f"0x{byte:02x}" for byte in raw]
-
-
-def _hex(raw: bytes) -> str:
-    """As bpftool: 16 bytes a line, a gap in the middle."""
-    out = ""
-    for at, byte in enumerate(raw):
-        if at:
-            out += "\n" if at % _LINE_BYTES == 0 else "  " if at % 8 == 0 else " "
-        out += f"{byte:02x}"
-    return out
-
-
-def _plain(value: Any) -> Any:
-    """A decoded value as JSON can hold it; characters are text, other bytes a list."""
-    if isinstance(value, bytes):
-        text = value.rstrip(b"\0")
-        return text.decode() if text.isascii() and text.decode().isprintable() else list(value)
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value
-
-
-def _entry_json(one: Map, key: bytes, value: Value) -> dict[str, Any]:
-    out: dict[str, Any] = {"key": _bytes_json(key)}
-    if isinstance(value, list):
-        out["values"] = [{"cpu": cpu, "value": _bytes_json(raw)} for cpu, raw in enumerate(value)]
-    else:
-        out["value"] = _bytes_json(value)
-    codec = one.codec
-    if codec is not None:
-        shown: dict[str, Any] = {"key": _plain(codec.decode_key(key))}
-        if isinstance(value, list):
-            shown["values"] = [{"cpu": cpu, "value": _plain(codec.decode_value(raw))}
-                               for cpu, raw in enumerate(value)]
-        else:
-            shown["value"] = _plain(codec.decode_value(value))
-        out["formatted"] = shown
-    return out
-
-
-def _entry_text(one: Map, key: bytes, value: Value) -> str:
-    if isinstance(value, list):
-        lines = [f"key:\n{_hex(key)}"]
-        for cpu, raw in enumerate(value):
-            gap = "\n" if len(raw) > _LINE_BYTES or "\n" in _hex(raw) else " "
-            lines.append(f"value (CPU {cpu:02d}):{gap}{_hex(raw)}")
-        return "\n".join(lines)
-    if len(key) + len(value) <= 24:
-        return f"key: {_hex(key)}  value: {_hex(value)}"
-    return f"key:\n{_hex(key)}\nvalue:\n{_hex(value)}"
-
-
-def _print_entry(args: Namespace, one: Map, key: bytes, value: Value) -> None:
-    if _is_json(args):
-        _print_json(args, _entry_json(one, key, value))
-    elif one.codec is not None:
-        print(json.dumps(_entry_json(one, key, value)["formatted"], indent=4))
-    else:
-        print(_entry_text(one, key, value))
-
-
 # --- the verbs -----------------------------------------------------------------------------------
 def run_show(args: Namespace) -> int:
     words = list(args.map)
@@ -192,8 +129,8 @@ def run_show(args: Namespace) -> int:
                 rows.append(_describe(run, path, one))
         except LoadError:
             continue  # it has just gone, or is not ours
-    if _is_json(args):
-        _print_json(args, rows[0] if args.map and len(rows) == 1 else rows)
+    if is_json(args):
+        print_json(args, rows[0] if args.map and len(rows) == 1 else rows)
         return 0
     for row in rows:
         print(f"{row['id']}: {row['type']}  name {row['name']}  flags 0x{row['flags']:x}")
@@ -206,25 +143,32 @@ def run_show(args: Namespace) -> int:
 
 def _describe(run: str, path: Path, one: Map) -> dict[str, Any]:
     spec, status = one.spec, path.stat()
-    return {"id": status.st_ino, "type": type_name(spec.type).lower(), "name": spec.name,
-            "flags": spec.flags, "bytes_key": spec.key_size, "bytes_value": spec.value_size,
-            "max_entries": spec.max_entries, "bytes_memlock": 512 * status.st_blocks,
-            "frozen": int(one.frozen), "run": run, "workers": one.workers}
+    row: dict[str, Any] = {
+        "id": status.st_ino, "type": type_name(spec.type).lower(), "name": spec.name,
+        "flags": spec.flags | (MapFlag.RDONLY_PROG if spec.type in _LOOKED_AT else 0),
+        "bytes_key": spec.key_size, "bytes_value": spec.value_size,
+        "max_entries": spec.max_entries, "bytes_memlock": 512 * status.st_blocks,
+        "frozen": int(one.frozen)}
+    if is_typed(one):
+        row["btf_id"] = path.with_name(BTF_NAME).stat().st_ino
+    return {**row, "run": run, "workers": one.workers}
 
 
 def run_dump(args: Namespace) -> int:
     words = list(args.map)
     with _open(words, args.run) as one:
         _no_more(words)
-        items = list(_guarded(one, lambda: list(one.items())))
-        if _is_json(args):
-            _print_json(args, [_entry_json(one, key, value) for key, value in items])
-        elif one.codec is not None:
-            print(json.dumps([_entry_json(one, k, v)["formatted"] for k, v in items], indent=4))
+        items = _guarded(one, lambda: list(entries(one)))
+        if is_json(args):
+            print_json(args, [entry_json(one, key, value) for key, value in items])
+        elif is_typed(one):
+            print(json.dumps([formatted(one, key, value) for key, value in items
+                              if not isinstance(value, OSError)], indent=4))
         else:
             for key, value in items:
-                print(_entry_text(one, key, value))
-            print(f"Found {len(items)} element{'s' * (len(items) != 1)}")
+                print(entry_text(key, value))
+            count = sum(not isinstance(value, OSError) for _, value in items)
+            print(f"Found {count} element{'s' * (count != 1)}")
     return 0
 
 
@@ -235,9 +179,9 @@ def run_lookup(args: Namespace) -> int:
         _no_more(words)
         value = _guarded(one, lambda: one.lookup(key))
         if value is None:
-            print("null" if _is_json(args) else f"key:\n{_hex(key)}\n\nNot found")
+            print("null" if is_json(args) else f"key:\n{hex_text(key)}\n\nNot found")
             return 1
-        _print_entry(args, one, key, value)
+        print_entry(args, one, key, value)
     return 0
 
 
@@ -249,12 +193,12 @@ def run_getnext(args: Namespace) -> int:
         after = _guarded(one, lambda: one.next_key(key))
         if after is None:
             raise XdpuError(f"map {one.spec.name}", "there is no next key")
-        if _is_json(args):
-            _print_json(args, {"key": None if key is None else _bytes_json(key),
-                               "next_key": _bytes_json(after)})
+        if is_json(args):
+            print_json(args, {"key": None if key is None else bytes_json(key),
+                               "next_key": bytes_json(after)})
         else:
-            print("key: None" if key is None else f"key:\n{_hex(key)}")
-            print(f"next key:\n{_hex(after)}")
+            print("key: None" if key is None else f"key:\n{hex_text(key)}")
+            print(f"next key:\n{hex_text(after)}")
     return 0
 
 
@@ -322,12 +266,10 @@ def _print_next(args: Namespace, take: Callable[[Map], bytes | None]) -> int:
     with _open(words, args.run) as one:
         _no_more(words)
         value = _guarded(one, lambda: take(one))
-        if _is_json(args):
-            _print_json(args, {} if value is None else {"value": _bytes_json(value)})
-        elif value is None:
-            print("Error: empty map")
+        if value is not None:
+            print_entry(args, one, b"", value)
         else:
-            print(f"value: {_hex(value)}")
+            print("null" if is_json(args) else "Error: empty map")
     return 0
 
 
@@ -340,7 +282,7 @@ def run_freeze(args: Namespace) -> int:
 
 
 def _done(args: Namespace) -> int:
-    if _is_json(args):
+    if is_json(args):
         print("null")
     return 0
 

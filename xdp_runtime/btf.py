@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import builtins
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -86,6 +86,10 @@ MAX_SIZE = 0x7FFF_FFFF  # no type, section or map value in BPF is larger
 
 T = TypeVar("T", bound=Type)
 
+# kind -> (bytes behind the header, bytes more for each of its `vlen` members)
+LAYOUT = {1: (4, 0), 2: (0, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 7: (0, 0),
+          8: (0, 0), 9: (0, 0), 10: (0, 0), 11: (0, 0), 12: (0, 0), 13: (0, 8), 14: (4, 0),
+          15: (0, 12), 16: (0, 0), 17: (4, 0), 18: (0, 0), 19: (0, 12)}
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 
@@ -166,7 +170,7 @@ class Btf(Types):
 
     types: tuple[Type, ...] = (Void(),)
     strings: bytes = field(default=b"\0", repr=False)
-    raw: bytes = field(default=b"", repr=False, compare=False)  # the section it was read from
+    raw: bytes = field(default=b"", repr=False, compare=False)  # as a section
 
     @classmethod
     def parse(cls, data: bytes) -> Btf:
@@ -233,7 +237,27 @@ class Btf(Types):
             return DataSec(one.name, sizes.get(one.name, one.size),
                            tuple(sorted(placed, key=lambda v: v.offset)))
 
-        return replace(self, types=tuple(place(one) for one in self.types))
+        types = tuple(place(one) for one in self.types)
+        return replace(self, types=types, raw=_with_sections(self.raw, types))
+
+
+def _with_sections(raw: bytes, types: Sequence[Type]) -> bytes:
+    """The section with the sizes and variables of these data sections; as libbpf gives it to the
+    kernel."""
+    out = bytearray(raw)
+    body, (at, *_) = _split_header(raw, _HEADER.size, 4)
+    at += len(raw) - len(body)
+    for one in types[1:]:
+        _, info, _ = _TYPE.unpack_from(raw, at)
+        at += _TYPE.size
+        kind, many = info >> 24 & 31, info & 0xFFFF
+        if isinstance(one, DataSec):
+            struct.pack_into("<I", out, at - 4, one.size & 0xFFFFFFFF)
+            for n, v in enumerate(one.vars):
+                struct.pack_into("<III", out, at + 12 * n, v.var, v.offset & 0xFFFFFFFF, v.size)
+        fixed, each = LAYOUT[kind]
+        at += fixed + each * many
+    return bytes(out)
 
 
 def _split_header(data: bytes, size: int, fields: int) -> tuple[bytes, tuple[int, ...]]:

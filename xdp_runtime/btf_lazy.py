@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xdp_runtime.btf import _HEADER as HEADER
 from xdp_runtime.btf import _TYPE as TYPE
-from xdp_runtime.btf import Type, Types, Void
+from xdp_runtime.btf import LAYOUT, Type, Types, Void
 from xdp_runtime.btf import _bad as bad
 from xdp_runtime.btf import _parse_type as parse_type
 from xdp_runtime.btf import _slice as cut
@@ -23,10 +23,6 @@ from xdp_runtime.errors import LoadError
 
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
-# kind -> (bytes behind the header, bytes more for each of its `vlen` members)
-_LAYOUT = {1: (4, 0), 2: (0, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 7: (0, 0),
-           8: (0, 0), 9: (0, 0), 10: (0, 0), 11: (0, 0), 12: (0, 0), 13: (0, 8), 14: (4, 0),
-           15: (0, 12), 16: (0, 0), 17: (4, 0), 18: (0, 0), 19: (0, 12)}
 _NAMED = frozenset({1, 4, 5, 6, 7, 8, 16, 19})  # int, struct, union, enum, fwd, typedef, float
 
 
@@ -46,7 +42,7 @@ class LazyBtf(Types):
         while at + 12 <= size:
             name, info, _ = unpack(raw, at)
             kind = info >> 24 & 31
-            layout = _LAYOUT.get(kind)
+            layout = LAYOUT.get(kind)
             if layout is None:
                 raise bad(f"type {len(positions)} is of unknown kind {kind}")
             if name and kind in _NAMED:

@@ -103,7 +103,7 @@ def test_queue(maps: dict[str, Map], capsys: pytest.CaptureFixture[str]) -> None
         said(capsys, "enqueue", *name, "value", number, "0", "0", "0")
     assert "Argument list too long" in said_error(capsys, "push", *name, "value", *"1000")
     assert said(capsys, "peek", *name) == "value: 01 00 00 00\n"
-    assert told(capsys, "dequeue", *name) == {"value": ["0x01", "0x00", "0x00", "0x00"]}
+    assert told(capsys, "dequeue", *name) == {"key": [], "value": ["0x01", "0x00", "0x00", "0x00"]}
     assert len(maps[QUEUE.name]) == 2
     assert said(capsys, "pop", *name) and said(capsys, "pop", *name)
     assert said(capsys, "pop", *name) == "Error: empty map\n"

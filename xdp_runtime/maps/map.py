@@ -126,6 +126,12 @@ class Map:
     def path(self) -> Path | None:
         return self._mapped.path if self._owned else None
 
+    @property
+    def id(self) -> int:
+        """The inode of its file, 0 without one."""
+        path = self._mapped.path
+        return path.stat().st_ino if path is not None else 0
+
     def moved(self, path: Path | None) -> None:
         """Its file has another name now, or None: its name is another map's."""
         self._mapped.path = path
@@ -439,6 +445,13 @@ class Map:
         number = self._describe(inner).to_bytes(4, "little")
         self._raise(self._operation("update")(self.writer, key, number, 0))
 
+    def inner_id(self, value: bytes) -> int:
+        """The id of the map that a value stands for; asked from any process."""
+        assert isinstance(self.family, of_maps.ArrayOfMapsFamily | of_maps.HashOfMapsFamily)
+        region, start = self.family.descriptors(self.spec)
+        end = start + (int.from_bytes(value, "little") + 1) * of_maps.DESCRIPTOR_BYTES
+        return int.from_bytes(self.memory(region)[end - 8:end], "little")
+
     def inner_maps(self) -> list[Map]:
         """Maps that are in it, or were and may still be looked at."""
         return list(self._inner.values())
@@ -660,7 +673,7 @@ class Map:
 
 def _codec_beside(path: Path, spec: MapSpec) -> Codec | None:
     """By the BTF that the creator left in the same directory."""
-    if spec.global_kind or not (spec.key_type_id or spec.value_type_id):
+    if not (spec.key_type_id or spec.value_type_id):
         return None
     from xdp_runtime.btf import Btf
 

@@ -191,11 +191,12 @@ def parameters_of(family: Family, inner: MapSpec, workers: int) -> Sequence[str 
 
 
 def describe(one: Map) -> bytes:
-    """The descriptor of an inner map."""
+    """The descriptor of an inner map: its parameters, and at the end its id."""
     where = one.symbols()
     numbers = [where[p] if isinstance(p, str) else p
                for p in one.family.parameters(one.spec, one.workers)]
-    return struct.pack(f"<{len(numbers)}Q", *numbers).ljust(DESCRIPTOR_BYTES, b"\0")
+    return struct.pack(f"<{len(numbers)}Q", *numbers).ljust(DESCRIPTOR_BYTES - 8, b"\0") + (
+        one.id.to_bytes(8, "little"))
 
 
 def fits(inner: MapSpec, one: MapSpec) -> bool:
