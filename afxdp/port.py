@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from typing import Protocol, Self
 
 from afxdp import filter as packet_filter
 from afxdp import interface, live_tx, native, redirect_program, rings, sg, umem
+from afxdp.hints import with_hints
 from afxdp.interface import Interface
 from afxdp.live_tx import LiveTx
 from afxdp.queue import BindError, Queue, Shape, open_queue
@@ -84,16 +86,17 @@ class AfxdpPort:
              need_wakeup: bool = True, promisc: bool = False, unaligned: bool = False,
              pages: str = "auto", frames: int = 0, busy_poll: int = 0,
              umems: Umems | None = None, wanted: str = "", frags: bool = False,
-             passed: bool = False, tx: str = "xsk") -> Self:
+             passed: bool = False, tx: str = "xsk", hints: bool = False) -> Self:
         """Take over queues of an interface in the calling thread's network namespace.
 
         `frames` of `frame_size` bytes for each queue, 0 for twice the ring; `pages` of the umem
         as umem.PAGES; `busy_poll` packets a call of the driver, 0 for interrupts; `umems` that
         other ports of the run share; `wanted` a filter (filter.py), what it does not match goes
         to the stack; `frags` for programs that take packets in several frames; `passed`: the
-        umem can be given to another process; `tx` how packets leave (live_tx.py).  Raises
-        ConfigError (an option is wrong), PortError or OutOfMemory (the host refuses); the interface
-        is then as it was.
+        umem can be given to another process; `tx` how packets leave (live_tx.py);
+        `hints` for programs that ask for RX metadata (hints.py).  Raises ConfigError (an
+        option is wrong), PortError or OutOfMemory (the host refuses); the interface is then as it
+        was.
         """
         mode = "generic" if mode == "skb" else mode  # as iproute2 calls it
         zero_copy = copy_mode != "copy" and mode != "generic"
@@ -104,7 +107,7 @@ class AfxdpPort:
         native.load()
         with ExitStack() as undo:
             found = interface.query(iface)
-            program = redirect_program.attach(found, mode, chosen, frags)
+            program = redirect_program.attach(found, mode, chosen, frags, hints and not frags)
             undo.callback(program.close)
             if program.mode == "generic":
                 _refuse_zero_copy(copy_mode)
@@ -129,11 +132,14 @@ class AfxdpPort:
             if live is not None:
                 undo.callback(live.close)
             text += f"; {sent}" if sent else ""
+            if hints:
+                text += f"; {program.hints or 'no RX metadata of packets in several frames'}"
             if wanted:
                 text += f"; only {wanted}, the rest stays with the stack"
             if deferral is not None:
                 text += f"; {deferral.said}"
-            port = cls(found, program, opened, member, deferral, text, live, kind_of(frags, tx))
+            port = cls(found, program, opened, member, deferral, text, live,
+                       kind_of(frags, tx, hints))
             undo.pop_all()
             return port
 
@@ -197,10 +203,12 @@ class AfxdpPort:
         self.queues = []
 
 
-def kind_of(frags: bool, tx: str = "xsk") -> PortKind:
+@cache
+def kind_of(frags: bool, tx: str = "xsk", hints: bool = False) -> PortKind:
     if frags:
         return sg.AFXDP_SG
-    return rings.AFXDP if tx == "xsk" else live_tx.AFXDP_LIVE
+    kind = rings.AFXDP if tx == "xsk" else live_tx.AFXDP_LIVE
+    return with_hints(kind) if hints else kind
 
 
 def _check_mtu(found: Interface, shape: Shape) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from afxdp import native
 from afxdp.filter import Node, to_assembly
+from afxdp.hints import to_assembly as hints_assembly
 from afxdp.interface import Interface
 from xdp_runtime import isa
 from xdp_runtime.asm import assemble
@@ -67,10 +68,14 @@ pass:
 """
 
 
-def encode(map_fd: int, wanted: Node | None = None, left_fd: int = -1) -> bytes:
-    """Machine code; with a filter, what it leaves is counted in the array `left_fd`."""
-    text = _REDIRECT if wanted is None else \
-        f"r6 = r1\n{to_assembly(wanted)}take:\nr1 = r6\n{_REDIRECT}leave:\n{_LEAVE}"
+def encode(map_fd: int, wanted: Node | None = None, left_fd: int = -1,
+           asking: str = "") -> bytes:
+    """Machine code; with a filter, what it leaves is counted in the array `left_fd`; `asking` for
+    metadata (hints.py) comes after it."""
+    if wanted is None:
+        text = f"r6 = r1\n{asking}{_REDIRECT}" if asking else _REDIRECT
+    else:
+        text = f"r6 = r1\n{to_assembly(wanted)}take:\nr1 = r6\n{asking}{_REDIRECT}leave:\n{_LEAVE}"
     return isa.encode(assemble(text, ["xsks", "left"]), [map_fd, left_fd])
 
 
@@ -83,6 +88,7 @@ class RedirectProgram:
     mode: str = "native"
     why: str = ""  # it is not native, though that was tried
     left_fd: int = -1  # of a filter
+    hints: str = ""  # whether the driver is asked for metadata, in words
 
     @property
     def filters(self) -> bool:
@@ -111,10 +117,11 @@ class RedirectProgram:
         self.link_fd = self.map_fd = self.left_fd = -1
 
 
-def attach(interface: Interface, mode: str, wanted: Node | None = None,
-           frags: bool = False) -> RedirectProgram:
+def attach(interface: Interface, mode: str, wanted: Node | None = None, frags: bool = False,
+           hints: bool = False) -> RedirectProgram:
     """Load the program and attach it; `mode` is one of MODES, or auto: native where that works;
-    `frags`: it takes packets in several buffers.  Raises PortError, with nothing left attached."""
+    `frags`: it takes packets in several buffers; `hints`: it asks the driver for metadata, if it
+    has any.  Raises PortError, with nothing left attached."""
     try:
         program = RedirectProgram(map_create(_XSKMAP, 4, 4, QUEUES_MAX, name="xsks"), -1)
     except OSError as error:
@@ -122,23 +129,52 @@ def attach(interface: Interface, mode: str, wanted: Node | None = None,
         raise PortError(interface.name, "the kernel makes no map for AF_XDP sockets: "
                         + os.strerror(error.errno or 0), mend) from error
     try:
-        try:
-            if wanted is not None:
-                program.left_fd = map_create(_PERCPU_ARRAY, 4, 8, 1, name="left")
-            fd = prog_load(encode(program.map_fd, wanted, program.left_fd), name="xdpu_redirect",
-                           flags=ProgFlag.XDP_HAS_FRAGS if frags else 0,
-                           expected_attach_type=AttachType.XDP)
-        except LoadError as error:
-            raise PortError(interface.name, f"the program that fills the sockets: {error.why}",
-                            error.mend, error.detail) from error
-        try:
-            _link(program, fd, interface, mode)
-        finally:
-            os.close(fd)
+        if wanted is not None:
+            program.left_fd = map_create(_PERCPU_ARRAY, 4, 8, 1, name="left")
+        if not (hints and _attach_asking(program, interface, mode, wanted)):
+            fd = _load(program, interface, wanted, frags)
+            try:
+                _link(program, fd, interface, mode)
+            finally:
+                os.close(fd)
     except BaseException:
         program.close()
         raise
     return program
+
+
+def _attach_asking(program: RedirectProgram, interface: Interface, mode: str,
+                   wanted: Node | None) -> bool:
+    """Attach one that is bound to the device and asks its driver; False where that cannot be."""
+    if mode == "generic":
+        program.hints = "no RX metadata in generic mode"
+        return False
+    try:
+        fd = prog_load(encode(program.map_fd, wanted, program.left_fd, hints_assembly()),
+                       name="xdpu_redirect", flags=ProgFlag.XDP_DEV_BOUND_ONLY,
+                       expected_attach_type=AttachType.XDP, ifindex=interface.ifindex)
+    except LoadError as error:
+        program.hints = f"no RX metadata ({error.why})"
+        return False
+    try:
+        program.link_fd = link_create(fd, interface.ifindex, AttachType.XDP, MODES["native"])
+    except OSError as error:
+        program.hints = f"no RX metadata ({os.strerror(error.errno or 0)})"
+        return False
+    finally:
+        os.close(fd)
+    program.mode, program.hints = "native", f"RX metadata from {interface.driver}"
+    return True
+
+
+def _load(program: RedirectProgram, interface: Interface, wanted: Node | None, frags: bool) -> int:
+    try:
+        return prog_load(encode(program.map_fd, wanted, program.left_fd), name="xdpu_redirect",
+                         flags=ProgFlag.XDP_HAS_FRAGS if frags else 0,
+                         expected_attach_type=AttachType.XDP)
+    except LoadError as error:
+        raise PortError(interface.name, f"the program that fills the sockets: {error.why}",
+                        error.mend, error.detail) from error
 
 
 def _link(program: RedirectProgram, fd: int, interface: Interface, mode: str) -> None:

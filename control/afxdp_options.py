@@ -89,7 +89,12 @@ def open_port(args: Namespace, name: str) -> AfxdpPort:
         return args.setup.open(name, args.queue, args.umems.workers if shared else 1,
                                args.umems.queues if shared else 1, shared, wishes)
     return AfxdpPort.open(name, args.queue, pages=args.umem_pages, umems=args.umems,
-                          tx=way_out(args), **wishes)
+                          tx=way_out(args), hints=asks(args), **wishes)
+
+
+def asks(args: Namespace) -> bool:
+    """Is the driver asked for metadata?  The set-up process does not."""
+    return bool(args.metadata) and not args.setup_socket
 
 
 def way_out(args: Namespace) -> str:

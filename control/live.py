@@ -45,6 +45,7 @@ from dataplane.live_port import LivePort
 from dataplane.port import Port, PortKind
 from dataplane.tap import TapPort
 from xdp_runtime.compiler import link
+from xdp_runtime.helpers.metadata import asked_by
 from xdp_runtime.object import Object, ProgramSpec
 
 
@@ -136,7 +137,7 @@ class Live:
 
 def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) -> int:
     with signals.interruptible():
-        args.frags = spec.has_frags
+        args.frags, args.metadata = spec.has_frags, asked_by(obj)
         kind, workers = foresee(args)
         choose_cpus(args.cpu, workers, ())  # refuses what cannot be
         _compile_ahead(args, obj, spec, kind, workers)

@@ -45,7 +45,7 @@ def foresee(args: Namespace) -> tuple[PortKind, int]:
             from afxdp import native
             from afxdp.port import kind_of
             native.load()
-            kind = kind_of(args.frags, afxdp_options.way_out(args))
+            kind = kind_of(args.frags, afxdp_options.way_out(args), afxdp_options.asks(args))
             counts = [_count(args.queue, one.channels) for one in found]
             afxdp_options.share(args, counts)
         else:

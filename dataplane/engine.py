@@ -119,7 +119,7 @@ class Worker:
                 base + layout.F_RX_QUEUE: flow.queue.index,
                 base + layout.F_PARTNER: flow.partner + 1,
                 base + layout.F_PAUSED: int(flow.owner in paused),
-                base + layout.F_TIMESTAMPS: int(flow.port.kind.timestamps),
+                base + layout.F_TIMESTAMPS: flow.port.kind.timestamps + 2 * flow.port.kind.metadata,
                 base + layout.F_CHAINS: int(flow.port.kind.chain is not None),
             }
             pointers |= {base + layout.F_QUEUE: flow.queue.address,

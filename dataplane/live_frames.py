@@ -78,7 +78,8 @@ APPEND = Template("live_append", _append, "i64(ptr, ptr, i64)", (PUSH,), inline=
 
 
 class LiveFrames:
-    """The queues of one interface, into its stack or, with `out`, by it; in its network namespace.
+    """The queues of one interface, into its stack or, with `out`, by it; in its network namespace,
+    as the threads have to be that push.
 
     `blocks` are the queues' memory.  Raises PortError; close() ends it."""
 

@@ -81,6 +81,7 @@ WORKER = "xdpu.worker"  # i64(ptr control), exported
  _COLLECTING) = range(len(WHERE))
 _SAMPLE = 63  # a round of 64 is timed
 _CLOCK_MONOTONIC = 1
+_METADATA = 2  # of F_TIMESTAMPS
 _SPIN_MIN, _SPIN_MAX = 64, 4096  # rounds without a packet before sleeping
 _SLEEP_MS = 100
 _EAGER_WAKEUPS = 64  # fruitless wake-ups in a row before a short unconditional sleep
@@ -147,7 +148,14 @@ def _program_flow(m: Any, several: int, dispose_batch: Template) -> Factory:
             known, timestamp = 0, 0
             if timestamps != 0:
                 timestamp = m.load_u64(slot, port.RX_TIMESTAMP)
-                if timestamp != 0:
+                if timestamps & _METADATA != 0:
+                    record = m.gep(data, -port.METADATA_BYTES)
+                    known = m.load_u32(record, port.METADATA_KNOWN)
+                    m.store_u32(run, st.RX_HASH, m.load_u32(record, port.METADATA_HASH))
+                    m.store_u32(run, st.RX_HASH_TYPE, m.load_u32(record, port.METADATA_HASH_TYPE))
+                    m.store_u16(run, st.RX_VLAN_PROTO, m.load_u16(record, port.METADATA_VLAN_PROTO))
+                    m.store_u16(run, st.RX_VLAN_TCI, m.load_u16(record, port.METADATA_VLAN_TCI))
+                elif timestamp != 0:
                     known = st.KNOWS_TIMESTAMP
             m.store_u32(run, st.RX_KNOWN, known)
             m.store_u64(run, st.RX_TIMESTAMP, timestamp)

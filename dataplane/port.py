@@ -50,6 +50,11 @@ RX_TIMESTAMP = 56  # u64, ns: when it was received, 0: unknown; of kinds that sa
 FRAGMENTS = 48  # u32, until VERDICT is set: how many slots behind this one belong to its packet
 SLOT_SIZE_BYTES = 64
 
+# in front of a packet, of kinds that say `metadata`, until a program runs on it: byte offsets
+METADATA_TIMESTAMP, METADATA_HASH, METADATA_HASH_TYPE = 0, 8, 12  # u64, u32, u32
+METADATA_VLAN_PROTO, METADATA_VLAN_TCI, METADATA_KNOWN = 16, 18, 20  # u16, u16, u32 as RX_KNOWN
+METADATA_BYTES = 32
+
 RECEIVE_SIGNATURE = "i64(ptr, ptr, i64)"
 RELEASE_SIGNATURE = "i64(ptr, ptr)"
 TRANSMIT_SIGNATURE = "i64(ptr, ptr)"
@@ -69,6 +74,7 @@ class PortKind:
     send: Template
     flush: Template
     timestamps: bool = False  # does `receive` fill RX_TIMESTAMP?
+    metadata: bool = False  # is there a METADATA record in front of each packet?
     chain: Template | None = None  # for kinds whose packets may take several slots
 
 

@@ -68,6 +68,7 @@ class ProgFlag(IntFlag):
     """BPF_F_* of BPF_PROG_LOAD"""
 
     XDP_HAS_FRAGS = 1 << 5
+    XDP_DEV_BOUND_ONLY = 1 << 6
 
 
 class RunFlag(IntFlag):
@@ -190,16 +191,19 @@ def map_freeze(fd: int) -> None:
 
 
 def prog_load(code: bytes, prog_type: int = ProgType.XDP, license: str = "GPL", name: str = "",
-              flags: int = 0, expected_attach_type: int = AttachType.NONE) -> int:
-    """BPF_PROG_LOAD -> file descriptor.  A refusal is asked again for the log: VerifyError."""
+              flags: int = 0, expected_attach_type: int = AttachType.NONE,
+              ifindex: int = 0) -> int:
+    """BPF_PROG_LOAD -> file descriptor, bound to the device `ifindex` where that is not 0.  A
+    refusal is asked again for the log: VerifyError."""
     try:
-        return _prog_load(code, prog_type, license, name, flags, expected_attach_type, None)
+        return _prog_load(code, prog_type, license, name, flags, expected_attach_type, ifindex,
+                          None)
     except OSError as error:
         refusal = error
     what = f"program {name or 'without a name'}"
     log = _buffer(_LOG_SIZE_BYTES)
     try:
-        return _prog_load(code, prog_type, license, name, flags, expected_attach_type, log)
+        return _prog_load(code, prog_type, license, name, flags, expected_attach_type, ifindex, log)
     except OSError:
         text = log.value.decode(errors="replace")
     if text.strip():
@@ -209,13 +213,13 @@ def prog_load(code: bytes, prog_type: int = ProgType.XDP, license: str = "GPL", 
 
 
 def _prog_load(code: bytes, prog_type: int, license: str, name: str, flags: int,
-               attach_type: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
+               attach_type: int, ifindex: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
     insns, license_buffer = _buffer(code), _buffer(license.encode() + b"\0")
     return bpf(Cmd.PROG_LOAD, _pack(
         "IIQQIIQII16sII", prog_type, len(code) // 8, ctypes.addressof(insns),
         ctypes.addressof(license_buffer), 1 if log is not None else 0,
         len(log) if log is not None else 0, ctypes.addressof(log) if log is not None else 0,
-        0, flags, _object_name(name), 0, attach_type))
+        0, flags, _object_name(name), ifindex, attach_type))
 
 
 def _verify_error(what: str, log: str) -> VerifyError:

@@ -23,6 +23,7 @@ from xdp_runtime.errors import LoadError
 
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
+_FUNC = 12
 _NAMED = frozenset({1, 4, 5, 6, 7, 8, 16, 19})  # int, struct, union, enum, fwd, typedef, float
 
 
@@ -66,6 +67,16 @@ class LazyBtf(Types):
                                   self._strings, type_id)
             self._read[type_id] = found
         return found
+
+    def function(self, name: str) -> int:
+        """Id of the function of that name, 0 if there is none; reads all headers."""
+        wanted = self._strings.data.find(b"\0" + name.encode() + b"\0") + 1
+        if wanted:
+            for type_id in range(1, len(self._at)):
+                at, info, _ = TYPE.unpack_from(self._raw, self._at[type_id])
+                if at == wanted and info >> 24 & 31 == _FUNC:
+                    return type_id
+        return 0
 
     def named(self, name: str) -> Iterator[int]:
         """Ids of the types of that name, and of those called `name___something`, in order."""

@@ -44,6 +44,7 @@ REDIRECT_HOW = 112  # u32: what REDIRECT_IFINDEX is a number of, and more (HOW_*
 PROGRAM = 116  # u32, number in the module of the program that runs: a tail call changes it
 STATE_SIZE_BYTES = 120
 KNOWS_TIMESTAMP, KNOWS_HASH, KNOWS_VLAN = 1, 2, 4
+RX_ERRORS_AT = 8  # from this bit of RX_KNOWN on, a byte each: why not, an errno; 0: EOPNOTSUPP
 
 # --- how a redirect goes: kind | program << HOW_PROGRAM | queue length << HOW_QUEUE --------------
 HOW_INTERFACE = 0  # the target is an interface; the program is that of a devmap's entry
