@@ -13,7 +13,7 @@ from afxdp.audit import audit
 from afxdp.port import AfxdpPort
 from afxdp.umem import Layout, Umem, Umems
 from dataplane.engine import Engine
-from tests.afxdp.network import Peer, marks, open_port
+from tests.afxdp.network import ETHERTYPE, Peer, marks, open_port
 from tests.control.run_xdpu import EXAMPLES, until
 from tests.dataplane.drive import Driver, frames
 from tests.nets import VethPair
@@ -117,7 +117,7 @@ def test_the_leader_may_go_first() -> None:
         first.close()
         peer = Peer(right.a)
         peer.send(*frames(5))
-        assert Driver(second).drain(5) == list(frames(5))
+        assert Driver(second).drain(5, ethertype=ETHERTYPE) == list(frames(5))
         third = open_port(left.b, umems=umems)  # nobody to join: one of its own
         assert third.opened[0].umem is not second.opened[0].umem
         peer.close()

@@ -13,7 +13,7 @@ from afxdp import interface, silence
 from afxdp.port import AfxdpPort
 from afxdp.redirect_program import RedirectProgram
 from bench.traffic import Flood
-from tests.afxdp.network import Peer, marks, open_port
+from tests.afxdp.network import ETHERTYPE, Peer, marks, open_port
 from tests.control.run_xdpu import until
 from tests.dataplane.drive import Driver, frames
 from tests.nets import VethPair, entered, in_ns
@@ -85,11 +85,11 @@ def test_nobody_takes_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
         said = made.silence()
         assert any("fill ring is empty" in text for text in said)
         assert "fill ring is empty" in made.advice()
-        assert len(Driver(made).drain(64)) == 64
+        assert len(Driver(made).drain(64, ethertype=ETHERTYPE)) == 64
         made.advice()  # from here on
         peer = Peer(wire.b)
         peer.send(*frames(40))
-        assert len(Driver(made).drain(40)) == 40
+        assert len(Driver(made).drain(40, ethertype=ETHERTYPE)) == 40
         peer.close()
         assert made.advice() == ""
 

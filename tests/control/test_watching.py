@@ -125,8 +125,13 @@ def test_a_run_that_died_is_down(net: VethPair, tmp_path: Path) -> None:
     assert "dead" in cleaned.stdout
 
 
-def test_a_worker_that_hangs_is_told_of_with_where(net: VethPair, tmp_path: Path) -> None:
+def test_a_worker_that_hangs_is_told_of_with_where(tmp_path: Path) -> None:
     """The program needs longer than anybody waits; the run ends all the same."""
+    with VethPair(subnet=38) as net:
+        see_it_hang(net, tmp_path)
+
+
+def see_it_hang(net: VethPair, tmp_path: Path) -> None:
     frame = "ff" * 6 + "02" * 6 + "88b5" + "00" * 46
     send = ("import socket; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); "
             f"s.bind(('{net.a.ifname}', 0)); s.send(bytes.fromhex('{frame}'))")

@@ -144,13 +144,16 @@ class Driver:
     def flush(self) -> None:
         self._calls["flush"](self.q)
 
-    def drain(self, count: int, budget: int = 64, timeout_s: float = 5) -> list[bytes]:
-        """Receive and release until `count` packets came, or no more come; their bytes."""
+    def drain(self, count: int, budget: int = 64, timeout_s: float = 5,
+              ethertype: int | None = None) -> list[bytes]:
+        """Receive and release until `count` packets came, or no more come; their bytes.  Of this
+        type only, where neighbours talk."""
         got: list[bytes] = []
         deadline = time.monotonic() + timeout_s
         while len(got) < count and time.monotonic() < deadline:
             slots = self.receive(min(budget, count - len(got)))
-            got += [slot.data for slot in slots]
+            got += [slot.data for slot in slots
+                    if ethertype is None or slot.data[12:14] == ethertype.to_bytes(2, "big")]
             for slot in slots:
                 self.release(slot)
             self.flush()
