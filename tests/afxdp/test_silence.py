@@ -85,7 +85,7 @@ def test_nobody_takes_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
         said = made.silence()
         assert any("fill ring is empty" in text for text in said)
         assert "fill ring is empty" in made.advice()
-        assert len(Driver(made).drain(64, ethertype=ETHERTYPE)) == 64
+        assert len(Driver(made).drain(64)) == 64
         made.advice()  # from here on
         peer = Peer(wire.b)
         peer.send(*frames(40))
