@@ -28,6 +28,7 @@ from xdp_runtime.isa import (
     decode,
 )
 from xdp_runtime.object import Function, GlobalKind, Line, MapType, Relocation
+from xdp_runtime.refused_functions import REFUSED_FUNCTIONS
 
 Place = tuple[int, int]
 
@@ -171,6 +172,8 @@ def _callee(elf: ElfFile, symbol: Symbol, imm: int, where: str) -> Place:
 
 
 def _extern(symbol: Symbol, verb: str) -> str:
+    if symbol.name in REFUSED_FUNCTIONS:
+        return f"{verb} the kernel function {symbol.name}: {REFUSED_FUNCTIONS[symbol.name]}"
     weak = "weak " if symbol.is_weak else ""
     return f"{verb} the {weak}extern {symbol.name}, which exists only in a kernel"
 

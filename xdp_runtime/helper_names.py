@@ -53,8 +53,9 @@ HELPER_NUMBERS: dict[str, int] = {
 
 # Kernel functions (kfuncs) that there are here.  Objects call them by name; reading one turns that
 # into the call of a helper with these numbers, which no helper of the kernel has.
+FIRST_FUNCTION = 0x10000
 KERNEL_FUNCTIONS = {
-    name: 0x10000 + number
+    name: FIRST_FUNCTION + number
     for number, name in enumerate((
         "bpf_xdp_metadata_rx_timestamp",
         "bpf_xdp_metadata_rx_hash",
@@ -65,5 +66,31 @@ KERNEL_FUNCTIONS = {
         "bpf_dynptr_is_rdonly",
         "bpf_dynptr_adjust",
         "bpf_xdp_pull_data",
+        "bpf_dynptr_slice",
+        "bpf_dynptr_slice_rdwr",
+        "bpf_dynptr_clone",
+        "bpf_dynptr_copy",
+        "bpf_dynptr_memset",
+        "bpf_iter_num_new",
+        "bpf_iter_num_next",
+        "bpf_iter_num_destroy",
+        "bpf_rcu_read_lock",
+        "bpf_rcu_read_unlock",
+        "bpf_preempt_disable",
+        "bpf_preempt_enable",
+        "bpf_local_irq_save",
+        "bpf_local_irq_restore",
+        "bpf_strcmp",
+        "bpf_strcasecmp",
+        "bpf_strchr",
+        "bpf_strchrnul",
+        "bpf_strnchr",
+        "bpf_strrchr",
+        "bpf_strlen",
+        "bpf_strnlen",
+        "bpf_strspn",
+        "bpf_strcspn",
+        "bpf_strstr",
+        "bpf_strnstr",
     ))
 }

@@ -558,8 +558,12 @@ class Machine:
                 continue
             value = _read(frame, n)
             match kind:
-                case Arg.ANYTHING | Arg.UNCHECKED:
+                case Arg.ANYTHING | Arg.NUMBER | Arg.UNCHECKED:
                     arguments.append(number_of(value))
+                case Arg.BUFFER_OR_NULL:
+                    arguments.append(0 if value == 0 else _memory(frame, n, 0))
+                case Arg.STRING:
+                    arguments.append(_text(frame, n))
                 case Arg.SIZE | Arg.SIZE_OR_ZERO:
                     if isinstance(value, Pointer):
                         raise _bad_argument(helper, n, "a pointer, not a size")
@@ -603,7 +607,9 @@ class Machine:
                 case Arg.CONST_SIZE:
                     arguments.append(number_of(value))
                 case (Arg.RECORD | Arg.STACK_OR_NULL | Arg.CALLBACK | Arg.DYNPTR
-                      | Arg.DYNPTR_UNINIT | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK | Arg.TIMER):
+                      | Arg.DYNPTR_UNINIT | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK | Arg.TIMER
+                      | Arg.ITERATOR | Arg.ITERATOR_UNINIT | Arg.IRQ_FLAGS
+                      | Arg.IRQ_FLAGS_UNINIT):
                     arguments.append(value)
                 case Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.OBJECT:
                     raise _bad_argument(helper, n, "of a kind that does not exist here yet")
@@ -672,6 +678,13 @@ def _read_bytes(frame: _Frame, n: int, size: int) -> bytes:
         raise Trap(TrapKind.CTX, f"r{n} is the context, not memory")
     place.region.check(place.offset, size, write=False)
     return bytes(place.region.data[place.offset : place.offset + size])
+
+
+def _text(frame: _Frame, n: int) -> bytes:
+    """As much as there is."""
+    place = _memory(frame, n, 0)
+    place.region.check(place.offset, 1, write=False)
+    return bytes(place.region.data[place.offset : place.region.high])
 
 
 def _written(frame: _Frame, n: int, size: int) -> Pointer:

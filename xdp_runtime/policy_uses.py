@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from xdp_runtime import fuel
-from xdp_runtime.helper_names import HELPER_NAMES
+from xdp_runtime.helper_names import HELPER_NAMES, KERNEL_FUNCTIONS
 from xdp_runtime.helpers import HELPERS
 from xdp_runtime.helpers.proto import Arg
 from xdp_runtime.isa import CallKfunc, MayGoto
@@ -25,6 +25,7 @@ from xdp_runtime.verifier.scalar import Scalar
 
 TAIL_CALL, REDIRECT, ADJUST_HEAD, REDIRECT_MAP, ADJUST_META, ADJUST_TAIL = 12, 23, 44, 51, 54, 65
 PERF_EVENT_OUTPUT, LOAD_BYTES, STORE_BYTES = 25, 189, 190
+DYNPTR_FROM_XDP = KERNEL_FUNCTIONS["bpf_dynptr_from_xdp"]
 MAX_TAIL_CALLS = 33
 _CONTEXT = {12: "ingress_ifindex", 16: "rx_queue_index", 20: "egress_ifindex"}
 _MAP_ACCESS = {
@@ -38,7 +39,8 @@ _MAP_ACCESS = {
 _SEEN = (Arg.ANYTHING, Arg.UNCHECKED, Arg.CTX, Arg.MAP, Arg.MAP_KEY, Arg.MAP_VALUE, Arg.MEM,
          Arg.MEM_OR_NULL, Arg.MEM_UNINIT, Arg.SIZE, Arg.SIZE_OR_ZERO)
 # what runs a function of the program again and again
-_REPEATING = ("loop", "for_each_map_elem", "timer_set_callback", "find_vma", "user_ringbuf_drain")
+_REPEATING = ("loop", "for_each_map_elem", "timer_set_callback", "find_vma", "user_ringbuf_drain",
+              "iter_num_next")
 # names and C types of arguments, for constraints; others are arg1 ... arg5 of 64 bits
 ARGUMENTS: dict[str, dict[int, tuple[str, str]]] = {
     "map_update_elem": {4: ("flags", "u64")},
@@ -172,6 +174,9 @@ class Recorder:
             far = _most(regs[2]) + _most(regs[4])
             self.need(slot, "packet.read" if helper == LOAD_BYTES else "packet.write",
                       amount=min(far, ALL))
+        elif helper == DYNPTR_FROM_XDP:  # what is done through it has no limits that are known
+            self.need(slot, "packet.read", amount=ALL)
+            self.need(slot, "packet.write", amount=ALL)
         elif helper == REDIRECT_MAP:
             flags = regs[3]
             self._flags = None

@@ -188,7 +188,7 @@ def test_lines_follow_their_functions() -> None:
     ("badmap", "map odd: unknown map attribute colour"),
     ("bigendian", "big-endian BPF object (compile with clang -target bpfel)"),
     ("kfunc",
-     "function xdp_kfunc, instruction 7: calls the extern bpf_xdp_get_xfrm_state, which"),
+     "function xdp_kfunc, instruction 7: calls the kernel function bpf_xdp_get_xfrm_state: the"),
     ("ksym", "function xdp_ksym, instruction 1: refers to the weak extern bpf_prog_active"),
 ])
 def test_what_is_not_supported_is_named(name: str, message: str) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from xdp_runtime import state as st
 from xdp_runtime.compiler.frames import callbacks_of
-from xdp_runtime.compiler.kinds import MapValue, Packet, Scalar, State, Uninit
+from xdp_runtime.compiler.kinds import MapValue, Packet, Scalar, StackPtr, State, Uninit
 from xdp_runtime.compiler.provenance import number_is_tail_call
 from xdp_runtime.compiler.tail_calls import TailCalls
 from xdp_runtime.helpers.proto import TIMERS, Arg, Helper, Ret
@@ -41,14 +42,20 @@ class Calls(TailCalls):
                     arguments.append("ptr %state")
                 case Arg.UNCHECKED if isinstance(self.state.regs[position], Uninit):
                     arguments.append("i64 0")
-                case Arg.ANYTHING | Arg.UNCHECKED | Arg.SIZE | Arg.SIZE_OR_ZERO | Arg.CONST_SIZE:
+                case (Arg.ANYTHING | Arg.NUMBER | Arg.UNCHECKED | Arg.SIZE | Arg.SIZE_OR_ZERO
+                      | Arg.CONST_SIZE):
                     arguments.append(f"i64 {self.number_of(position)}")
                 case (Arg.MAP_KEY | Arg.MAP_VALUE | Arg.MEM | Arg.MEM_OR_NULL
                       | Arg.MEM_UNINIT | Arg.TEXT | Arg.MAP_VALUE_UNINIT | Arg.FIXED
                       | Arg.FIXED_UNINIT | Arg.MEM_UNINIT_OR_NULL | Arg.CONST_TEXT | Arg.RECORD
-                      | Arg.DYNPTR | Arg.DYNPTR_UNINIT | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK):
+                      | Arg.DYNPTR | Arg.DYNPTR_UNINIT | Arg.DYNPTR_RELEASE | Arg.SPIN_LOCK
+                      | Arg.ITERATOR | Arg.ITERATOR_UNINIT | Arg.IRQ_FLAGS | Arg.IRQ_FLAGS_UNINIT
+                      | Arg.BUFFER_OR_NULL):
                     null = isinstance(self.state.regs[position], Scalar)
                     arguments.append(f"ptr {'null' if null else self.address(position, 0)}")
+                case Arg.STRING:
+                    where = self.address(position, 0)
+                    arguments += [f"ptr {where}", f"i64 {self.room(position, where)}"]
                 case (Arg.SOCKET | Arg.SOCKET_RELEASE | Arg.TIMER | Arg.CALLBACK
                       | Arg.STACK_OR_NULL | Arg.OBJECT):
                     raise self.provenance.unsupported(self.slot, f"bpf_{helper.name}")
@@ -77,6 +84,18 @@ class Calls(TailCalls):
                 raise self.provenance.unsupported(self.slot, f"bpf_{helper.name}")
             case _:
                 assert_never(helper.ret)
+
+    def room(self, position: int, where: str) -> str:
+        """How many bytes there are behind the text in r<position>."""
+        kind = self.state.regs[position]
+        if isinstance(kind, Packet):
+            end = self.get_state(st.DATA_END, "ptr")
+        elif isinstance(kind, StackPtr):
+            end = self.stack_address(kind.depth, 0)
+        else:
+            return str(self.facts.rooms[self.slot, position])
+        high, low = (self.value(f"ptrtoint ptr {one} to i64") for one in (end, where))
+        return self.value(f"sub i64 {high}, {low}")
 
     def call_template(self, template: Template, arguments: list[str]) -> str:
         self.use(template)

@@ -77,7 +77,8 @@ from xdp_runtime.verifier.facts import Facts
 TAIL_CALL, DRAIN = 12, 209
 MAPS = (MapPtr, MapOneOf, InnerMap)
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
-WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.MAP_VALUE_UNINIT, Arg.FIXED_UNINIT)
+WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.MAP_VALUE_UNINIT, Arg.FIXED_UNINIT,
+           Arg.BUFFER_OR_NULL)
 
 
 @dataclass(slots=True)
@@ -309,6 +310,8 @@ class Provenance:
                 self.written(state, state.regs[position], 0, None)
             elif arg is Arg.DYNPTR_UNINIT:
                 self.written(state, state.regs[position], 0, 16)
+            elif arg in (Arg.ITERATOR_UNINIT, Arg.IRQ_FLAGS_UNINIT):
+                self.written(state, state.regs[position], 0, 8)
         state.regs[1:6] = [NOTHING] * 5
         state.regs[0] = result
         if helper.changes_packet:  # what pointed into the packet is a mere number now

@@ -13,15 +13,19 @@ from xdp_runtime.helpers import (
     core,
     csum,
     dynptr,
+    dynptr_slice,
     fib,
+    iterator,
     loop,
     metadata,
     net,
     ringbuf,
+    sections,
     spin,
     syncookie,
     task,
     text,
+    text_search,
     timer,
     trace,
     xdp,
@@ -31,7 +35,7 @@ from xdp_runtime.helpers.proto import Helper
 
 _ALL = tuple(helper for family in (
     core, clock, xdp, csum, net, fib, syncookie, loop, timer, spin, ringbuf, dynptr, text, task,
-    trace, metadata)
+    trace, metadata, iterator, sections, dynptr_slice, text_search)
              for helper in family.HELPERS)
 
 HELPERS: Mapping[int, Helper] = MappingProxyType({helper.id: helper for helper in _ALL})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from xdp_runtime.maps.model import ModelMap
 
 E2BIG, EINVAL = 7, 22
-_MAX_LOOPS = 8 * 1024 * 1024  # BPF_MAX_LOOPS
+MAX_LOOPS = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 _KEY_BASE = 0x2F0000000000  # an address that no other region has
 
 
@@ -23,7 +23,7 @@ def _interpret_loop(machine: Machine, count: int, code: Value, handed: Value, fl
     count &= 0xFFFFFFFF
     if flags:
         return -EINVAL
-    if count > _MAX_LOOPS:
+    if count > MAX_LOOPS:
         return -E2BIG
     for done in range(count):
         if machine.call_back(code, [done, handed]):

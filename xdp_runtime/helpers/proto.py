@@ -22,6 +22,7 @@ from xdp_runtime.template import Template
 
 class Arg(Enum):
     ANYTHING = auto()  # any initialised register, passed as a 64-bit number
+    NUMBER = auto()  # a number, not a pointer: what kernel functions take
     UNCHECKED = auto()  # the same, but may be uninitialised (ARG_DONTCARE): then passed as 0
     CTX = auto()  # the context; templates get the run state (state.py)
     MAP = auto()  # a map constant
@@ -39,12 +40,18 @@ class Arg(Enum):
     SIZE = auto()  # length > 0 of the argument before
     SIZE_OR_ZERO = auto()  # length >= 0 of the argument before
     CONST_SIZE = auto()  # a constant: the size of what is returned
+    BUFFER_OR_NULL = auto()  # memory of CONST_SIZE bytes that may be written, or null
+    STRING = auto()  # memory that may hold text; followed in templates by how much there is
     RECORD = auto()  # memory from a ring buffer, released by this call
     SOCKET = auto()  # a socket
     SOCKET_RELEASE = auto()  # a socket, released by this call
     DYNPTR = auto()  # a dynptr on the stack, initialised
     DYNPTR_UNINIT = auto()  # 16 bytes of stack that become a dynptr
     DYNPTR_RELEASE = auto()  # a dynptr of a ring buffer, released by this call
+    ITERATOR = auto()  # 8 bytes of stack that are an iterator
+    ITERATOR_UNINIT = auto()  # 8 bytes of stack that become one
+    IRQ_FLAGS = auto()  # 8 bytes of stack in which bpf_local_irq_save was
+    IRQ_FLAGS_UNINIT = auto()  # 8 bytes of stack for it
     SPIN_LOCK = auto()  # a struct bpf_spin_lock in a map value
     TIMER = auto()  # a struct bpf_timer in a map value
     CALLBACK = auto()  # a static function of this program
@@ -66,7 +73,8 @@ class Ret(Enum):
 class Helper:
     """`id` is enum bpf_func_id.  `map_op` names the operation of the map family that runs.
 
-    Template parameters: CTX and memory are `ptr`, everything else `i64`; MAP is not passed.
+    Template parameters: CTX and memory are `ptr`, everything else `i64`; MAP is not passed; STRING
+    is `ptr, i64`.
     A template whose first parameter is the run state although the helper takes no context says
     `needs_state`.  `interpret(machine, *arguments)` returns the new r0.
 

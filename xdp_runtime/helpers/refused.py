@@ -8,20 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-_TASK = "the kernel answers for the task that a softirq happened to interrupt; a worker has none"
+from xdp_runtime.refused_functions import CGROUP, KERNEL_MEMORY, TASK, USER_MEMORY
+
 _SOCKET = "the socket is an object of the kernel, which no process can hold"
-_CGROUP = "packets here belong to no task, so to no cgroup"
-_KERNEL_MEMORY = "the memory of the kernel cannot be read from a process"
-_USER_MEMORY = "a packet does not come from a process whose memory could be read"
 _KPTR = "what is exchanged is a pointer to an object of the kernel"
 _COUNTERS = "the counters are the kernel's, of the CPU it runs on"
 
 _REASONS = {
-    _TASK: (14, 15, 16, 35, 109, 117, 120, 141, 156, 157, 158, 175, 180),
+    TASK: (14, 15, 16, 35, 109, 117, 120, 141, 156, 157, 158, 175, 180),
     _SOCKET: (84, 85, 86, 99, 100, 110, 136, 137, 138, 139, 140, 178, 196),
-    _CGROUP: (17, 37, 80, 123, 210, 211),
-    _KERNEL_MEMORY: (113, 115, 149, 153, 154),
-    _USER_MEMORY: (112, 114),
+    CGROUP: (17, 37, 80, 123, 210, 211),
+    KERNEL_MEMORY: (113, 115, 149, 153, 154),
+    USER_MEMORY: (112, 114),
     _KPTR: (194,),
     _COUNTERS: (22, 55, 176),
 }

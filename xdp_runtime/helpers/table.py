@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from enum import Enum
 
 from xdp_runtime import state
+from xdp_runtime.helper_names import FIRST_FUNCTION, KERNEL_FUNCTIONS
 from xdp_runtime.helpers import HELPERS
 from xdp_runtime.helpers.proto import Helper
 from xdp_runtime.helpers.refused import REFUSED
-
-_KFUNCS = 0x10000  # from here on numbers are our own, of kernel functions
+from xdp_runtime.refused_functions import REFUSED_FUNCTIONS
 
 _HEAD = """# Helpers
 
@@ -33,7 +33,7 @@ _FORMS = ("`%p` and `%pK` print the number, not a hash of it; `%pS`, `%ps` and `
           "behind a `%pus`")
 LIMITS = {  # what the kernel's helper does and ours does not
     6: f"{_FORMS}; {state.TRACE_RECORD_BYTES - 8} characters are kept",
-    51: "`BPF_F_BROADCAST` is answered with `XDP_ABORTED`; an XSKMAP is always empty",
+    51: "`BPF_F_BROADCAST` on a map found in a map of maps is answered with `XDP_ABORTED`",
     69: "of a multipath route the kernel's leg where `net.ipv4.fib_multipath_hash_seed` is set "
         "(else the kernel's seed is secret); not known: path MTUs learnt by ICMP, buckets of "
         "resilient nexthop groups",
@@ -47,6 +47,35 @@ LIMITS = {  # what the kernel's helper does and ours does not
     181: "the callback is loaded in the same block as the call",
     209: "the callback is loaded in the same block as the call",
 }
+
+
+_METADATA = ("what the port knows, else `-EOPNOTSUPP`; any program may call it, not only one bound "
+             "to a device")
+_TEXT = ("a text ends, with `-EFAULT`, where the memory ends that the pointer points into; that "
+         "has to be memory, at a constant offset where it is a map's value, and of one size on "
+         "all paths")
+_NOTHING = "does nothing; that it is left again is proven"
+FUNCTION_LIMITS = {  # what the kernel's function does and ours does not, or the other way round
+    "bpf_xdp_metadata_rx_timestamp": _METADATA, "bpf_xdp_metadata_rx_hash": _METADATA,
+    "bpf_xdp_metadata_rx_vlan_tag": _METADATA,
+    "bpf_dynptr_slice": "a slice of a ring buffer's record ends with the record",
+    "bpf_dynptr_slice_rdwr": "a slice of a ring buffer's record ends with the record",
+    "bpf_dynptr_clone": "not over the dynptr itself",
+    **{f"bpf_{name}": _NOTHING for name in (
+        "rcu_read_lock", "rcu_read_unlock", "preempt_disable", "preempt_enable",
+        "local_irq_save", "local_irq_restore")},
+    **{f"bpf_{name}": _TEXT for name in (
+        "strcmp", "strcasecmp", "strchr", "strchrnul", "strnchr", "strrchr", "strlen", "strnlen",
+        "strspn", "strcspn", "strstr", "strnstr")},
+}
+
+_FUNCTIONS_HEAD = """
+## Kernel functions
+
+Kernel functions (kfuncs) have no numbers of their own; programs declare them
+`extern ... __ksym`, and must be under the GPL. These are all that Linux 6.18 lets an XDP program
+call, which a test asks it. An object that calls a refused one is refused when it is read.
+"""
 
 
 class State(Enum):
@@ -64,7 +93,7 @@ def state_of(helper: Helper) -> State:
 def in_xdp() -> list[Helper]:
     """The kernel's helpers for XDP by number; kernel functions have no number of their own."""
     return [HELPERS[number] for number in sorted(HELPERS)
-            if HELPERS[number].xdp and number < _KFUNCS]
+            if HELPERS[number].xdp and number < FIRST_FUNCTION]
 
 
 def write() -> Iterator[str]:
@@ -79,6 +108,16 @@ def write() -> Iterator[str]:
         why = REFUSED[helper.id] if now is State.REFUSED else LIMITS.get(helper.id, "")
         gpl = "GPL" if helper.gpl_only else ""
         yield f"| {helper.id} | `bpf_{helper.name}` | {gpl} | {now.value} | {why} |"
+    yield from _FUNCTIONS_HEAD.splitlines()
+    runs, refused = len(KERNEL_FUNCTIONS), len(REFUSED_FUNCTIONS)
+    yield f"\n{runs + refused} in all; runs: {runs}, refused: {refused}.\n"
+    yield "| function | state | why, or what is different |"
+    yield "|---|---|---|"
+    for name in sorted({*KERNEL_FUNCTIONS, *REFUSED_FUNCTIONS}):
+        now, why = State.RUNS, FUNCTION_LIMITS.get(name, "")
+        if name in REFUSED_FUNCTIONS:
+            now, why = State.REFUSED, REFUSED_FUNCTIONS[name]
+        yield f"| `{name}` | {now.value} | {why} |"
 
 
 if __name__ == "__main__":

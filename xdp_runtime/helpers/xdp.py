@@ -249,7 +249,7 @@ HELPERS = (
            interpret_load_bytes, LOAD_BYTES, frags_template=LOAD_BYTES_FRAGS),
     Helper(190, "xdp_store_bytes", (Arg.CTX, Arg.ANYTHING, Arg.MEM, Arg.SIZE), Ret.SCALAR,
            interpret_store_bytes, STORE_BYTES, frags_template=STORE_BYTES_FRAGS),
-    Helper(KERNEL_FUNCTIONS["bpf_xdp_pull_data"], "xdp_pull_data", (Arg.CTX, Arg.ANYTHING),
+    Helper(KERNEL_FUNCTIONS["bpf_xdp_pull_data"], "xdp_pull_data", (Arg.CTX, Arg.NUMBER),
            Ret.SCALAR, frags.interpret_pull, frags.PULL_DATA, changes_packet=True,
            frags_template=frags.PULL_DATA_FRAGS),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from xdp_runtime.helpers import printf
+from xdp_runtime.helpers import HELPERS, printf
 from xdp_runtime.helpers.proto import Arg, Helper
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 from xdp_runtime.verifier import access, references, scalar, stack
@@ -16,6 +16,8 @@ from xdp_runtime.verifier.domain import Kind, Num, Ptr, State, mark_precise, nam
 from xdp_runtime.verifier.env import Env, Refused
 from xdp_runtime.verifier.fields import SPIN_LOCK, TIMER
 
+WITH_TEXT = frozenset(helper.id for helper in HELPERS.values() if Arg.STRING in helper.args)
+ENDS_ITSELF = 1 << 30  # constant text
 _MAX_SIZE = 1 << 29  # BPF_MAX_VAR_SIZ
 _PACKET = (Kind.PACKET, Kind.PACKET_META)
 _MEMORY = (Arg.MEM, Arg.MEM_OR_NULL, Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED,
@@ -57,6 +59,13 @@ def check(env: Env, state: State, helper: Helper, spec: MapSpec | None, arg: Arg
     match arg:
         case Arg.ANYTHING | Arg.UNCHECKED:
             pass
+        case Arg.NUMBER:
+            if not isinstance(value, Num):
+                raise _wanted(who, position, value, "a number")
+        case Arg.BUFFER_OR_NULL:
+            _buffer(env, state, who, position, value)
+        case Arg.STRING:
+            _string(env, state, who, position, value)
         case Arg.CTX:
             if not isinstance(value, Ptr) or value.kind is not Kind.CTX or value.off:
                 raise Refused("type", f"{who}: r{position} must be the context, is "
@@ -114,10 +123,48 @@ def check(env: Env, state: State, helper: Helper, spec: MapSpec | None, arg: Arg
         case Arg.OBJECT:
             raise Refused("type", f"{who}: r{position} must be an object of the kernel, which no "
                           "program here can have", regs=(position,))
-        case Arg.MAP:
+        case (Arg.MAP | Arg.ITERATOR | Arg.ITERATOR_UNINIT | Arg.IRQ_FLAGS
+              | Arg.IRQ_FLAGS_UNINIT):
             raise AssertionError("handled by the caller")
         case _:
             assert_never(arg)
+
+
+def _buffer(env: Env, state: State, who: str, position: int, value: Num | Ptr) -> None:
+    """Memory of as many bytes as the constant behind it says, or null."""
+    size = state.top.regs[position + 1]
+    if not isinstance(size, Num) or not size.range.is_const:
+        raise Refused("type", f"{who}: the size in r{position + 1} must be a constant",
+                      regs=(position + 1,))
+    if isinstance(value, Num) and value.range.is_const and value.range.const == 0:
+        mark_precise(value.tokens)
+        return
+    if size.range.umax >= _MAX_SIZE:
+        raise Refused("bounds", f"{who}: the size in r{position + 1} is too large",
+                      regs=(position + 1,))
+    for write in (False, True):
+        memory(env, state, who, position, value, size.range.umax, write=write, zero_size=True)
+
+
+def _string(env: Env, state: State, who: str, position: int, value: Num | Ptr) -> None:
+    """Memory that may hold text.  The kernel takes any address and finds out; here the end of what
+    the pointer points into ends every string, so that has to be known."""
+    memory(env, state, who, position, value, 1, write=False)
+    assert isinstance(value, Ptr)
+    if value.kind in (Kind.MAP_VALUE, Kind.MEM, Kind.MAP_KEY) and value.var is not None:
+        raise Refused("bounds", f"{who}: r{position} must point to text at a constant offset",
+                      "copy the text to the stack", regs=(position,))
+
+
+def room(env: Env, value: Ptr) -> int:
+    """Bytes behind a pointer that `_string` let pass; 0: that is known only when it runs."""
+    if value.kind is Kind.MAP_VALUE:
+        spec = value_spec(env, value)
+        if spec.global_kind is GlobalKind.RODATA and (
+                b"\0" in spec.initial.ljust(spec.value_size, b"\0")[value.off:]):
+            return ENDS_ITSELF
+        return spec.value_size - value.off
+    return value.size - value.off if value.kind in (Kind.MEM, Kind.MAP_KEY) else 0
 
 
 def _wanted(who: str, position: int, value: Num | Ptr, what: str) -> Refused:
@@ -251,7 +298,10 @@ def memory(env: Env, state: State, who: str, position: int, value: Num | Ptr, si
 def overwritten(env: Env, state: State, helper: Helper, position: int) -> None:
     """After the call: what of the stack did the helper write through r<position>?"""
     value = state.top.regs[position]
-    if not isinstance(value, Ptr) or value.kind is not Kind.STACK:
+    if not isinstance(value, Ptr):
+        return
+    if value.kind is not Kind.STACK:
+        forget_buffer(state, value)
         return
     arg = helper.args[position - 1]
     if arg is Arg.FIXED_UNINIT:
@@ -267,6 +317,14 @@ def overwritten(env: Env, state: State, helper: Helper, position: int) -> None:
         if not length.range.is_const:
             size = 0
     clobber(state, position, value, size, span)
+
+
+def forget_buffer(state: State, value: Ptr) -> None:
+    """What was written through the pointer may have been a buffer on the stack."""
+    if value.buffer is not None and value.buffer[0] < len(state.frames):
+        depth, low, high = value.buffer
+        references.overwrite(state, state.frames[depth], low, high)
+        stack.scatter_somewhere(state.frames[depth], low, high)
 
 
 def clobber(state: State, position: int, value: Ptr, size: int, most: int) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from xdp_runtime.helper_names import KERNEL_FUNCTIONS
+from xdp_runtime.helper_names import FIRST_FUNCTION, KERNEL_FUNCTIONS
 from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.proto import TAIL_CALL, Arg, Helper, Ret
 from xdp_runtime.isa import POISON
 from xdp_runtime.object import MapFlag, MapSpec, MapType
-from xdp_runtime.verifier import arguments, callbacks, references, scalar, stack
+from xdp_runtime.verifier import access, arguments, callbacks, kfuncs, references, scalar, stack
 from xdp_runtime.verifier.domain import (
     Kind,
     Num,
@@ -31,7 +31,10 @@ __all__ = ["LEAVE", "TAIL_CALL", "call", "forget_packet", "helper_of"]
 LEAVE = -2
 _SPIN_LOCK, _SPIN_UNLOCK, _SNPRINTF, _TIMER_INIT, _DYNPTR_FROM_MEM = 93, 94, 165, 169, 197
 _DYNPTR_FROM_XDP = KERNEL_FUNCTIONS["bpf_dynptr_from_xdp"]
-_WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED_UNINIT, Arg.MAP_VALUE_UNINIT)
+_CLONE = KERNEL_FUNCTIONS["bpf_dynptr_clone"]
+_SLICE, _SLICE_RDWR = (KERNEL_FUNCTIONS[f"bpf_dynptr_slice{end}"] for end in ("", "_rdwr"))
+_WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED_UNINIT, Arg.MAP_VALUE_UNINIT,
+            Arg.BUFFER_OR_NULL)
 _ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 _GPL = frozenset({"GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL",
                   "Dual MPL/GPL"})  # license_is_gpl_compatible
@@ -51,7 +54,7 @@ def helper_of(env: Env, number: int) -> Helper:
         which = name if name.startswith("helper ") else f"helper {name} (number {number})"
         raise Refused("helper", f"{which} is "
                       + ("not supported" if helper is None else "not for XDP programs"))
-    if helper.gpl_only and env.obj.license not in _GPL:
+    if (helper.gpl_only or number >= FIRST_FUNCTION) and env.obj.license not in _GPL:
         raise Refused("helper", f"{kernel_name(number)} is for programs under the GPL, this one "
                       f"is {env.obj.license!r}", 'char _license[] SEC("license") = "GPL";')
     return helper
@@ -128,6 +131,13 @@ def _make_dynptr(env: Env, state: State, helper: Helper, value: Num | Ptr) -> No
     if helper.id == _DYNPTR_FROM_XDP:
         references.make_dynptr(env, state, value, references.PACKET, False)
         return
+    if helper.id == _CLONE:
+        source = state.top.regs[1]
+        assert source is not None
+        old = references.dynptr(env, state, 1, source)
+        references.make_dynptr(env, state, value, old.size or references.LOCAL, old.readonly,
+                               old.ref)
+        return
     if helper.id != _DYNPTR_FROM_MEM:
         references.make_dynptr(env, state, value, references.RING, False)
         return
@@ -174,6 +184,7 @@ def _constant_index(state: State, map_ptr: Ptr, spec: MapSpec) -> bool:
 def _tail_call(env: Env, state: State, others: Outcomes) -> None:
     if state.refs:
         raise Refused("reference", "bpf_tail_call while a reference is held", "release it before")
+    kfuncs.check_left(state, "bpf_tail_call")
     if len(state.frames) > 1:  # what is called returns to the caller of this function
         if env.obj.btf is None:
             raise Refused("call", "bpf_tail_call in a function needs types (BTF)",
@@ -184,15 +195,21 @@ def _tail_call(env: Env, state: State, others: Outcomes) -> None:
         others.append((LEAVE, left))
 
 
+_PACKET = (Kind.PACKET, Kind.PACKET_META, Kind.PACKET_END)
+
+
+def _of_packet(value: Reg) -> bool:
+    return isinstance(value, Ptr) and (
+        value.kind in _PACKET or (value.kind is Kind.MEM and value.range == 1))
+
+
 def forget_packet(state: State) -> None:
     """clear_all_pkt_pointers: a helper moved the packet's ends."""
-    packet = (Kind.PACKET, Kind.PACKET_META, Kind.PACKET_END)
     for frame in state.frames:
         for number, value in enumerate(frame.regs):
-            if isinstance(value, Ptr) and value.kind in packet:
+            if _of_packet(value):
                 frame.regs[number] = Num(scalar.UNKNOWN)
-        stale = [base for base, slot in frame.stack.items()
-                 if isinstance(slot.value, Ptr) and slot.value.kind in packet]
+        stale = [base for base, slot in frame.stack.items() if _of_packet(slot.value)]
         if stale:
             own = frame.writable()
             for base in stale:
@@ -232,13 +249,28 @@ def _result(env: Env, state: State, helper: Helper, map_ptr: Ptr | None, spec: M
             source = state.top.regs[1]
             assert source is not None
             dynptr = references.dynptr(env, state, 1, source)
-            return Ptr(Kind.MEM, nullable=True, id_=env.next_id(), owner=dynptr.id,
-                       size=_constant(state, helper), readonly=dynptr.readonly)
+            if helper.id not in (_SLICE, _SLICE_RDWR):
+                return Ptr(Kind.MEM, nullable=True, id_=env.next_id(), owner=dynptr.id,
+                           size=_constant(state, helper), readonly=dynptr.readonly)
+            # only records end before the program; what else a slice is of outlives the dynptr
+            return Ptr(Kind.MEM, nullable=True, id_=env.next_id(),
+                       owner=dynptr.id if dynptr.ref else 0,
+                       size=_constant(state, helper), readonly=helper.id == _SLICE,
+                       range_=int(dynptr.size == references.PACKET),
+                       buffer=_buffer(state.top.regs[3], _constant(state, helper)))
         case Ret.OBJECT:
             raise Refused("helper", f"{helper.name} returns an object of the kernel, which does "
                           "not exist here")
         case _:
             assert_never(helper.ret)
+
+
+def _buffer(value: Reg, size: int) -> tuple[int, int, int] | None:
+    """Where on the stack a slice may lie that was given this buffer."""
+    if not isinstance(value, Ptr) or value.kind is not Kind.STACK:
+        return value.buffer if isinstance(value, Ptr) else None
+    low, high = access.stack_range(3, value, 0)
+    return value.frame, low, high + size
 
 
 def _constant(state: State, helper: Helper) -> int:

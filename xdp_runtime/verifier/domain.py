@@ -106,25 +106,28 @@ class Ptr:
     `id`: shared by pointers with the same variable offset (packet) or by copies of one that may
     be null; where `keep_id` is set it tells one map value from another even after the check, for
     its lock.  `range`: proven bytes of a packet pointer.  `map`: the map's index, or -1.
-    `frame`: call depth of a stack pointer.  `size`: bytes of MEM; of a MAP, 1: it is an inner
-    map; of a MAP_VALUE, the bytes of an inner map's value.  `ref`: the reference it holds, 0:
-    none.  `owner`: the dynptr whose data it points to.
+    `frame`: call depth of a stack pointer.  Of MEM, `range` 1 says that it may lie in the packet,
+    and `buffer` where on the stack it may lie instead: frame, lowest and highest offset.
+    `size`: bytes of MEM; of a MAP, 1: it is an inner map; of a MAP_VALUE, the bytes of an inner
+    map's value.  `ref`: the reference it holds, 0: none.  `owner`: the dynptr whose data it points
+    to.
 
     On the stack, DYNPTR and ITER are no pointers but the objects themselves: `off` is the half
     (0 or 8), `size` a word of stack_objects.py on its state.
     """
 
-    __slots__ = ("frame", "id", "keep_id", "kind", "map", "nullable", "off", "owner", "range",
-                 "readonly", "ref", "size", "tokens", "var")
+    __slots__ = ("buffer", "frame", "id", "keep_id", "kind", "map", "nullable", "off", "owner",
+                 "range", "readonly", "ref", "size", "tokens", "var")
 
     def __init__(self, kind: Kind, off: int = 0, var: Scalar | None = None, id_: int = 0,
                  range_: int = 0, map_: int = -1, frame: int = 0, nullable: bool = False,
                  size: int = 0, ref: int = 0, readonly: bool = False,
-                 tokens: tuple[Token, ...] = (), keep_id: bool = False, owner: int = 0) -> None:
+                 tokens: tuple[Token, ...] = (), keep_id: bool = False, owner: int = 0,
+                 buffer: tuple[int, int, int] | None = None) -> None:
         self.kind, self.off, self.var, self.id = kind, off, var, id_
         self.range, self.map, self.frame, self.nullable = range_, map_, frame, nullable
         self.size, self.ref, self.readonly, self.tokens = size, ref, readonly, tokens
-        self.keep_id, self.owner = keep_id, owner
+        self.keep_id, self.owner, self.buffer = keep_id, owner, buffer
 
     def but(self, *, off: int | None = None, id_: int | None = None, range_: int | None = None,
             nullable: bool | None = None) -> Ptr:
@@ -132,13 +135,15 @@ class Ptr:
         return Ptr(self.kind, self.off if off is None else off, self.var,
                    self.id if id_ is None else id_, self.range if range_ is None else range_,
                    self.map, self.frame, self.nullable if nullable is None else nullable,
-                   self.size, self.ref, self.readonly, self.tokens, self.keep_id, self.owner)
+                   self.size, self.ref, self.readonly, self.tokens, self.keep_id, self.owner,
+                   self.buffer)
 
     def at(self, off: int, var: Scalar | None, id_: int, range_: int,
            tokens: tuple[Token, ...]) -> Ptr:
         """The same object at another offset."""
         return Ptr(self.kind, off, var, id_, range_, self.map, self.frame, self.nullable,
-                   self.size, self.ref, self.readonly, tokens, self.keep_id, self.owner)
+                   self.size, self.ref, self.readonly, tokens, self.keep_id, self.owner,
+                   self.buffer)
 
 
 Reg = Num | Ptr | None
@@ -192,22 +197,30 @@ class State:
     """Everything known at one point of one path.
 
     `refs`: references acquired and not released.  `lock`: (map, id) of the value whose spin lock
-    is held.  `rounds`: how often this path went round a loop that ends by itself (a helper's, an
-    iterator's, may_goto): there, a state may repeat.
+    is held.  `rcu`, `preempt` and `irqs`: sections begun (kfuncs.py), of IRQs the references, the
+    last one last.  `rounds`: how often this path went round a loop that ends by itself (a
+    helper's, an iterator's, may_goto): there, a state may repeat.
     """
 
-    __slots__ = ("frames", "lock", "refs", "rounds")
+    __slots__ = ("frames", "irqs", "lock", "preempt", "rcu", "refs", "rounds")
 
     def __init__(self, frames: list[Frame], refs: tuple[int, ...] = (),
-                 lock: tuple[int, int] | None = None, rounds: int = 0) -> None:
+                 lock: tuple[int, int] | None = None, rounds: int = 0,
+                 sections: tuple[int, int, tuple[int, ...]] = (0, 0, ())) -> None:
         self.frames, self.refs, self.lock, self.rounds = frames, refs, lock, rounds
+        self.rcu, self.preempt, self.irqs = sections
+
+    @property
+    def sections(self) -> tuple[int, int, tuple[int, ...]]:
+        return self.rcu, self.preempt, self.irqs
 
     @property
     def top(self) -> Frame:
         return self.frames[-1]
 
     def copy(self) -> State:
-        return State([frame.copy() for frame in self.frames], self.refs, self.lock, self.rounds)
+        return State([frame.copy() for frame in self.frames], self.refs, self.lock, self.rounds,
+                     self.sections)
 
 
 _NAMES = {

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 
 from xdp_runtime.arena import arenas_of
+from xdp_runtime.helpers.proto import Arg
 from xdp_runtime.isa import (
     MAX_CALL_FRAMES,
     Alu,
@@ -30,6 +31,7 @@ from xdp_runtime.isa import (
     MayGoto,
 )
 from xdp_runtime.verifier import (
+    arguments,
     branches,
     callbacks,
     calls,
@@ -173,23 +175,29 @@ class Explorer:
                 self.state = state
             elif isinstance(insn, Jump):
                 slot = flow.target[slot]
-            elif isinstance(insn, Call):
+            elif isinstance(insn, Call | CallKfunc):
+                number = insn.helper if isinstance(insn, Call) else (
+                    kfuncs.number_of(env, insn.btf_id))
                 if env.observer is not None:
-                    env.observer.call(slot, insn.helper, state)
+                    env.observer.call(slot, number, state)
                 others: calls.Outcomes = []
-                calls.call(env, state, insn.helper, others)
+                texts = regs[1:3]
+                if number not in kfuncs.SPECIAL:
+                    calls.call(env, state, number, others)
+                else:
+                    calls.helper_of(env, number)
+                    again = kfuncs.call(env, state, number)
+                    if again is not None:
+                        before = self._last_round(parent.parent, slot, again)
+                        if before is not None:
+                            callbacks.widen(before, again)
+                        others.append((flow.next[slot], again))
                 if env.observer is not None:
-                    env.observer.called(slot, insn.helper, state)
+                    env.observer.called(slot, number, state)
+                if number in arguments.WITH_TEXT:
+                    self._see_texts(slot, number, texts)
                 for other in others:
                     self._wait(*other, parent, self.steps - began, waiting)
-                slot = flow.next[slot]
-            elif isinstance(insn, CallKfunc):
-                again = kfuncs.call(env, state, insn.btf_id)
-                if again is not None:
-                    before = self._last_round(parent.parent, slot, again)
-                    if before is not None:
-                        callbacks.widen(before, again)
-                    self._wait(flow.next[slot], again, parent, self.steps - began, waiting)
                 slot = flow.next[slot]
             elif isinstance(insn, Exit):
                 back = self._leave(state, parent)
@@ -215,6 +223,19 @@ class Explorer:
                         base.kind is Kind.MAP_VALUE):
                     facts.see_load(slot, regs[insn.dst])
                 slot = flow.next[slot]
+
+    def _see_texts(self, slot: int, number: int, values: list[Reg]) -> None:
+        """How much there is behind each text: the same on every path, but for constants."""
+        for position, arg in enumerate(self.env.entry.helpers[number].args, 1):
+            value = values[position - 1] if position <= len(values) else None
+            if arg is Arg.STRING and isinstance(value, Ptr):
+                room = arguments.room(self.env, value)
+                known = self.facts.rooms.get((slot, position), room)
+                if room != known and max(room, known) < arguments.ENDS_ITSELF:
+                    raise Refused("bounds", f"the text in r{position} has {room} bytes on one path "
+                                  f"and {known} on another", "copy it to one place before",
+                                  regs=(position,))
+                self.facts.rooms[slot, position] = min(room, known)
 
     def _wait(self, slot: int, state: State, parent: Seen, walked: int, waiting: Waiting) -> None:
         """Walk that path later."""
@@ -328,6 +349,7 @@ class Explorer:
             if not isinstance(value, Num):
                 raise Refused("return", f"r0 is {name_of(value)} at the end of the program, not "
                               "a verdict", regs=(0,))
+        kfuncs.check_left(state, "the end of the program")
         if state.refs:
             raise Refused("reference", "a reference is still held at the end of the program",
                           "release it on every path")

@@ -28,6 +28,7 @@ class Facts:
         "falls",
         "longest",
         "ranges",
+        "rooms",
         "shape",
         "sums",
         "taken",
@@ -44,6 +45,7 @@ class Facts:
         self.context_at: dict[int, bool] = {}  # memory instructions: do they use the context?
         # loads from frozen maps and the number they give, None: not one number
         self.constants: dict[int, int | None] = {}
+        self.rooms: dict[tuple[int, int], int] = {}  # bytes behind an argument that is text
         self.shape: dict[tuple[int, int], int] = {}
         self.ranges: dict[tuple[int, int], Scalar] = {}
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from xdp_runtime.cfg import build_cfg
 from xdp_runtime.helpers import HELPERS
+from xdp_runtime.helpers.iterator import ITER_NEXT
 from xdp_runtime.helpers.proto import Arg, Helper
 from xdp_runtime.isa import (
     AddressCast,
@@ -93,7 +94,8 @@ def analyse(insns: Insns, helpers: Mapping[int, Helper] = HELPERS) -> Flow:
             target[slot] = functions[slot] = slot + 1 + insn.off
             prune[target[slot]] = True
         if isinstance(insn, MayGoto | CallKfunc) or (
-                isinstance(insn, Call) and _calls_back(helpers.get(insn.helper))):
+                isinstance(insn, Call) and (
+                    insn.helper == ITER_NEXT or _calls_back(helpers.get(insn.helper)))):
             prune[slot] = loops[slot] = True
     _reach(insns, following, target)
     live = _liveness(insns, following, target, helpers)

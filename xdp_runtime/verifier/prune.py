@@ -131,7 +131,8 @@ def remember(state: State, slot: int, parent: Seen, flow: Flow, before: int) -> 
                      frame.callback, frame.depth)
         twin.owned = False
         kept.append(twin)
-    return Seen(slot, State(kept, state.refs, state.lock, state.rounds), parent, before)
+    kept_state = State(kept, state.refs, state.lock, state.rounds, state.sections)
+    return Seen(slot, kept_state, parent, before)
 
 
 def _fresh(value: Num | Ptr, shared: set[int]) -> Num | Ptr:
@@ -177,7 +178,11 @@ def covers(seen: Seen, state: State, how: How = How.DEPENDED) -> bool:
     old = seen.state
     if len(old.refs) != len(state.refs) or (old.lock is None) != (state.lock is None):
         return False
+    if (old.rcu, old.preempt, len(old.irqs)) != (state.rcu, state.preempt, len(state.irqs)):
+        return False
     match = _Match()
+    if not all(match.same(-a, -b) for a, b in zip(old.irqs, state.irqs, strict=True)):
+        return False
     if old.lock is not None and state.lock is not None and (
             old.lock[0] != state.lock[0] or not match.same(old.lock[1], state.lock[1])):
         return False
@@ -231,6 +236,8 @@ def _reg(old: Reg, new: Reg, match: _Match, how: How) -> bool:
         return False
     if old.map != new.map or old.frame != new.frame or old.nullable != new.nullable or (
             old.size != new.size) or old.readonly != new.readonly:
+        return False
+    if old.buffer != new.buffer or (old.kind is Kind.MEM and old.range != new.range):
         return False
     if old.kind in _PACKET and old.range > new.range:
         return False

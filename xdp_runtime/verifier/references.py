@@ -13,7 +13,7 @@ from xdp_runtime.verifier.domain import Frame, Kind, Num, Ptr, Slot, State, mark
 from xdp_runtime.verifier.env import Env, Refused
 
 LOCAL, RING, PACKET = 1, 2, 3  # what a dynptr describes: a map value, a record, the packet
-ACTIVE, DRAINED = 1, 2  # an iterator that may have another number, and one that has not
+ACTIVE, DRAINED, IRQ = 1, 2, 3  # an iterator that may have another number, one that has not; flags
 DYNPTR_BYTES = 16
 _OBJECTS = (Kind.DYNPTR, Kind.ITER)
 
@@ -103,11 +103,14 @@ def prepare_dynptr(env: Env, state: State, number: int, value: Num | Ptr) -> Non
     overwrite(state, frame, off, off + DYNPTR_BYTES)
 
 
-def make_dynptr(env: Env, state: State, value: Num | Ptr, kind: int, readonly: bool) -> None:
+def make_dynptr(env: Env, state: State, value: Num | Ptr, kind: int, readonly: bool,
+                reference: int = 0) -> None:
+    """With `reference`, it is a clone that is released with the one it was made of."""
     assert isinstance(value, Ptr)
     stack = state.frames[value.frame].writable()
     number = env.next_id()
-    reference = acquire(env, state) if kind == RING else 0
+    if kind == RING and not reference:
+        reference = acquire(env, state)
     for half in (0, 8):
         stack[value.off + half] = Slot(
             Ptr(Kind.DYNPTR, half, id_=number, size=kind, ref=reference, readonly=readonly),
@@ -145,7 +148,7 @@ def iterator(env: Env, state: State, number: int, value: Num | Ptr) -> tuple[Fra
     """The iterator that r<number> points to, and where it is."""
     frame, off = _place(env, state, number, value, 8, "an iterator")
     found = object_at(frame, off)
-    if found is None or found.kind is not Kind.ITER:
+    if found is None or found.kind is not Kind.ITER or found.size == IRQ:
         raise Refused("reference", f"r{number} points to no iterator that was made",
                       regs=(number,))
     mark_read(frame.stack[off].token)
@@ -156,3 +159,30 @@ def drain(frame: Frame, off: int, iterator: Ptr) -> None:
     old = frame.stack[off]
     frame.writable()[off] = Slot(
         Ptr(Kind.ITER, id_=iterator.id, size=DRAINED, ref=iterator.ref), 8, 0xFF, 0, old.token)
+
+
+# --- interrupt flags ------------------------------------------------------------------------------
+def save_irq(env: Env, state: State, number: int, value: Num | Ptr) -> None:
+    frame, off = _place(env, state, number, value, 8, "room for flags")
+    found = object_at(frame, off)
+    if found is not None:
+        raise Refused("reference", f"r{number} points to {name_of(found)} that is in use",
+                      regs=(number,))
+    reference = acquire(env, state)
+    state.irqs = (*state.irqs, reference)
+    frame.writable()[off] = Slot(
+        Ptr(Kind.ITER, id_=reference, size=IRQ, ref=reference), 8, 0xFF, 0)
+
+
+def restore_irq(env: Env, state: State, number: int, value: Num | Ptr) -> None:
+    frame, off = _place(env, state, number, value, 8, "saved flags")
+    found = object_at(frame, off)
+    if found is None or found.kind is not Kind.ITER or found.size != IRQ:
+        raise Refused("reference", f"r{number} points to no flags that were saved",
+                      regs=(number,))
+    if state.irqs[-1:] != (found.ref,):
+        raise Refused("lock", "interrupt flags are restored in another order than backwards",
+                      "restore the flags that were saved last")
+    mark_read(frame.stack[off].token)
+    state.irqs = state.irqs[:-1]
+    release(state, found.ref)

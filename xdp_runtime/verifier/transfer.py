@@ -32,7 +32,15 @@ from xdp_runtime.isa import (
     SwapOrder,
 )
 from xdp_runtime.object import GlobalKind, MapType
-from xdp_runtime.verifier import access, arithmetic, references, scalar, scalar_alu, stack
+from xdp_runtime.verifier import (
+    access,
+    arguments,
+    arithmetic,
+    references,
+    scalar,
+    scalar_alu,
+    stack,
+)
 from xdp_runtime.verifier.domain import (
     Frame,
     Kind,
@@ -337,6 +345,7 @@ def _store(env: Env, state: State, dst: int, off: int, size: int, value: Num | P
     ptr = state.top.regs[dst]
     assert isinstance(ptr, Ptr)
     if ptr.kind is not Kind.STACK:
+        arguments.forget_buffer(state, ptr)
         return
     frame = state.frames[ptr.frame]
     low, high = access.stack_range(dst, ptr, off)
@@ -367,6 +376,7 @@ def _atomic(env: Env, state: State, insn: Atomic) -> None:
         raise Refused("type", f"r{insn.dst} points into an arena, where no atomic "
                       f"{insn.op.name.lower()} gives the old value", regs=(insn.dst,))
     result = Num(scalar.unsigned(insn.size))
+    arguments.forget_buffer(state, ptr)
     if ptr.kind is Kind.STACK:
         frame = state.frames[ptr.frame]
         low, high = access.stack_range(insn.dst, ptr, insn.off)

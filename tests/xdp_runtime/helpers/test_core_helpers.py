@@ -60,9 +60,14 @@ def test_prototype_and_template_agree(helper: Helper) -> None:
     pointers = (Arg.CTX, Arg.MEM, Arg.MEM_OR_NULL, Arg.MEM_UNINIT, Arg.MAP_KEY, Arg.MAP_VALUE,
                 Arg.MAP_VALUE_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED, Arg.FIXED_UNINIT,
                 Arg.CONST_TEXT, Arg.RECORD, Arg.DYNPTR, Arg.DYNPTR_UNINIT, Arg.DYNPTR_RELEASE,
-                Arg.SPIN_LOCK)
-    expected = ["ptr" if kind in pointers else "i64" for kind in helper.args
-                if kind is not Arg.MAP]
+                Arg.SPIN_LOCK, Arg.ITERATOR, Arg.ITERATOR_UNINIT, Arg.IRQ_FLAGS,
+                Arg.IRQ_FLAGS_UNINIT, Arg.BUFFER_OR_NULL)
+    expected = []
+    for kind in helper.args:
+        if kind is Arg.STRING:
+            expected += ["ptr", "i64"]
+        elif kind is not Arg.MAP:
+            expected.append("ptr" if kind in pointers else "i64")
     assert list(helper.template.parameters) == ["ptr"] * helper.needs_state + expected
     assert helper.template.result == ("ptr" if helper.ret is Ret.DATA_OR_NULL else "i64")
 

@@ -1,6 +1,7 @@
 """docs/helpers.md says what the records say; what cannot run is refused with its reason.
 
-That the list is the kernel's is asked in verifier/test_prototypes.py.
+That the list of helpers is the kernel's is asked in verifier/test_prototypes.py, that of kernel
+functions here.
 """
 
 from __future__ import annotations
@@ -9,13 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.privileges import needs_bpf
 from tests.xdp_runtime.oracle import one_program
+from tests.xdp_runtime.verifier.kernel_load import kfunc_ids
+from tests.xdp_runtime.verifier.kernel_load import load as ask
 from xdp_runtime.errors import LoadError
+from xdp_runtime.helper_names import FIRST_FUNCTION, KERNEL_FUNCTIONS
 from xdp_runtime.helpers import HELPERS
 from xdp_runtime.helpers.refused import REFUSED
-from xdp_runtime.helpers.table import LIMITS, State, in_xdp, state_of, write
-from xdp_runtime.isa import Call, Exit, Imm, Mov
+from xdp_runtime.helpers.table import (
+    FUNCTION_LIMITS,
+    LIMITS,
+    State,
+    in_xdp,
+    state_of,
+    write,
+)
+from xdp_runtime.isa import Call, CallKfunc, Exit, Imm, Mov
 from xdp_runtime.program import load
+from xdp_runtime.refused_functions import REFUSED_FUNCTIONS
 
 PAGE = Path(__file__).parents[3] / "docs" / "helpers.md"
 
@@ -43,3 +56,29 @@ def test_refused_with_the_reason(number: int) -> None:
     with pytest.raises(LoadError) as refusal:
         load(obj)
     assert REFUSED[number] in str(refusal.value) and HELPERS[number].name in str(refusal.value)
+
+
+# what the kernel says of what is no kernel function for XDP programs, which may not sleep
+_NOT_FOR_XDP = ("is not allowed", "must be sleepable", "cannot find address", "variable args",
+                "arguments. Too many")
+
+
+@pytest.mark.root
+@needs_bpf()[1]
+def test_every_kernel_function_is_listed() -> None:
+    """As the kernel's verifier has it: of those that an XDP program may call none is missing, and
+    none is listed that it may not call."""
+    callable_ = {"__bpf_trap"}  # whose name does not begin as the others'
+    for name, number in kfunc_ids().items():
+        answer = ask((CallKfunc(number, 0), Mov(True, 0, Imm(2)), Exit()), [])
+        if not any(word in answer.line for word in _NOT_FOR_XDP):
+            callable_.add(name)
+    assert {*KERNEL_FUNCTIONS, *REFUSED_FUNCTIONS} == callable_
+
+
+def test_kernel_functions_run_or_are_refused_not_both() -> None:
+    assert not {*KERNEL_FUNCTIONS} & {*REFUSED_FUNCTIONS}
+    assert {*FUNCTION_LIMITS} <= {*KERNEL_FUNCTIONS}
+    known = {helper.id for helper in HELPERS.values() if helper.id >= FIRST_FUNCTION}
+    assert known == set(KERNEL_FUNCTIONS.values())
+    assert all(HELPERS[number].runs and HELPERS[number].interpret is not None for number in known)

@@ -1,0 +1,90 @@
+"""bpf_strlen and its like: interpreted = compiled = the kernel, on random text."""
+
+from __future__ import annotations
+
+import random
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.privileges import needs_bpf
+from tests.xdp_runtime.helpers.in_kernel import for_kernel
+from xdp_runtime.elf import read_object
+from xdp_runtime.interp import Machine
+from xdp_runtime.kernel import load_into_kernel
+from xdp_runtime.program import load
+
+OBJECT = read_object(Path(__file__).with_name("text.o"))
+COMMAND, ROOM, FUNCTIONS = struct.Struct("<IIIi32s32s"), 32, 14
+ENOENT, EFAULT = -2, -14
+
+
+def text(rng: random.Random, ended: bool = True) -> bytes:
+    """Of few letters, so that something is found; upper case, signs and Latin-1 too."""
+    letters = rng.choice((b"ab", b"aAbB", b"ne\xe9\xc9\xd7\xf7", b"needle"))
+    size = rng.randrange(ROOM - 1)
+    made = bytes(rng.choice(letters) for _ in range(size))
+    if not ended:
+        return (made + b"xy" * ROOM)[:ROOM]
+    return (made + b"\0" + rng.choice((b"", b"a", b"needle"))).ljust(ROOM, b"\0")[:ROOM - 1] + b"\0"
+
+
+def packets(seed: int, count: int, ended: bool = True) -> list[bytes]:
+    rng, out = random.Random(seed), []
+    for number in range(count):
+        one = text(rng, ended or rng.random() < 0.5)
+        other = rng.choice((text(rng, ended or rng.random() < 0.5), one,
+                            one[: rng.randrange(3)].ljust(ROOM, b"\0"),
+                            one[rng.randrange(5):].ljust(ROOM, b"\0"),
+                            one.swapcase(), b"needle".ljust(ROOM, b"\0")))
+        if rng.random() < 0.1:
+            one = b"needle".ljust(ROOM, b"\0")
+        out.append(COMMAND.pack(
+            number % FUNCTIONS, rng.choice((0, 1, 5, 31, 0xFFFFFFFF, rng.randrange(40)
+                                            if ended else 40)),
+            rng.choice((0, 0x161, ord("b"), rng.choice(one), rng.getrandbits(32))), 0, one, other))
+    return out
+
+
+def results(given: list[bytes]) -> list[bytes]:
+    machine = Machine(OBJECT, OBJECT.programs[0])
+    return [machine.run(packet).data_out for packet in given]
+
+
+@pytest.mark.parametrize("opt", [0, 3])
+@pytest.mark.parametrize("ended", [True, False])
+def test_compiled_is_interpreted(opt: int, ended: bool) -> None:
+    given = packets(1, 4000, ended)
+    with load(OBJECT, opt=opt) as program:
+        for packet, expected in zip(given, results(given), strict=True):
+            assert program.run(packet).data_out == expected, COMMAND.unpack(packet)
+
+
+STRRCHR = 5
+
+
+@pytest.mark.root
+@needs_bpf()[1]
+def test_kernel() -> None:
+    """A char of 128 and more is passed with its sign, which strrchr of this kernel's compiler does
+    not cut off again, and the other functions do."""
+    given = [packet for packet in packets(2, 4500)
+             if packet[0] != STRRCHR or packet[8] < 0x80]
+    with load_into_kernel(for_kernel(OBJECT)) as program:
+        for packet, expected in zip(given, results(given), strict=True):
+            found = program.run(packet).data_out
+            assert found == expected, (COMMAND.unpack(packet), COMMAND.unpack(found)[3],
+                                       COMMAND.unpack(expected)[3])
+
+
+def test_everything_is_met() -> None:
+    seen: dict[int, set[int]] = {}
+    for data in results(packets(1, 4000) + packets(1, 2000, ended=False)):
+        number, _, _, result, *_ = COMMAND.unpack(data)
+        seen.setdefault(number, set()).add(result)
+    assert len(seen) == FUNCTIONS
+    assert all({-1, 0, 1} <= seen[number] for number in (0, 1))
+    assert all(ENOENT in seen[number] for number in (2, 4, 5, 10, 11, 13))
+    assert all(EFAULT in seen[number] for number in (0, 2, 3, 6, 8, 9, 10))
+    assert all(len(seen[number]) > 5 for number in range(2, 12))
