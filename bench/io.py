@@ -1,22 +1,36 @@
-"""Mpps of the AF_XDP loop on veth: ours, the same written in C, and XDP in the kernel, in turns.
+"""Packets through an interface: ours, the same loop in C, and XDP in the kernel, in turns.
 
-    python -m bench.io [drop] [tx] [-j] [--rounds 5] [--seconds 1] [--cpus SOURCE,LOOP] [--out FILE]
+    python -m bench.io [--port afxdp|afpacket|tap|dpdk] [--action drop,tx,redirect,pass]
+                       [--queues 1] [--rounds 5] [--seconds 1] [--no-search] [--tolerance 0]
+                       [--source-cpus N[,N]] [--loop-cpus N[,N]] [--out DIR] [-j]
 
-One flood (traffic.py) on a CPU of its own offers more than a loop can take; the loop has another
-CPU to itself and never sleeps.  Each turn has fresh namespaces, interfaces and sockets:
+Namespaces and veths are built here, fresh for every turn.  A source of its own CPU (source.py)
+sends frames into a veth; a system (systems.py) at its other end drops them, sends them back, out of
+a second veth, or passes them to the stack; who reads them there (sink.py; passing.py for the stack)
+counts them and how long they were on their way.  Two queues have two sources, as a veth chooses
+the queue by the sender's CPU.
 
-    ours    `xdpu run examples/NAME.o --busy-poll`, the whole command as a user has it
-    c       bench/native/xsk_loop, libxdp and a loop by hand
-    kernel  the same object, attached natively; it runs on the source's CPU, and costs it: for
-            information
+**Flood.**  `rounds` turns of all systems: what was done while the source sent all it could.
+Receiving in the kernel costs the source's CPU, so what it could send is said for every turn
+(`offered`), beside its limit where the frame is dropped at once.  A system that took all of it was
+not what limited: the figure has a `>`.
 
-The kernel copies received frames into the umem on the source's CPU.  Dropping is so little work
-that a loop may take all that is offered; `taken` says how much of it ours did.  Where that is all
-of it, the figure is the source's and not the loop's.
+**Search.**  The rate at which nothing is lost (search.py; `--tolerance` is a share that may be),
+then a moment at 10, 50 and 90 % of it: loss, and latency percentiles.  The source sends in bursts
+(source.py says how long), so the latency of a burst's last frame has the others in it.  What is
+dropped does not come out, so there is no latency of it.
 
-What counts is what was done while the source sent: for drop the loop's own count of received
-packets (the interface's for the kernel), for TX what the other end of the veth really received.
-An XDP program that drops is attached there for all three, since XDP_TX reaches no veth without.
+XDP_PASS is counted by a program that reads datagrams, on a CPU of its own; then the goodput of a
+TCP connection through the system.
+
+A source that stalled or could not keep its rate, and neighbours on the machine, are said.
+
+JSON: {"bench": "io", "port", "queues", "seconds", "rounds", "source_cpus", "loop_cpus", "machine",
+"source_mpps": [its limit, each round], "missing": {system: why}, "rows": [{"action", "systems":
+{name: {"flood": [{"mpps", "offered_mpps", "taken"}], "zero_loss_mpps", "is_source", "trials":
+[[rate, sent, lost, 1 if the source kept the rate]], "loads": [{"share", "rate", "sent", "lost",
+"p50_ns", "p99_ns", "p999_ns", "histogram": {bucket: packets}}], "tcp_mbps": [...]}}, "ratios":
+{"ours/c": [each round]}, "complaints": [...]}]}.
 """
 
 from __future__ import annotations
@@ -24,243 +38,311 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.cases import EXAMPLES
-from bench.samples import ROOT, Spread, cpus, machine
-from bench.traffic import Flood, Sent
-from tests.nets import End, VethPair, entered, in_ns, popen_in_ns
-from xdp_runtime.bpf_syscall import XdpFlag, attach_xdp_link
-from xdp_runtime.elf import read_object
-from xdp_runtime.errors import XdpuError
-from xdp_runtime.kernel import load_into_kernel
+from bench import systems
+from bench.noise import Watch
+from bench.passing import Reader, tcp_mbps
+from bench.record import Record, interruptible
+from bench.samples import Spread, machine
+from bench.search import Trial, zero_loss
+from bench.sink import Sink, percentile_ns
+from bench.source import Sent, Source
+from bench.systems import PORTS, Counter, Wires
+from xdp_runtime.errors import ConfigError, XdpuError
 
-ACTIONS, SYSTEMS = ("drop", "tx"), ("ours", "c", "kernel")
-_NATIVE = ROOT / "bench" / "native"
-_START_S = 60  # the first start compiles
-Counter = Callable[[], int]  # packets received, asked once the loop has ended
-
-
-def refusal() -> str:
-    """Why there can be no measurement here; empty if there can."""
-    if os.geteuid():
-        return "needs root: namespaces, AF_XDP"
-    missing = [word for word in ("ip", "ethtool", "taskset") if not shutil.which(word)]
-    return f"needs {', '.join(missing)}" if missing else ""
+ACTIONS = ("drop", "tx", "redirect", "pass")
+SHARES = (0.1, 0.5, 0.9)
+PERCENTILES = {"p50_ns": 0.5, "p99_ns": 0.99, "p999_ns": 0.999}
+_TRIAL_S, _SETTLED_S, _LATE_S = 0.3, 0.02, 1.0
+_STRANGERS = 100  # neighbour discovery, before and after
+_SOURCE_BOUND = 0.98  # of what was offered
 
 
-def build_c_loop() -> str:
-    """Why the C loop cannot be built; empty when it is."""
-    done = subprocess.run(["make", "-s", "-C", str(_NATIVE)], capture_output=True, text=True,
-                          check=False)
-    return "" if not done.returncode else (done.stderr.strip().splitlines() or ["make failed"])[0]
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is done, and on which CPUs: a source and a loop for each queue, and a reader."""
+
+    port: str = "afxdp"
+    queues: int = 1
+    rounds: int = 5
+    seconds: float = 1.0
+    search: bool = True
+    tolerance: float = 0.0
+    source_cpus: tuple[int, ...] = ()
+    loop_cpus: tuple[int, ...] = ()
+    reader_cpu: int = 0
+
+    @classmethod
+    def on(cls, queues: int = 1, sources: Sequence[int] = (), loops: Sequence[int] = (),
+           **more: Any) -> Plan:
+        """With CPUs chosen where none are given.  Raises ConfigError if there are too few."""
+        allowed = sorted(os.sched_getaffinity(0), reverse=True)
+        if not sources:  # a veth takes a frame into queue CPU % queues
+            sources = [next((cpu for cpu in allowed if cpu % queues == queue), -1)
+                       for queue in range(queues)]
+        rest = [cpu for cpu in allowed if cpu not in sources]
+        loops = loops or rest[:queues]
+        if len(loops) < queues or len(set(sources)) < queues or min(sources) < 0:
+            raise ConfigError(f"{queues} queues", f"need a source's and a loop's CPU each, and "
+                              f"there are {len(allowed)}", "measure fewer")
+        left = [cpu for cpu in rest if cpu not in loops] or list(loops)
+        return cls(queues=queues, source_cpus=tuple(sources), loop_cpus=tuple(loops),
+                   reader_cpu=left[0], **more)
+
+    @property
+    def cpus(self) -> set[int]:
+        return {*self.source_cpus, *self.loop_cpus, self.reader_cpu}
 
 
-# ---- the three -----------------------------------------------------------------------------------
+@dataclass(slots=True)
+class Way:
+    """A system on its wires with sources and a reader: `trial` sends and counts."""
+
+    sources: list[Source]
+    count: Counter
+    reader: Sink | Reader | None
+    complaints: list[str] = field(default_factory=list)
+
+    def send(self, seconds: float, rate: float = 0.0) -> Sent:
+        """By all sources at once."""
+        for source in self.sources:
+            source.begin(seconds, rate / len(self.sources))
+        sent = [source.wait() for source in self.sources]
+        return Sent(sum(s.frames for s in sent), max(s.seconds for s in sent), rate,
+                    max(s.longest_gap_s for s in sent))
+
+    def flood(self, seconds: float) -> dict[str, float]:
+        before = self.count()
+        sent = self.send(seconds)
+        done = self.count() - before
+        if not 0 < done <= sent.frames + _STRANGERS:
+            raise RuntimeError(f"{done} packets done of {sent.frames} sent")
+        return {"mpps": done / sent.seconds / 1e6, "offered_mpps": sent.mpps,
+                "taken": min((self._settled() - before) / sent.frames, 1.0)}
+
+    def _settled(self) -> int:
+        """Once nothing more arrives."""
+        seen, since_s = self.count(), time.monotonic()
+        until_s = since_s + _LATE_S
+        while (now_s := time.monotonic()) - since_s < _SETTLED_S and now_s < until_s:
+            time.sleep(0.002)
+            if (now := self.count()) != seen:
+                seen, since_s = now, time.monotonic()
+        return seen
+
+    def trial(self, rate: float, seconds: float = _TRIAL_S) -> Trial:
+        before = self._settled()
+        sent = self.send(seconds, rate)
+        done = self._settled() - before
+        said = sent.complaints()
+        return Trial(rate, sent.frames, max(sent.frames - done, 0), not said)
+
+    def load(self, share: float, rate: float, seconds: float) -> dict[str, Any]:
+        """A moment at this rate."""
+        before, read = self._settled(), self.reader.read() if self.reader is not None else None
+        sent = self.send(seconds, rate)
+        self.complaints += sent.complaints()
+        done = self._settled() - before
+        row: dict[str, Any] = {"share": share, "rate": round(rate), "sent": sent.frames,
+                               "lost": max(sent.frames - done, 0)}
+        if self.reader is not None and read is not None:
+            histogram = self.reader.read().since(read).histogram
+            row |= {name: percentile_ns(histogram, q) for name, q in PERCENTILES.items()}
+            row["histogram"] = {str(i): count for i, count in enumerate(histogram) if count}
+        return row
+
 
 @contextmanager
-def ours(action: str, end: End, cpu: int) -> Iterator[Counter]:
-    with tempfile.TemporaryDirectory(prefix="xdpu-bench-") as run_dir:
-        loop = popen_in_ns(
-            end.ns, sys.executable, "-m", "control", "run", str(EXAMPLES / f"{action}.o"),
-            "--iface", end.ifname, "--busy-poll", "--no-stack", "--cpu", str(cpu), "-j",
-            "--interval", "3600", "--duration", "0",
-            cwd=ROOT, env={**os.environ, "XDPU_RUNDIR": run_dir}, stderr=subprocess.DEVNULL)
-        with _ending(loop):
-            _expect(loop, loop.stdout, '"start"')
-            yield lambda: int(json.loads(_last_line(loop))["total"]["rx_packets"])
+def path(system: str, action: str, plan: Plan) -> Iterator[tuple[Way, Wires]]:
+    """Wires, a system that runs, a reader behind it, sources ready."""
+    with ExitStack() as stack:
+        wires = stack.enter_context(systems.wires(action, plan.queues, plan.port))
+        job = wires.job(action, plan.port, plan.loop_cpus, plan.queues)
+        reader: Sink | Reader | None = None
+        count = stack.enter_context(systems.SYSTEMS[system](job))
+        if action == "pass":
+            reader = stack.enter_context(Reader(wires.node, plan.reader_cpu))
+        elif (end := wires.end_of_path(action)) is not None:
+            reader = stack.enter_context(Sink(wires.found(end)))
+        if action == "drop" and plan.port != "tap":  # a veth whose end has no XDP sends none either
+            stack.enter_context(systems.attach("drop", wires.source))
+        sources = [stack.enter_context(Source(wires.source.ifname, wires.source.ns, cpu,
+                                              dst_mac=wires.found(wires.node).mac))
+                   for cpu in plan.source_cpus]
+        yield Way(sources, reader.packets if reader is not None else count, reader), wires
 
 
-@contextmanager
-def c_loop(action: str, end: End, cpu: int) -> Iterator[Counter]:
-    loop = popen_in_ns(end.ns, "taskset", "-c", str(cpu), str(_NATIVE / "xsk_loop"), "-i",
-                       end.ifname, "-a", action, "-d", "3600")
-    with _ending(loop):
-        _expect(loop, loop.stderr, "ready")
-        yield lambda: int(json.loads(_last_line(loop))["rx"])
+def limit(plan: Plan) -> float:
+    """Mpps of the source into a veth whose other end drops at once."""
+    with systems.wires("drop", plan.queues, "afxdp") as wires, systems.attach("drop", wires.node), \
+            ExitStack() as stack:
+        sources = [stack.enter_context(Source(wires.source.ifname, wires.source.ns, cpu,
+                                              dst_mac=wires.node.mac)) for cpu in plan.source_cpus]
+        return Way(sources, lambda: 0, None).send(plan.seconds).mpps
 
 
-@contextmanager
-def kernel(action: str, end: End, cpu: int) -> Iterator[Counter]:
-    with _attached(action, end):
-        yield lambda: _interface_counter(end, f"rx_queue_0_xdp_{action}{'s' * (action == 'drop')}")
+Row = dict[str, Any]
 
 
-_RUN = {"ours": ours, "c": c_loop, "kernel": kernel}
+def measure(action: str, plan: Plan) -> Row:
+    names, _ = systems.of(action, plan.port)
+    found: dict[str, Row] = {name: {"flood": []} for name in names}
+    watch, complaints = Watch(plan.cpus), []
+    with path(names[0], action, plan):
+        pass  # compiled, and cached, from here on
+    for number in range(plan.rounds):
+        for name in names if number % 2 == 0 else reversed(names):
+            with path(name, action, plan) as (way, wires):
+                found[name]["flood"].append(way.flood(plan.seconds))
+                if action == "pass":
+                    found[name].setdefault("tcp_mbps", []).append(tcp_mbps(
+                        wires.source, wires.node, plan.seconds,
+                        (plan.source_cpus[0], plan.reader_cpu)))
+    for name in names if plan.search else ():
+        with path(name, action, plan) as (way, _):
+            found[name] |= search(way, plan, found[name]["flood"])
+            complaints += [f"{name}: {text}" for text in way.complaints]
+    complaints += watch.noise().complaints()
+    return {"action": action, "systems": found, "ratios": _ratios(found), "complaints": complaints}
 
 
-@contextmanager
-def _attached(example: str, end: End) -> Iterator[None]:
-    with load_into_kernel(read_object(EXAMPLES / f"{example}.o")) as program:
-        with entered(end.ns):
-            link = attach_xdp_link(program.fd, end.ifindex, XdpFlag.DRV_MODE)
-        try:
-            yield
-        finally:
-            os.close(link)
+def search(way: Way, plan: Plan, floods: Sequence[Mapping[str, float]]) -> Row:
+    most = max(max(one["mpps"] for one in floods) * 1.25e6, 1000.0)
+    result = zero_loss(way.trial, most, plan.tolerance)
+    loads = [way.load(share, share * result.rate, plan.seconds) for share in SHARES] \
+        if result.rate else []
+    return {"zero_loss_mpps": result.rate / 1e6, "is_source": result.is_source,
+            "trials": [trial.record() for trial in result.trials], "loads": loads}
 
 
-@contextmanager
-def _ending(loop: subprocess.Popen[str]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if loop.poll() is None:
-            loop.kill()
-        loop.communicate()
+def _ratios(found: Mapping[str, Row]) -> dict[str, list[float]]:
+    """Of paired rounds, ours by each rival's."""
+    ours = [name for name in found if name.startswith("ours")]
+    return {f"{mine}/{rival}": [a["mpps"] / b["mpps"] for a, b in zip(
+        found[mine]["flood"], found[rival]["flood"], strict=True)]
+        for mine in ours for rival in found if rival not in ours}
 
 
-def _expect(loop: subprocess.Popen[str], pipe: Any, word: str) -> None:
-    line = pipe.readline()
-    if word not in line:
-        loop.kill()
-        raise RuntimeError(f"{loop.args!r}: {line.strip() or 'ended before it was ready'}")
-
-
-def _last_line(loop: subprocess.Popen[str]) -> str:
-    loop.send_signal(signal.SIGINT)
-    out, _ = loop.communicate(timeout=_START_S)
-    return out.strip().splitlines()[-1]
-
-
-def _interface_counter(end: End, name: str) -> int:
-    for line in in_ns(end.ns, "ethtool", "-S", end.ifname).stdout.splitlines():
-        if line.strip().startswith(f"{name}:"):
-            return int(line.rpartition(":")[2])
-    raise RuntimeError(f"{end.ifname} has no counter {name}")
-
-
-def _received(end: End) -> int:
-    path = f"/sys/class/net/{end.ifname}/statistics/rx_packets"
-    return int(in_ns(end.ns, "cat", path).stdout)
-
-
-# ---- measuring -----------------------------------------------------------------------------------
-
-def turn(system: str, action: str, seconds: float, source_cpu: int, loop_cpu: int) -> Sample:
-    """One system on a new veth."""
-    with VethPair() as pair, _attached("drop", pair.a), \
-            _RUN[system](action, pair.b, loop_cpu) as count:
-        before = _received(pair.a)
-        sent = Flood(pair.a.ifname, pair.a.ns, source_cpu, seconds, dst_mac=pair.b.mac).wait()
-        returned = _received(pair.a) - before
-        received = count()
-    return _judge(action, sent, received, returned)
-
-
-Sample = dict[str, float]
-
-
-def _judge(action: str, sent: Sent, received: int, returned: int) -> Sample:
-    strangers = 100  # neighbour discovery, before and after
-    if not 0 < received <= sent.frames + strangers:
-        raise RuntimeError(f"{received} packets received of {sent.frames} sent")
-    done = returned if action == "tx" else received
-    return {"mpps": done / sent.seconds / 1e6, "offered_mpps": sent.mpps,
-            "taken": min(received / sent.frames, 1.0), "received": float(received),
-            "returned": float(returned)}
-
-
-def measure(action: str, rounds: int, seconds: float, source_cpu: int, loop_cpu: int,
-            systems: Sequence[str]) -> dict[str, Any]:
-    samples: dict[str, list[Sample]] = {system: [] for system in systems}
-    for number in range(rounds):
-        for system in systems if number % 2 == 0 else reversed(systems):
-            samples[system].append(turn(system, action, seconds, source_cpu, loop_cpu))
-    row: dict[str, Any] = {"action": action}
-    for system, taken in samples.items():
-        columns = {name: [round(sample[name], 4) for sample in taken] for name in taken[0]}
-        row[system] = {"mpps": Spread.of(columns["mpps"]).record(),
-                       "offered_mpps": Spread.of(columns["offered_mpps"]).record(),
-                       "taken": Spread.of(columns["taken"]).record(),
-                       "samples": columns}
-    for rival in systems[1:]:
-        row[f"ours_to_{rival}"] = Spread.of([a["mpps"] / b["mpps"] for a, b in zip(
-            samples["ours"], samples[rival], strict=True)]).record()
-    return row
-
-
-def run(actions: Sequence[str], rounds: int, seconds: float, on_cpus: Sequence[int],
-        told: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
+def run(actions: Sequence[str], plan: Plan, record: Record | None = None,
+        told: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
     """Raises RuntimeError where it cannot be measured."""
-    why = refusal()
+    why = systems.refusal()
     if why:
         raise RuntimeError(why)
-    systems, missing = list(SYSTEMS), build_c_loop()
-    if missing:
-        systems.remove("c")
-    source_cpu, loop_cpu = on_cpus
-    rows = []
+    record = record or Record()
+    missing: dict[str, str] = {}
     for action in actions:
-        turn("ours", action, 0.1, source_cpu, loop_cpu)  # compiled, and cached, from here on
-        rows.append(measure(action, rounds, seconds, source_cpu, loop_cpu, systems))
-        told(rows[-1])
-    return {"bench": "io", "rounds": rounds, "seconds": seconds, "source_cpu": source_cpu,
-            "loop_cpu": loop_cpu, "missing": {"c": missing} if missing else {},
-            "machine": machine(), "rows": rows}
+        missing |= systems.of(action, plan.port)[1]
+    record.begin({"bench": "io", "port": plan.port, "queues": plan.queues, "rounds": plan.rounds,
+                  "seconds": plan.seconds, "tolerance": plan.tolerance,
+                  "source_cpus": plan.source_cpus, "loop_cpus": plan.loop_cpus,
+                  "missing": missing, "machine": machine(),
+                  "source_mpps": [limit(plan) for _ in range(min(plan.rounds, 3))]})
+    waiting = list(actions)
+    try:
+        with interruptible():
+            for action in actions:
+                row = measure(action, plan)
+                record.add(row)
+                waiting.remove(action)
+                told(row)
+    except KeyboardInterrupt:
+        record.interrupt(waiting)
+    return record.finish()
 
 
 # ---- saying it -----------------------------------------------------------------------------------
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """Action, Mpps of each system with its spread, ours / C, offered load, how much ours took."""
-    def spread(record: Mapping[str, float] | None) -> str:
-        if not record:
-            return "-"
-        return f"{record['median']:.2f} ({record['min']:.2f}-{record['max']:.2f})"
-
-    return [row["action"], *(spread(row[s]["mpps"] if s in row else None) for s in SYSTEMS),
-            spread(row.get("ours_to_c")), f"{row['ours']['offered_mpps']['median']:.1f}",
-            f"{row['ours']['taken']['median']:.0%}"]
+HEADER = ("", "Mpps", "offered", "nothing lost", "10 %", "50 %", "90 %: p50 p99 p99.9 us")
 
 
-HEADER = ("action", *SYSTEMS, "ours / c", "offered", "taken")
+def _spread(values: Sequence[float], mark: str = "") -> str:
+    spread = Spread.of(values)
+    return f"{mark}{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})"
+
+
+def _latency(load: Mapping[str, Any]) -> str:
+    lost = f", lost {load['lost'] / max(load['sent'], 1):.2%}" if load["lost"] else ""
+    times = [load.get(name) for name in PERCENTILES]
+    if None in times:
+        return f"-{lost}"
+    return " ".join(f"{t / 1000:.0f}" for t in times if t is not None) + lost
+
+
+def cells(name: str, one: Row) -> list[str]:
+    """A system's line of the table."""
+    floods = one["flood"]
+    bound = Spread.of([flood["taken"] for flood in floods]).median >= _SOURCE_BOUND
+    row = [name, _spread([flood["mpps"] for flood in floods], ">" if bound else ""),
+           f"{Spread.of([flood['offered_mpps'] for flood in floods]).median:.2f}"]
+    if "zero_loss_mpps" in one:
+        row.append(f"{'>' if one['is_source'] else ''}{one['zero_loss_mpps']:.2f}")
+        row += [_latency(load) for load in one["loads"]]
+    if "tcp_mbps" in one:
+        row.append(f"TCP {_spread([mbps / 1000 for mbps in one['tcp_mbps']])} Gbit/s")
+    return row
+
+
+def table(result: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for row in result["rows"]:
+        rows.append([f"**{row['action']}**", *[""] * (len(HEADER) - 1)])
+        for name, one in row["systems"].items():
+            line = cells(name, one)
+            rows.append(line + [""] * (len(HEADER) - len(line)))
+        ratios = [f"{name} {_spread(values)}" for name, values in row["ratios"].items()
+                  if name.endswith("/c")]
+        if ratios:
+            rows.append([", ".join(ratios), *[""] * (len(HEADER) - 1)])
+    return rows
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    lines = ["| AF_XDP on veth, Mpps | ours | C loop | kernel-native XDP | ours / C | offered "
-             "| ours took |", "|---|---:|---:|---:|---:|---:|---:|"]
-    return "\n".join(lines + [f"| {' | '.join(cells(row))} |" for row in result["rows"]])
+    queues = f"{result['queues']} queue{'s' * (result['queues'] > 1)}"
+    lines = [f"| {result['port']}, {queues} | {' | '.join(HEADER[1:])} |",
+             "|---|" + "---:|" * (len(HEADER) - 1)]
+    lines += [f"| {' | '.join(row)} |" for row in table(result)]
+    said = [f"{row['action']}: {text}" for row in result["rows"] for text in row["complaints"]]
+    lines += ["", f"The source alone: {_spread(result['source_mpps'])} Mpps.",
+              *(f"{text}." for text in said)]
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench.io", description="AF_XDP loops on veth")
-    parser.add_argument("actions", nargs="*", metavar="ACTION", help="drop, tx (default: both)")
-    parser.add_argument("-j", "--json", action="store_true")
+    parser = argparse.ArgumentParser(prog="xdpu bench io", description="packets through an "
+                                     "interface, beside a C loop and the kernel")
+    parser.add_argument("--port", choices=PORTS, default="afxdp")
+    parser.add_argument("--action", default="drop,tx,redirect,pass")
+    parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--cpus", default=",".join(map(str, cpus(2))), help="SOURCE,LOOP")
-    parser.add_argument("--out", type=Path, help="write the JSON here, too")
+    parser.add_argument("--no-search", action="store_true", help="no rate without loss, no latency")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="share that may be lost")
+    parser.add_argument("--source-cpus", default="")
+    parser.add_argument("--loop-cpus", default="")
+    parser.add_argument("--out", type=Path, help="folder for bench.json")
+    parser.add_argument("-j", "--json", action="store_true")
     args = parser.parse_args(argv)
-    if not set(args.actions) <= set(ACTIONS):
-        parser.error("an action is drop or tx")
-    on_cpus = [int(text) for text in args.cpus.split(",")]
-    if len(on_cpus) != 2:
-        parser.error("--cpus takes two: SOURCE,LOOP")
-
-    def say(parts: Sequence[str]) -> None:
-        if not args.json:
-            print("".join(f"{part:<20}" for part in parts).rstrip(), flush=True)
-
-    say(HEADER)
-    result = run(args.actions or ACTIONS, args.rounds, args.seconds, on_cpus,
-                 lambda row: say(cells(row)))
-    text = json.dumps(result, indent=1)
-    if args.json:
-        print(text)
+    actions = [word for word in args.action.split(",") if word]
+    if not actions or not set(actions) <= set(ACTIONS):
+        parser.error(f"--action is some of {', '.join(ACTIONS)}")
+    chosen = [[int(word) for word in text.split(",") if word]
+              for text in (args.source_cpus, args.loop_cpus)]
+    plan = Plan.on(args.queues, *chosen, port=args.port, rounds=args.rounds, seconds=args.seconds,
+                   search=not args.no_search, tolerance=args.tolerance)
+    result = run(actions, plan, Record(args.out), lambda row: print(
+        f"{row['action']} done", file=sys.stderr, flush=True))
+    print(json.dumps(result, indent=1) if args.json else markdown(result))
     for system, why in result["missing"].items():
         print(f"bench.io: without {system}: {why}", file=sys.stderr)
-    if args.out:
-        args.out.write_text(text + "\n")
-    return 0
+    return 130 if result["interrupted"] else 1 if result["unwritten"] else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """xdpu run at full rate with its program replaced every second: is every packet accounted for?
 
-    python -m bench.soak [--seconds 600] [--port afxdp|afpacket] [--queues 1] [--replace-every 1]
+    python -m bench.soak [--seconds 600] [--queues 1] [--replace-every 1]
                          [--stack auto|live|tap] [--cpus SOURCE,LOOP] [-j]
 
 A flood (traffic.py) comes in by one veth; the programs drop, send back, pass to the stack,
@@ -166,7 +166,7 @@ def networks(queues: int) -> Iterator[tuple[VethPair, VethPair]]:
         yield way_in, way_out
 
 
-def soak(seconds: float, replace_every_s: float, port: str, queues: int, source_cpu: int,
+def soak(seconds: float, replace_every_s: float, queues: int, source_cpu: int,
          loop_cpus: Sequence[int], stack: str = "auto", programs: Sequence[str] = PROGRAMS,
          told: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Raises RuntimeError where the run cannot be had or ends by itself."""
@@ -176,7 +176,7 @@ def soak(seconds: float, replace_every_s: float, port: str, queues: int, source_
         keeper = Bookkeeper(source=source, node=node, out=out)
         peer = f"peer={node.ifindex}:{out.ifindex}"
         run = Run(node.ns, str(EXAMPLES / f"{programs[0]}.o"), "--iface",
-                  f"{node.ifname},{out.ifname}", "--port", port, "--name", _NAME, "-i", "3600",
+                  f"{node.ifname},{out.ifname}", "--name", _NAME, "-i", "3600",
                   "--stack", stack, "--cpu", ",".join(map(str, loop_cpus)),
                   XDPU_RUNDIR=folder)
         with run:
@@ -208,8 +208,8 @@ def soak(seconds: float, replace_every_s: float, port: str, queues: int, source_
             raise RuntimeError(f"the run ended with {code}: {run.errors}")
         books = keeper.books(sent.frames, summary)
         ledger = books.balance()
-        return {"bench": "soak", "seconds": seconds, "replaced": replaced, "port": port,
-                "stack": stack, "queues": queues, "offered_mpps": round(sent.mpps, 4),
+        return {"bench": "soak", "seconds": seconds, "replaced": replaced, "stack": stack,
+                "queues": queues, "offered_mpps": round(sent.mpps, 4),
                 "mpps": round(books.total["rx_packets"] / sent.seconds / 1e6, 4),
                 "ledger": ledger, "unbalanced": unbalanced(ledger),
                 "counters": {"run": {k: v for k, v in books.total.items() if v},
@@ -222,14 +222,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.soak", description="is every packet accounted for")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--replace-every", type=float, default=1.0)
-    parser.add_argument("--port", choices=("afxdp", "afpacket"), default="afxdp")
     parser.add_argument("--stack", choices=("auto", "live", "tap"), default="auto")
     parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--cpus", default="", help="SOURCE,LOOP[,LOOP]")
     parser.add_argument("-j", "--json", action="store_true")
     args = parser.parse_args(argv)
     chosen = [int(text) for text in args.cpus.split(",") if text] or cpus(1 + args.queues)
-    result = soak(args.seconds, args.replace_every, args.port, args.queues, chosen[0], chosen[1:],
+    result = soak(args.seconds, args.replace_every, args.queues, chosen[0], chosen[1:],
                   args.stack, told=lambda text: print(text, file=sys.stderr, flush=True))
     result["machine"] = machine()
     if args.json:

@@ -83,9 +83,9 @@ def udp_frame(length_bytes: int = 64, dst_mac: str = "02:00:00:00:00:02",
 
 
 @contextmanager
-def _spare_veth() -> Iterator[int]:
+def spare_veth(label: str = "") -> Iterator[int]:
     """A veth pair that carries nothing -> the ifindex of one end."""
-    name = f"xs{os.getpid()}"
+    name = f"xs{os.getpid()}{label}"
     _ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b")
     try:
         for end in "ab":
@@ -110,7 +110,7 @@ def flood_here(ifname: str, seconds: float, frame: bytes | None = None, flows: i
     with ExitStack() as stack:
         fd = load_raw(redirect_program(ifindex, flows), name="traffic")
         stack.callback(os.close, fd)
-        spare = stack.enter_context(_spare_veth())
+        spare = stack.enter_context(spare_veth())
         stack.callback(os.close, attach_xdp_link(fd, spare, XdpFlag.DRV_MODE))
         frames, start = 0, time.monotonic()
         while time.monotonic() - start < seconds:

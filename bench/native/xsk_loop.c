@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The AF_XDP loop one would write by hand: the rival that our compiled loop is measured against.
  *
- *     xsk_loop -i IFACE [-q QUEUE] [-a drop|tx] [-d SECONDS] [-p spin|poll]
+ *     xsk_loop -i IFACE [-n QUEUES] [-a drop|tx|redirect] [-o IFACE2] [-d SECONDS] [-p spin|poll]
  *
- * One socket on one queue, libxdp's rings, copy mode, need_wakeup, batches of 64.  The action is
- * what a small XDP program would do: look at the Ethernet header and drop, or swap the addresses
- * and send the frame back.  Prints {"rx": packets, "tx": packets, "seconds": s}.
+ * A socket and a thread a queue, each on the next CPU it may run on; libxdp's rings, copy mode,
+ * need_wakeup, batches of 64.  The action is what a small XDP program would do: look at the
+ * Ethernet header and drop, swap the addresses and send the frame back, or send it out of another
+ * interface, both ways, whose sockets share the umem.  Prints {"rx": packets, "tx": packets,
+ * "seconds": s}.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <getopt.h>
 #include <net/if.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -24,7 +29,11 @@
 #include <bpf/bpf.h>
 #include <xdp/xsk.h>
 
-enum { FRAME_BYTES = 4096, RING = 2048, FRAMES = 2 * RING, BATCH = 64 };
+#ifndef XDP_MAX_TX_SKB_BUDGET
+#define XDP_MAX_TX_SKB_BUDGET 9
+#endif
+
+enum { FRAME_BYTES = 4096, RING = 2048, FRAMES = 4 * RING, BATCH = 64, QUEUES_MAX = 16 };
 
 static volatile sig_atomic_t stopping;
 
@@ -34,6 +43,7 @@ struct port {
 	struct xsk_socket *xsk;
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons comp, rx;
+	struct port *out; /* where its packets leave: itself, or one that shares its umem */
 	uint32_t in_tx; /* frames sent and not yet completed */
 	uint64_t received, sent, touched;
 };
@@ -79,15 +89,23 @@ static int load_redirect(int map_fd)
 	return fd;
 }
 
-static void give_frames(struct port *p)
+static void give_frames(struct port *p, uint32_t first)
 {
 	uint32_t at;
 
 	if (xsk_ring_prod__reserve(&p->fill, RING, &at) != RING)
 		die("fill ring", ENOSPC);
 	for (uint32_t i = 0; i < RING; i++)
-		*xsk_ring_prod__fill_addr(&p->fill, at + i) = (uint64_t)i * FRAME_BYTES;
+		*xsk_ring_prod__fill_addr(&p->fill, at + i) = (uint64_t)(first + i) * FRAME_BYTES;
 	xsk_ring_prod__submit(&p->fill, RING);
+}
+
+/* One wake-up may send 256 packets, as in ours; older kernels send 32 and know no such option. */
+static void allow_batches(struct port *p)
+{
+	int budget = 256;
+
+	setsockopt(xsk_socket__fd(p->xsk), SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget, sizeof(budget));
 }
 
 static void open_port(struct port *p, const char *iface, uint32_t queue)
@@ -122,7 +140,30 @@ static void open_port(struct port *p, const char *iface, uint32_t queue)
 			die("bind", -error);
 		usleep(2000);
 	}
-	give_frames(p);
+	allow_batches(p);
+	give_frames(p, 0);
+	p->out = p;
+}
+
+/* Another interface's queue, with the frames of the first. */
+static void open_beside(struct port *p, struct port *first, const char *iface, uint32_t queue)
+{
+	struct xsk_socket_config config = {
+		.rx_size = RING, .tx_size = RING,
+		.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
+		.bind_flags = XDP_COPY | XDP_USE_NEED_WAKEUP,
+	};
+	int error = xsk_socket__create_shared(&p->xsk, iface, queue, first->umem, &p->rx, &p->tx,
+					      &p->fill, &p->comp, &config);
+
+	if (error)
+		die("bind beside", -error);
+	p->umem = first->umem;
+	p->frames = first->frames;
+	allow_batches(p);
+	give_frames(p, RING);
+	p->out = first;
+	first->out = p;
 }
 
 static void kick_tx(struct port *p)
@@ -134,8 +175,8 @@ static void kick_tx(struct port *p)
 		die("transmit", errno);
 }
 
-/* Completed frames go back to the fill ring. */
-static void recycle(struct port *p)
+/* Frames that p's peer has sent go back to p's fill ring: they came in there. */
+static void recycle_into(struct port *in, struct port *p)
 {
 	uint32_t from, to, n;
 
@@ -144,12 +185,12 @@ static void recycle(struct port *p)
 	n = xsk_ring_cons__peek(&p->comp, BATCH, &from);
 	if (!n)
 		return;
-	while (xsk_ring_prod__reserve(&p->fill, n, &to) != n)
+	while (xsk_ring_prod__reserve(&in->fill, n, &to) != n)
 		;
 	for (uint32_t i = 0; i < n; i++)
-		*xsk_ring_prod__fill_addr(&p->fill, to + i) =
-			*xsk_ring_cons__comp_addr(&p->comp, from + i);
-	xsk_ring_prod__submit(&p->fill, n);
+		*xsk_ring_prod__fill_addr(&in->fill, to + i) =
+			*xsk_ring_cons__comp_addr(&p->comp, from + i) & ~(FRAME_BYTES - 1ULL);
+	xsk_ring_prod__submit(&in->fill, n);
 	xsk_ring_cons__release(&p->comp, n);
 	p->in_tx -= n;
 	p->sent += n;
@@ -172,105 +213,186 @@ static void drop_batch(struct port *p, uint32_t from, uint32_t n)
 
 static void tx_batch(struct port *p, uint32_t from, uint32_t n)
 {
+	struct port *out = p->out;
 	uint32_t to;
 
-	while (xsk_ring_prod__reserve(&p->tx, n, &to) != n) {
-		kick_tx(p);
-		recycle(p);
+	while (xsk_ring_prod__reserve(&out->tx, n, &to) != n) {
+		kick_tx(out);
+		recycle_into(p, out);
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		const struct xdp_desc *desc = xsk_ring_cons__rx_desc(&p->rx, from + i);
 		uint8_t *mac = p->frames + desc->addr, was[6];
 
-		memcpy(was, mac, 6);
-		memcpy(mac, mac + 6, 6);
-		memcpy(mac + 6, was, 6);
-		*xsk_ring_prod__tx_desc(&p->tx, to + i) = *desc;
+		if (out == p) {
+			memcpy(was, mac, 6);
+			memcpy(mac, mac + 6, 6);
+			memcpy(mac + 6, was, 6);
+		} else {
+			p->touched += mac[12];
+		}
+		*xsk_ring_prod__tx_desc(&out->tx, to + i) = *desc;
 	}
-	xsk_ring_prod__submit(&p->tx, n);
-	p->in_tx += n;
+	xsk_ring_prod__submit(&out->tx, n);
+	out->in_tx += n;
 }
 
-static void run(struct port *p, int sends, int polls, double seconds)
-{
-	struct pollfd pollfd = {.fd = xsk_socket__fd(p->xsk), .events = POLLIN};
-	double until = now_s() + seconds;
+struct job {
+	pthread_t thread;
+	struct port in, beside;
+	const char *iface, *out;
+	int sends, polls, cpu;
+	double seconds;
+};
 
+static int look(struct port *p, int sends)
+{
+	uint32_t from, n;
+
+	if (p->out->in_tx) {
+		kick_tx(p->out);
+		recycle_into(p, p->out);
+	}
+	n = xsk_ring_cons__peek(&p->rx, BATCH, &from);
+	if (!n) {
+		if (xsk_ring_prod__needs_wakeup(&p->fill))
+			recvfrom(xsk_socket__fd(p->xsk), NULL, 0, MSG_DONTWAIT, NULL, NULL);
+		return 0;
+	}
+	if (sends)
+		tx_batch(p, from, n);
+	else
+		drop_batch(p, from, n);
+	xsk_ring_cons__release(&p->rx, n);
+	p->received += n;
+	return n;
+}
+
+static void *run(void *argument)
+{
+	struct job *job = argument;
+	struct pollfd pollfds[2] = {{.fd = xsk_socket__fd(job->in.xsk), .events = POLLIN}};
+	double until = now_s() + job->seconds;
+	cpu_set_t own;
+
+	if (job->cpu >= 0) {
+		CPU_ZERO(&own);
+		CPU_SET(job->cpu, &own);
+		pthread_setaffinity_np(pthread_self(), sizeof(own), &own);
+	}
+	if (job->out)
+		pollfds[1] = (struct pollfd){.fd = xsk_socket__fd(job->beside.xsk), .events = POLLIN};
 	for (uint32_t turn = 0; !stopping; turn++) {
-		uint32_t from, n;
+		int done = look(&job->in, job->sends);
 
 		if (!(turn & 255) && now_s() > until)
 			break;
-		if (p->in_tx) {
-			kick_tx(p);
-			recycle(p);
+		if (job->out)
+			done += look(&job->beside, job->sends);
+		if (!done && job->polls && !job->in.in_tx && !job->beside.in_tx) {
+			poll(pollfds, job->out ? 2 : 1, 100);
+			turn |= 255; /* look at the clock */
 		}
-		n = xsk_ring_cons__peek(&p->rx, BATCH, &from);
-		if (!n) {
-			if (polls && !p->in_tx) {
-				poll(&pollfd, 1, 100);
-				turn |= 255; /* look at the clock */
-			} else if (xsk_ring_prod__needs_wakeup(&p->fill)) {
-				recvfrom(pollfd.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
-			}
-			continue;
-		}
-		if (sends)
-			tx_batch(p, from, n);
-		else
-			drop_batch(p, from, n);
-		xsk_ring_cons__release(&p->rx, n);
-		p->received += n;
 	}
+	return NULL;
+}
+
+static int attach(const char *iface, int map_fd)
+{
+	int fd = bpf_link_create(load_redirect(map_fd), if_nametoindex(iface), BPF_XDP, NULL);
+
+	if (fd < 0)
+		die("attach", -fd);
+	return fd;
+}
+
+static int make_map(void)
+{
+	int fd = bpf_map_create(BPF_MAP_TYPE_XSKMAP, "xsks", 4, 4, 256, NULL);
+
+	if (fd < 0)
+		die("xskmap", -fd);
+	return fd;
+}
+
+static void admit(int map_fd, uint32_t queue, struct port *p)
+{
+	int fd = xsk_socket__fd(p->xsk);
+
+	if (bpf_map_update_elem(map_fd, &queue, &fd, 0))
+		die("xskmap", errno);
 }
 
 int main(int argc, char **argv)
 {
-	const char *iface = NULL, *action = "drop", *wait = "spin";
-	struct port port = {0};
+	static struct job jobs[QUEUES_MAX];
+	const char *iface = NULL, *out = NULL, *action = "drop", *wait = "spin";
+	unsigned long long received = 0, sent = 0;
+	int option, queues = 1, cpu = -1, in_map, out_map = -1;
 	double seconds = 5, start;
-	uint32_t queue = 0, ifindex;
-	int option, map_fd, link_fd, socket_fd;
+	cpu_set_t allowed;
 
-	while ((option = getopt(argc, argv, "i:q:a:d:p:")) != -1) {
+	while ((option = getopt(argc, argv, "i:o:n:a:d:p:")) != -1) {
 		switch (option) {
 		case 'i': iface = optarg; break;
-		case 'q': queue = atoi(optarg); break;
+		case 'o': out = optarg; break;
+		case 'n': queues = atoi(optarg); break;
 		case 'a': action = optarg; break;
 		case 'd': seconds = atof(optarg); break;
 		case 'p': wait = optarg; break;
 		default: return 2;
 		}
 	}
-	if (!iface || (strcmp(action, "drop") && strcmp(action, "tx"))) {
-		fprintf(stderr, "usage: %s -i IFACE [-q QUEUE] [-a drop|tx] [-d SECONDS] "
-				"[-p spin|poll]\n", argv[0]);
+	if (!iface || queues < 1 || queues > QUEUES_MAX || !strcmp(action, "redirect") != !!out ||
+	    (!out && strcmp(action, "drop") && strcmp(action, "tx"))) {
+		fprintf(stderr, "usage: %s -i IFACE [-n QUEUES] [-a drop|tx|redirect] [-o IFACE2] "
+				"[-d SECONDS] [-p spin|poll]\n", argv[0]);
 		return 2;
 	}
-	ifindex = if_nametoindex(iface);
-	if (!ifindex)
-		die(iface, errno);
+	if (!if_nametoindex(iface) || (out && !if_nametoindex(out)))
+		die("interface", errno);
 	signal(SIGINT, stop);
 	signal(SIGTERM, stop);
 
-	open_port(&port, iface, queue);
-	map_fd = bpf_map_create(BPF_MAP_TYPE_XSKMAP, "xsks", 4, 4, 256, NULL);
-	if (map_fd < 0)
-		die("xskmap", -map_fd);
-	socket_fd = xsk_socket__fd(port.xsk);
-	if (bpf_map_update_elem(map_fd, &queue, &socket_fd, 0))
-		die("xskmap", errno);
-	link_fd = bpf_link_create(load_redirect(map_fd), ifindex, BPF_XDP, NULL);
-	if (link_fd < 0)
-		die("attach", -link_fd);
+	in_map = make_map();
+	if (out)
+		out_map = make_map();
+	sched_getaffinity(0, sizeof(allowed), &allowed);
+	for (int queue = 0; queue < queues; queue++) {
+		struct job *job = &jobs[queue];
+
+		open_port(&job->in, iface, queue);
+		admit(in_map, queue, &job->in);
+		if (out) {
+			open_beside(&job->beside, &job->in, out, queue);
+			admit(out_map, queue, &job->beside);
+		}
+		do
+			cpu = (cpu + 1) % CPU_SETSIZE;
+		while (!CPU_ISSET(cpu, &allowed));
+		job->iface = iface;
+		job->out = out;
+		job->cpu = queues > 1 ? cpu : -1;
+		job->sends = strcmp(action, "drop");
+		job->polls = !strcmp(wait, "poll");
+		job->seconds = seconds;
+	}
+	attach(iface, in_map);
+	if (out)
+		attach(out, out_map);
 	fprintf(stderr, "ready\n");
 
 	start = now_s();
-	run(&port, !strcmp(action, "tx"), !strcmp(wait, "poll"), seconds);
-	printf("{\"rx\": %llu, \"tx\": %llu, \"seconds\": %.6f}\n",
-	       (unsigned long long)port.received, (unsigned long long)port.sent, now_s() - start);
-	close(link_fd);
-	xsk_socket__delete(port.xsk);
-	xsk_umem__delete(port.umem);
+	for (int queue = 1; queue < queues; queue++)
+		if (pthread_create(&jobs[queue].thread, NULL, run, &jobs[queue]))
+			die("thread", errno);
+	run(&jobs[0]);
+	for (int queue = 1; queue < queues; queue++)
+		pthread_join(jobs[queue].thread, NULL);
+	for (int queue = 0; queue < queues; queue++) {
+		received += jobs[queue].in.received + jobs[queue].beside.received;
+		sent += jobs[queue].in.sent + jobs[queue].beside.sent;
+	}
+	printf("{\"rx\": %llu, \"tx\": %llu, \"seconds\": %.6f}\n", received, sent, now_s() - start);
 	return 0;
 }
