@@ -110,6 +110,13 @@ class Way:
     reader: Sink | Reader | None
     complaints: list[str] = field(default_factory=list)
 
+    @contextmanager
+    def watched(self, cpus: set[int]) -> Iterator[None]:
+        """Neighbours that are noisy meanwhile are complained of."""
+        watch = Watch(cpus)
+        yield
+        self.complaints += watch.noise().complaints()
+
     def send(self, seconds: float, rate: float = 0.0) -> Sent:
         """By all sources at once."""
         for source in self.sources:
@@ -121,11 +128,12 @@ class Way:
     def flood(self, seconds: float) -> dict[str, float]:
         before = self.count()
         sent = self.send(seconds)
-        done = self.count() - before
+        meanwhile = self.count() - before
+        done = self._settled() - before
         if not 0 < done <= sent.frames + _STRANGERS:
             raise RuntimeError(f"{done} packets done of {sent.frames} sent")
-        return {"mpps": done / sent.seconds / 1e6, "offered_mpps": sent.mpps,
-                "taken": min((self._settled() - before) / sent.frames, 1.0)}
+        return {"mpps": meanwhile / sent.seconds / 1e6, "offered_mpps": sent.mpps,
+                "taken": min(done / sent.frames, 1.0)}
 
     def _settled(self) -> int:
         """Once nothing more arrives."""
@@ -194,22 +202,24 @@ Row = dict[str, Any]
 def measure(action: str, plan: Plan) -> Row:
     names, _ = systems.of(action, plan.port)
     found: dict[str, Row] = {name: {"flood": []} for name in names}
-    watch, complaints = Watch(plan.cpus), []
+    complaints: list[str] = []
     with path(names[0], action, plan):
         pass  # compiled, and cached, from here on
     for number in range(plan.rounds):
         for name in names if number % 2 == 0 else reversed(names):
             with path(name, action, plan) as (way, wires):
-                found[name]["flood"].append(way.flood(plan.seconds))
+                with way.watched(plan.cpus):
+                    found[name]["flood"].append(way.flood(plan.seconds))
+                complaints += [f"{name}, round {number + 1}: {text}" for text in way.complaints]
                 if action == "pass":
                     found[name].setdefault("tcp_mbps", []).append(tcp_mbps(
                         wires.source, wires.node, plan.seconds,
                         (plan.source_cpus[0], plan.reader_cpu)))
     for name in names if plan.search else ():
         with path(name, action, plan) as (way, _):
-            found[name] |= search(way, plan, found[name]["flood"])
-            complaints += [f"{name}: {text}" for text in way.complaints]
-    complaints += watch.noise().complaints()
+            with way.watched(plan.cpus):
+                found[name] |= search(way, plan, found[name]["flood"])
+            complaints += [f"{name}, search: {text}" for text in way.complaints]
     return {"action": action, "systems": found, "ratios": _ratios(found), "complaints": complaints}
 
 

@@ -184,8 +184,9 @@ class Lane:
             code = run.finish()
         allowed = {0, *(128 + n for n in ENDING), *(-n for n in ENDING)} \
             if plan.number != signal.SIGKILL else {-signal.SIGKILL, 0 if not hit_early else -9}
-        wrong = [] if code in allowed else [f"exit code {code}: {run.errors.strip()[-400:]}"]
-        if "Traceback" in run.errors:
+        wrong = [f"exit code {code}: {run.errors.strip()[-400:]}"] \
+            if code not in allowed and not _too_early(run.errors) else []
+        if "Traceback" in run.errors and not _too_early(run.errors):
             wrong.append(run.errors[run.errors.index("Traceback"):][-1500:])
         wrong += self._mended(plan) if plan.number == signal.SIGKILL else self._unchanged()
         return wrong + [f"left: {path}" for path in _files_of(run.process.pid)]
@@ -251,6 +252,11 @@ class Lane:
         if done.returncode:
             return [f"the next start: exit {done.returncode}: {done.stderr.strip()[-400:]}"]
         return [f"the next start left {text}" for text in self._unchanged()]
+
+
+def _too_early(errors: str) -> bool:
+    """SIGINT while Python itself started: its traceback, before the first line of ours."""
+    return errors.rstrip().endswith("KeyboardInterrupt") and "/control/" not in errors
 
 
 def _at_last(look: Callable[[], list[str]], patience_s: float) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _AGAIN = 3  # a rate fails if so many trials of it lose something
 _RESOLUTION = 0.04  # of the rate that is found
+_DEPTH = 4096  # below this part of the most, nothing is what it can
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def zero_loss(measure: Callable[[float], Trial], most: float, tolerance: float =
     if passes(high):
         return Found(high, True, tuple(trials))
     ended_by_source = is_source
-    while high - low > _RESOLUTION * high and high > most / 512:
+    while high - low > _RESOLUTION * high and high > most / _DEPTH:
         middle = (low + high) / 2
         if passes(middle):
             low = middle

@@ -163,6 +163,10 @@ class Source:
             raise RuntimeError(f"the source ended: {errors.strip()}")
         return line
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def begin(self, seconds: float, rate: float = 0.0) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"seconds": seconds, "rate": rate}) + "\n")

@@ -29,8 +29,8 @@ from typing import Any
 
 from bench import frames
 from bench.cases import EXAMPLES
-from bench.io import refusal
 from bench.samples import ROOT, Spread, machine
+from bench.systems import refusal
 from dataplane.stats import Stats
 from tests.nets import End, VethPair, entered, popen_in_ns
 from xdp_runtime.errors import XdpuError

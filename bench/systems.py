@@ -119,6 +119,8 @@ def _ours(*more: str) -> System:
                 cwd=ROOT, env={**os.environ, "XDPU_RUNDIR": folder}, stderr=subprocess.DEVNULL)
             with _ending(loop):
                 _expect(loop, loop.stdout, '"start"')
+                if job.port in ("afpacket", "dpdk"):  # no XDP there either
+                    take_live_frames(job.node)
                 stats = Stats.open(Path(folder) / _NAME / "stats")
                 yield lambda: stats.total()["rx_packets"]
     return running
@@ -170,8 +172,8 @@ def _kernel(flag: XdpFlag) -> System:
     @contextmanager
     def attached(job: Job) -> Iterator[Counter]:
         with attach(job.action, job.node, flag, job.out):
-            if flag == XdpFlag.SKB_MODE:  # without XDP in its driver a veth takes live frames
-                in_ns(job.node.ns, "ethtool", "-K", job.node.ifname, "gro", "on")
+            if flag == XdpFlag.SKB_MODE:
+                take_live_frames(job.node)
             yield lambda: _driver_counter(job.node, "xdp_packets")
     return attached
 
@@ -194,8 +196,13 @@ def attach(example: str, end: End, flag: XdpFlag = XdpFlag.DRV_MODE,
 
 @contextmanager
 def _nothing(job: Job) -> Iterator[Counter]:
-    in_ns(job.node.ns, "ethtool", "-K", job.node.ifname, "gro", "on")  # or it takes no live frames
+    take_live_frames(job.node)
     yield lambda: _driver_counter(job.node, "xdp_packets")
+
+
+def take_live_frames(end: End) -> None:
+    """A veth without XDP in its driver does so only with GRO."""
+    in_ns(end.ns, "ethtool", "-K", end.ifname, "gro", "on")
 
 
 def _driver_counter(end: End, name: str) -> int:

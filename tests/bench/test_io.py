@@ -1,73 +1,125 @@
-"""bench.io: each system's loop is fed, counted and ended; what cannot be true is refused."""
+"""bench.io: every system does every action on its wires and is counted; what is wrong is said."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench import io
-from bench.samples import cpus
-from bench.traffic import Sent
+from bench import io, systems
+from bench.source import Sent
 from tests.privileges import needs_bpf
+from xdp_runtime.errors import ConfigError
 
-netns = [*needs_bpf(), pytest.mark.netns, pytest.mark.skipif(
+netns = [*needs_bpf(), pytest.mark.netns, pytest.mark.timeout(120), pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="source and loop need a CPU each")]
 needs_c = pytest.mark.skipif(
     not shutil.which("gcc") or not Path("/usr/include/xdp/xsk.h").exists(),
     reason="the loop is C: needs gcc and libxdp's headers")
+needs_iperf = pytest.mark.skipif(not shutil.which("iperf3"), reason="needs iperf3")
+
+TURNS = [("drop", name) for name in ("ours", "c", "native")] \
+    + [("tx", name) for name in ("ours", "ours-xsk", "c", "native", "generic")] \
+    + [("redirect", name) for name in ("ours", "c", "generic")] \
+    + [("pass", name) for name in ("ours-live", "ours-tap", "none")]
 
 
-def marked(system: str) -> object:
-    return pytest.param(system, marks=[*netns, needs_c] if system == "c" else netns)
+def marked(action: str, system: str) -> Any:
+    is_c = system == "c" or action == "pass"
+    return pytest.param(action, system, marks=[*netns, needs_c] if is_c else netns)
 
 
-@pytest.mark.parametrize("system", [marked(system) for system in io.SYSTEMS])
-@pytest.mark.parametrize("action", io.ACTIONS)
-def test_a_turn(system: str, action: str) -> None:
+@pytest.mark.parametrize(("action", "system"), [marked(*turn) for turn in TURNS])
+def test_a_turn(action: str, system: str) -> None:
     if system == "c":
-        assert io.build_c_loop() == ""
-    source, loop = cpus(2)
-    sample = io.turn(system, action, 0.1, source, loop)
-    assert 0 < sample["mpps"] <= sample["offered_mpps"] * 1.01
-    assert 0 < sample["taken"] <= 1
-    if action == "tx":
-        assert sample["returned"] > 0
-        assert sample["mpps"] == pytest.approx(
-            sample["offered_mpps"] * sample["returned"] / sample["received"] * sample["taken"],
-            rel=0.05)
-    else:
-        assert sample["returned"] < 100  # neighbours say hello
+        assert systems.build_c_loop() == ""
+    plan = io.Plan.on(seconds=0.05)
+    with io.path(system, action, plan) as (way, _):
+        flood = way.flood(plan.seconds)
+        assert flood["mpps"] > 0 and 0 < flood["taken"] <= 1
+        load = way.load(0.5, 5000, 0.05)
+    assert load["sent"] > 0
+    if action == "drop":
+        assert "p50_ns" not in load
+    elif load["lost"] < load["sent"]:
+        assert 0 < load["p50_ns"] <= load["p99_ns"] <= load["p999_ns"]
+        assert sum(load["histogram"].values()) == pytest.approx(load["sent"] - load["lost"], abs=64)
+
+
+@pytest.mark.parametrize(("port", "action"), [
+    pytest.param(port, action, marks=netns) for port, action in (
+        ("afpacket", "tx"), ("tap", "drop"), ("tap", "tx"))])
+def test_other_ports(port: str, action: str) -> None:
+    plan = io.Plan.on(port=port, seconds=0.05)
+    assert systems.of(action, port)[0][0] == "ours"
+    with io.path("ours", action, plan) as (way, _):
+        assert way.flood(plan.seconds)["taken"] > 0
+
+
+@pytest.mark.parametrize("queues", [pytest.param(2, marks=[*netns, pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 4, reason="two sources and two loops need four CPUs")])])
+def test_both_queues_get_packets(queues: int) -> None:
+    plan = io.Plan.on(queues, seconds=0.05)
+    assert [cpu % 2 for cpu in plan.source_cpus] == [0, 1]
+    with io.path("ours", "tx", plan) as (way, _):
+        assert way.flood(plan.seconds)["taken"] > 0
+        assert way.trial(4000, 0.05).sent > 0
+
+
+@pytest.mark.parametrize("action", [pytest.param("tx", marks=[*netns, needs_c])])
+def test_a_whole_run(action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert io.main(["--action", action, "--rounds", "1", "--seconds", "0.05", "--no-search",
+                    "--out", str(tmp_path), "-j"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "bench.json").read_text())
+    row, = result["rows"]
+    assert set(row["systems"]) == {"ours", "ours-xsk", "c", "native", "generic"}
+    assert len(row["ratios"]["ours/c"]) == 1 and result["source_mpps"][0] > 0
+    text = io.markdown(result)
+    assert "**tx**" in text and "The source alone" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
 def test_more_than_was_sent_is_no_figure() -> None:
-    sent = Sent(1000, 0.5)
-    for received in (0, 1200):
-        with pytest.raises(RuntimeError, match="1000 sent"):
-            io._judge("drop", sent, received, 0)
-    assert io._judge("tx", sent, 1010, 500)["mpps"] == pytest.approx(0.001)
-    assert io._judge("drop", sent, 500, 0)["taken"] == 0.5
+    class Played(io.Way):
+        def send(self, seconds: float, rate: float = 0.0) -> Sent:
+            return Sent(1000, 0.5)
+
+    counts = iter([0, *[1200] * 1000])
+    with pytest.raises(RuntimeError, match="1200 packets done of 1000 sent"):
+        Played([], lambda: next(counts), None).flood(0.5)
 
 
-def test_table() -> None:
-    spread = {"median": 2.0, "min": 1.0, "max": 3.0}
-    column = {"mpps": spread, "offered_mpps": spread, "taken": {**spread, "median": 0.5}}
-    row = {"action": "drop", "ours": column, "kernel": column, "ours_to_kernel": spread}
-    lines = io.markdown({"rows": [row]}).splitlines()
-    assert lines[-1] == "| drop | 2.00 (1.00-3.00) | - | 2.00 (1.00-3.00) | - | 2.0 | 50% |"
-    assert len({line.count("|") for line in lines}) == 1
+def test_who_was_the_limit_is_said() -> None:
+    flood = {"mpps": 2.0, "offered_mpps": 2.0, "taken": 0.999}
+    assert io.cells("ours", {"flood": [flood]})[1] == ">2.00 (2.00-2.00)"
+    assert io.cells("ours", {"flood": [flood | {"taken": 0.5}]})[1] == "2.00 (2.00-2.00)"
+    load = {"share": 0.1, "sent": 1000, "lost": 10, "p50_ns": 2000, "p99_ns": 4000,
+            "p999_ns": 9000}
+    searched = {"flood": [flood], "zero_loss_mpps": 1.5, "is_source": True, "loads": [load]}
+    assert io.cells("ours", searched)[3:] == [">1.50", "2 4 9, lost 1.00%"]
+
+
+def test_cpus() -> None:
+    with pytest.raises(ConfigError, match="need a source's and a loop's CPU each"):
+        io.Plan.on(1000)
+    plan = io.Plan.on(1, [0], [1])
+    assert plan.source_cpus == (0,) and plan.loop_cpus == (1,)
 
 
 def test_only_known_actions() -> None:
-    for argv in (["pass"], ["--cpus", "1"]):
-        with pytest.raises(SystemExit):
-            io.main(argv)
+    with pytest.raises(SystemExit):
+        io.main(["--action", "dance"])
 
 
 @pytest.mark.perf
-@pytest.mark.parametrize("action", [pytest.param(a, marks=[*netns, needs_c]) for a in io.ACTIONS])
+@pytest.mark.parametrize("action", [pytest.param(a, marks=[*netns, needs_c])
+                                    for a in ("drop", "tx", "redirect")])
 def test_beside_c(action: str) -> None:
-    result = io.run([action], 5, 1.0, cpus(2))
-    assert result["rows"][0]["ours_to_c"]["median"] >= 0.9
+    ratios = io.measure(action, io.Plan.on(search=False))["ratios"]
+    name = "ours/c" if action == "drop" else "ours-xsk/c"
+    assert sorted(ratios[name])[len(ratios[name]) // 2] >= 0.9

@@ -1,0 +1,82 @@
+"""bench.source and bench.sink: what is sent arrives, at its rate and stamped; stalls are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bench.sink import BUCKETS, FINE_BITS, Sink, percentile_ns, upper_ns
+from bench.source import Sent, Source, burst_of
+from tests.nets import VethPair
+from tests.privileges import needs_bpf
+
+netns = [*needs_bpf(), pytest.mark.netns, pytest.mark.timeout(60)]
+CPU = max(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[VethPair]:
+    with VethPair(subnet=233) as made:
+        yield made
+
+
+@pytest.mark.parametrize("rate", [pytest.param(rate, marks=netns) for rate in (0, 1000, 20_000)])
+def test_what_is_sent_arrives(pair: VethPair, rate: int) -> None:
+    with Sink(pair.b) as sink, Source(pair.a.ifname, pair.a.ns, CPU, dst_mac=pair.b.mac) as source:
+        for _ in range(2):  # one after the other by the same process
+            before = sink.read()
+            sent = source.send(0.1, rate)
+            arrived = sink.read().since(before)
+            assert arrived.packets == sent.frames > 0
+            assert sum(arrived.histogram) == (sent.frames if rate else 0)
+            if rate:
+                assert sent.frames <= rate * 0.1 + burst_of(rate)
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(0.4, marks=netns)])
+def test_a_source_that_stalls_is_told(pair: VethPair, seconds: float) -> None:
+    with Sink(pair.b), Source(pair.a.ifname, pair.a.ns, CPU, dst_mac=pair.b.mac) as source:
+        source.send(0.05, 1000)  # it is there, and warm
+        source.begin(seconds, 10_000)
+        time.sleep(seconds / 4)
+        os.kill(source.pid, signal.SIGSTOP)
+        time.sleep(seconds / 2)
+        os.kill(source.pid, signal.SIGCONT)
+        sent = source.wait()
+    assert sent.longest_gap_s > 0.1
+    assert any("the source stalled for" in text for text in sent.complaints())
+
+
+@pytest.mark.parametrize("ifname", [pytest.param("nosuch0", marks=netns)])
+def test_no_interface(pair: VethPair, ifname: str) -> None:
+    with pytest.raises(RuntimeError, match="interface nosuch0: there is none"):
+        Source(ifname, pair.a.ns, CPU)
+
+
+def test_complaints() -> None:
+    assert Sent(1000, 1.0, 1000.0, 0.001).complaints() == []
+    assert Sent(1000, 1.0).complaints() == []
+    assert "sent 0.001 of 0.002 Mpps" in Sent(1000, 1.0, 2000.0).complaints()[0]
+
+
+def test_bursts_are_as_small_as_the_rate_allows() -> None:
+    sizes = [burst_of(rate) for rate in (1e3, 1e5, 5e5, 1e6, 2e6, 1e7)]
+    assert sizes[0] == 1 and sizes == sorted(sizes) and sizes[-1] == 1024
+
+
+def test_percentiles() -> None:
+    histogram = [0] * BUCKETS
+    assert percentile_ns(histogram, 0.5) is None
+    for ns, count in ((10, 90), (1000, 9), (1_000_000, 1)):
+        exponent = ns.bit_length() - 1
+        fine = ns >> max(exponent - FINE_BITS, 0) & (1 << FINE_BITS) - 1
+        histogram[ns if exponent < FINE_BITS else exponent << FINE_BITS | fine] += count
+    assert percentile_ns(histogram, 0.5) == 11
+    for share, ns in ((0.99, 1000), (0.999, 1_000_000)):
+        found = percentile_ns(histogram, share)
+        assert found is not None and ns <= found <= ns * 1.07
+    assert [upper_ns(b) for b in (15, 64, 65, 79, 80)] == [16, 17, 18, 32, 34]
