@@ -3,9 +3,9 @@
     return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
 
 A queue without a socket passes its packets to the stack, and so does a filter (filter.py), which
-counts them.  The program is attached by a BPF link,
-which the kernel removes with the process, however that ends.  libxdp's own dispatcher is not used:
-it is a program of type EXT, which many kernels refuse, and nobody else shares our hook.
+counts them.  The program is attached by a BPF link, which the kernel removes with the process,
+however that ends.  libxdp's dispatcher is not joined, where there is one: it is made of programs of
+type EXT, which not every kernel loads, and behind others ours would not see what they took.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from afxdp import native
 from afxdp.filter import Node, to_assembly
 from afxdp.hints import to_assembly as hints_assembly
 from afxdp.interface import Interface
+from dataplane.attached import whose
 from xdp_runtime import isa
 from xdp_runtime.asm import assemble
 from xdp_runtime.bpf_syscall import (
@@ -208,9 +209,8 @@ def _refusal(error: OSError, interface: Interface, mode: str) -> PortError:
     name, why, mend = interface.name, os.strerror(error.errno or 0), ""
     match error.errno:
         case errno.EBUSY | errno.EEXIST:
-            other = _attached_id(interface.ifindex)
-            why = f"another XDP program is attached{f' (id {other})' if other else ''}"
-            mend = f"ip link set dev {name} xdp off, or end the process that holds its link"
+            who, mend = whose(name, _attached_id(interface.ifindex))
+            why = f"another XDP program is attached{who}"
         case errno.EOPNOTSUPP:
             why, mend = f"{interface.driver} has no native XDP", "use --xdp-mode generic"
         case errno.ENOSPC:

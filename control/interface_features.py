@@ -13,6 +13,7 @@ from pathlib import Path
 from control.features import Answer, Probe
 from dataplane import hostnet
 from dataplane import netlink as nl
+from dataplane.attached import whose
 from dataplane.netdev import (
     XDP_BASIC,
     XDP_HW,
@@ -103,7 +104,7 @@ def interface_probes(iface: str) -> list[Probe]:
         Probe("mtu", lambda: check_mtu(it), f"ip link set {name} mtu {mtu_limit(it)}"
                                             ", or a program of section xdp.frags"),
         Probe("numa_node", lambda: check_numa(it), ""),
-        Probe("xdp_free", lambda: check_attached(it), f"ip link set {name} xdp off"),
+        Probe("xdp_free", lambda: check_attached(it), whose(name, it.xdp_prog_id)[1]),
     ]
 
 
@@ -179,4 +180,5 @@ def check_attached(it: Interface) -> Answer:
     modes = {1: "native", 2: "skb", 3: "hw", 4: "several modes"}
     if not it.xdp_mode:
         return True, "no XDP program attached"
-    return False, f"program id {it.xdp_prog_id} is attached, {modes.get(it.xdp_mode, '?')}"
+    return False, f"a program is attached{whose(it.link.name, it.xdp_prog_id)[0]}, " \
+        + modes.get(it.xdp_mode, "?")

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import cache
@@ -39,9 +40,13 @@ class Cmd(IntEnum):
     MAP_GET_NEXT_KEY = 4
     PROG_LOAD = 5
     PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
+    OBJ_GET_INFO_BY_FD = 15
     MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_FREEZE = 22
     LINK_CREATE = 28
+    LINK_GET_FD_BY_ID = 30
+    LINK_GET_NEXT_ID = 31
 
 
 class ProgType(IntEnum):
@@ -248,6 +253,31 @@ def prog_test_run(fd: int, data: bytes, repeat: int = 1, ctx: bytes = b"", out_b
     bpf(Cmd.PROG_TEST_RUN, attr)
     retval, _, size_out, _, _, _, duration_ns = struct.unpack_from("=IIIQQII", attr, 4)
     return TestRun(retval, data_out.raw[:size_out], ctx_out.raw[:len(ctx)], duration_ns)
+
+
+def info_by_id(get: Cmd, number: int, size_bytes: int) -> bytes:
+    """The first bytes of struct bpf_prog_info or bpf_link_info of the object with that id.  Raises
+    OSError: ENOENT when it is gone."""
+    fd = bpf(get, _pack("III", number, 0, 0))
+    try:
+        out = _buffer(size_bytes)
+        bpf(Cmd.OBJ_GET_INFO_BY_FD, _pack("IIQ", fd, size_bytes, ctypes.addressof(out)))
+        return out.raw[:size_bytes]
+    finally:
+        os.close(fd)
+
+
+def link_ids() -> Iterator[int]:
+    """Ids of all BPF links of this machine, as far as one may see them."""
+    attr = _pack("III", 0, 0, 0)
+    while True:
+        try:
+            bpf(Cmd.LINK_GET_NEXT_ID, attr)
+        except FileNotFoundError:
+            return
+        number, = struct.unpack_from("=I", attr, 4)
+        yield number
+        attr = _pack("III", number, 0, 0)
 
 
 def link_create(prog_fd: int, target: int, attach_type: int, flags: int = 0) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -132,8 +133,10 @@ def test_another_program(wire: VethPair) -> None:
         attached = link(wire.a)["xdp"]["prog"]["id"]
         for mode in ("native", "generic", "auto"):
             said = refuses(wire.a, mode=mode)
-            assert said == (f"IFACE: another XDP program is attached (id {attached}) (ip link set "
-                            "dev IFACE xdp off, or end the process that holds its link)")
+            assert re.fullmatch(
+                rf"IFACE: another XDP program is attached \(xdpu_redirect id {attached} held by "
+                r"link (\d+)\) \(end the process that holds it, see: bpftool link show id \1\)",
+                said)
         assert not first.finished() and link(wire.a)["xdp"]["prog"]["id"] == attached
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -343,8 +344,10 @@ def test_a_queue_that_is_bound_already(net: VethPair) -> None:
 def test_an_xdp_program_that_is_attached_already(net: VethPair) -> None:
     in_ns(net.b.ns, "ip", "link", "set", net.b.ifname, "xdp", "obj", example("pass"), "sec", "xdp")
     try:
-        assert refused(net, "--iface", net.b.ifname).startswith(
-            f"xdpu: {net.b.ifname}: another XDP program is attached (id ")
+        name = net.b.ifname
+        assert re.fullmatch(
+            rf"xdpu: {name}: another XDP program is attached \((\w+ )?id \d+\) "
+            rf"\(ip link set dev {name} xdp off\)\n", refused(net, "--iface", name))
     finally:
         in_ns(net.b.ns, "ip", "link", "set", net.b.ifname, "xdp", "off")
 

@@ -1,0 +1,47 @@
+"""Whose XDP program is on an interface, and what takes it off."""
+
+from __future__ import annotations
+
+import struct
+
+from xdp_runtime.bpf_syscall import Cmd, info_by_id, link_ids
+
+_NAME_AT, _NAME_BYTES = 64, 16  # in struct bpf_prog_info
+_LINK = struct.Struct("=4I I")  # of struct bpf_link_info: type, id, prog_id, padding; xdp.ifindex
+_LINK_XDP = 6  # BPF_LINK_TYPE_XDP
+_DISPATCHER = "xdp_dispatcher"  # libxdp's, which runs several programs in turn
+
+
+def whose(ifname: str, program: int) -> tuple[str, str]:
+    """What is said of the program with this id, "" for 0, and how to take it off the interface."""
+    name, link = _name(program), _link(program)
+    words = " ".join(filter(None, (name, f"id {program}" if program else "",
+                                   f"held by link {link}" if link else "")))
+    if name == _DISPATCHER:
+        mend = f"xdp-loader unload {ifname} --all"
+    elif link:
+        mend = f"end the process that holds it, see: bpftool link show id {link}"
+    else:
+        mend = f"ip link set dev {ifname} xdp off"
+    return f" ({words})" if words else "", mend
+
+
+def _name(program: int) -> str:
+    try:
+        info = info_by_id(Cmd.PROG_GET_FD_BY_ID, program, _NAME_AT + _NAME_BYTES)
+    except OSError:  # it ended meanwhile, or one may not look
+        return ""
+    return info[_NAME_AT:].split(b"\0")[0].decode("ascii", "replace")
+
+
+def _link(program: int) -> int:
+    """Id of the link that keeps it on an interface; 0 where it was attached by netlink."""
+    try:
+        for number in link_ids():
+            kind, _, prog_id, _, _ = _LINK.unpack(
+                info_by_id(Cmd.LINK_GET_FD_BY_ID, number, _LINK.size))
+            if kind == _LINK_XDP and prog_id == program:
+                return number
+    except OSError:
+        return 0
+    return 0
