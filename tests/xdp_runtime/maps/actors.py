@@ -3,9 +3,10 @@
     python -m tests.xdp_runtime.maps.actors [--seconds 30] [--keys 5000] [FAMILY...]
 
 Key i belongs to actor i % 5, who alone writes it and knows what must be there; all look at all
-keys.  A value is (i, random).  A worker holds the pointer that the first lookup of its batch gave
-until the batch's end, and finds the same i there all the time, whatever happened to the key
-meanwhile.  Of a queue or stack, what was pushed less what was popped is what remains.
+keys.  A value is (i, random), of a map of targets a number.  A worker holds the pointer that the
+first lookup of its batch gave until the batch's end, and finds the same i there all the time,
+whatever happened to the key meanwhile.  Of a queue or stack, what was pushed less what was popped
+is what remains; a filter has all that was pushed.  Rings are ring_actors.py's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 from tests.xdp_runtime.maps.loops import compile_loops
 from xdp_runtime import state as st
+from xdp_runtime.maps.dev import allow
 from xdp_runtime.maps.map import Map
 from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.object import MapFlag, MapSpec, MapType
@@ -33,8 +35,11 @@ WORKERS, ACTORS, KEYS = 4, 5, 5000
 PER_CPU = (MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY)
 ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 KEYLESS = (MapType.QUEUE, MapType.STACK)
+TARGETS = (MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.CPUMAP, MapType.XSKMAP)
+NUMBERS = 62  # that a target may have
 FAMILIES = (MapType.HASH, MapType.LRU_HASH, MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH,
-            MapType.LPM_TRIE, MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.QUEUE, MapType.STACK)
+            MapType.LPM_TRIE, MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.QUEUE, MapType.STACK,
+            MapType.BLOOM_FILTER, *TARGETS)
 # u64 each
 LOST, WRONG, HELD, REFUSED, DONE, PUSHED, POPPED, HITS = range(8)
 
@@ -149,7 +154,97 @@ def _keyless(kind: MapType) -> Template:
     return Template(f"actor_{kind.name.lower()}", factory, "i64(ptr, ptr, ptr, i64, i64, i64)")
 
 
+def _targets(kind: MapType, keys: int) -> Template:
+    hashed = kind == MapType.DEVMAP_HASH
+
+    def factory(m: Any) -> Any:
+        peek = m.symbol("map.0.peek", "ptr(i64, ptr)")
+        update = m.symbol("map.0.update", "i64(i64, ptr, ptr, i64)")
+        delete = m.symbol("map.0.delete", "i64(i64, ptr)")
+        enter, leave = m.extern(ENTER), m.extern(LEAVE)
+
+        def actor(counts, memory, model, me, seed, rounds):  # type: ignore
+            key, value = m.gep(m.alloca(8), 0), m.gep(m.alloca(8), 0)
+            state = seed
+            for n in range(rounds):
+                if hashed and me < WORKERS and n & 63 == 0:
+                    enter(memory)
+                state = m.add(m.mul(state, 6364136223846793005), 1442695040888963407)
+                i = m.lshr(state, 33) % keys
+                action = m.lshr(state, 7) & 7
+                if action > 2:
+                    i = i - i % ACTORS + me
+                m.store_u32(key, 0, i)
+                mine = i % ACTORS == me
+                known = m.load_u64(model, i << 3)
+                if action < 5:
+                    found = peek(me, key)
+                    if mine:
+                        if m.is_null(found):
+                            if known != 0:
+                                m.atomic_add_u64(counts, 0, 1)
+                        else:
+                            m.atomic_add_u64(counts, 56, 1)
+                            if m.relaxed_u32(found, 0) != known:
+                                m.atomic_add_u64(counts, 8, 1)
+                elif action < 7:
+                    known = m.urem(m.lshr(state, 20), NUMBERS) + 1
+                    m.store_u32(value, 0, known)
+                    if update(me, key, value, 0) != 0:
+                        m.atomic_add_u64(counts, 24, 1)
+                    else:
+                        m.store_u64(model, i << 3, known)
+                else:
+                    status = delete(me, key)
+                    if (status == 0) != (known != 0 or not hashed):
+                        m.atomic_add_u64(counts, 0, 1)
+                    m.store_u64(model, i << 3, 0)
+                if hashed and me < WORKERS and n & 63 == 63:
+                    leave(memory)
+            m.atomic_add_u64(counts, 32, rounds)
+            return state
+
+        return actor
+
+    return Template(f"actor_{kind.name.lower()}", factory, "i64(ptr, ptr, ptr, i64, i64, i64)",
+                    (ENTER, LEAVE))
+
+
+def _filter(keys: int) -> Template:
+    def factory(m: Any) -> Any:
+        push = m.symbol("map.0.push_elem", "i64(i64, ptr, i64)")
+        peek = m.symbol("map.0.peek_elem", "i64(i64, ptr)")
+
+        def actor(counts, memory, model, me, seed, rounds):  # type: ignore
+            value = m.gep(m.alloca(16), 0)
+            m.zero(value, 16)
+            state = seed
+            for _ in range(rounds):
+                state = m.add(m.mul(state, 6364136223846793005), 1442695040888963407)
+                i = m.lshr(state, 33) % keys
+                i = i - i % ACTORS + me
+                m.store_u64(value, 0, i)
+                if m.lshr(state, 7) & 63 == 0:
+                    if push(0, value, 0) != 0:
+                        m.atomic_add_u64(counts, 24, 1)
+                    m.store_u64(model, i << 3, 1)
+                elif peek(0, value) == 0:
+                    m.atomic_add_u64(counts, 56, 1)
+                elif m.load_u64(model, i << 3) != 0:
+                    m.atomic_add_u64(counts, 0, 1)
+            m.atomic_add_u64(counts, 32, rounds)
+            return state
+
+        return actor
+
+    return Template("actor_bloom_filter", factory, "i64(ptr, ptr, ptr, i64, i64, i64)")
+
+
 def _spec(kind: MapType, keys: int = KEYS) -> MapSpec:
+    if kind in TARGETS:
+        return MapSpec("m", kind, 4, 4, keys)
+    if kind == MapType.BLOOM_FILTER:
+        return MapSpec("m", kind, 0, 16, keys)
     if kind in KEYLESS:
         return MapSpec("m", kind, 0, 16, 1000)
     flags = MapFlag.NO_PREALLOC if kind == MapType.LPM_TRIE else 0
@@ -158,7 +253,9 @@ def _spec(kind: MapType, keys: int = KEYS) -> MapSpec:
 
 def _compile(one: Map) -> Any:
     kind = MapType(one.spec.type)
-    template = _keyless(kind) if kind in KEYLESS else _keyed(kind, one.spec.max_entries)
+    keys = one.spec.max_entries
+    template = (_keyless(kind) if kind in KEYLESS else _targets(kind, keys) if kind in TARGETS
+                else _filter(keys) if kind == MapType.BLOOM_FILTER else _keyed(kind, keys))
     return compile_loops(one, template)[template.name]
 
 
@@ -186,6 +283,8 @@ def run(kind: MapType, seconds: float, keys: int = KEYS) -> dict[str, int]:
 
 
 def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int]:
+    if kind in TARGETS:
+        allow(one, range(1, NUMBERS + 1))
     work = _compile(one)
     page = (ctypes.c_uint64 * (16 * WORKERS))()  # workers' memory, as far as a batch needs it
     blocks = []
@@ -208,7 +307,7 @@ def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int
         thread.start()
     iterated = 0
     while any(thread.is_alive() for thread in threads):
-        if kind in KEYLESS:
+        if kind in (*KEYLESS, MapType.BLOOM_FILTER):
             time.sleep(0.01)
         else:
             iterated += sum(1 for _ in one)
@@ -223,6 +322,10 @@ def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int
         while (value := one.pop()) is not None:
             rest += int.from_bytes(value[:8], "little")
         assert (total[PUSHED] - total[POPPED] - rest) % (1 << 64) == 0, "lost"
+    elif kind == MapType.BLOOM_FILTER:
+        for i in range(one.spec.max_entries):
+            inside = one.may_contain(i.to_bytes(16, "little"))
+            assert inside or not results[i % ACTORS][1][i], f"value {i}"
     else:
         for i in range(one.spec.max_entries):
             known = results[i % ACTORS][1][i]
@@ -231,10 +334,14 @@ def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int
                 found = found[(i % ACTORS) & 3]
             if kind in ARRAYS and known == 0:
                 continue
-            wanted = i.to_bytes(8, "little") + known.to_bytes(8, "little") if known else None
+            if kind in TARGETS:
+                wanted = known.to_bytes(4, "little") if known else None
+            else:
+                wanted = i.to_bytes(8, "little") + known.to_bytes(8, "little") if known else None
             assert found == wanted, f"key {i}"
         keys = list(one.keys())
-        assert len(keys) == len(set(keys)) == len(one)
+        assert len(keys) == len(set(keys))
+        assert len(keys) == len(one)
     early = one.reused_early if one.has_pools else 0
     assert total[LOST] == 0, total
     # where a worker was off its CPU for so long that others used up all spare elements

@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from tests.xdp_runtime.maps import actors
+from tests.xdp_runtime.maps import actors, ring_actors
 from tests.xdp_runtime.maps.traces import compiled_map
 from xdp_runtime.maps.map import Map
 from xdp_runtime.maps.pool import EPOCH, spare
@@ -74,3 +74,8 @@ def test_more_than_there_is_in_one_batch() -> None:
 def test_workers_and_another_process_lose_nothing(kind: MapType) -> None:
     found = actors.run(kind, 1.0)
     assert found["operations"] > 100_000
+
+
+@pytest.mark.parametrize("kind", ring_actors.FAMILIES, ids=lambda kind: kind.name)
+def test_records_arrive_once_and_in_order(kind: MapType) -> None:
+    assert ring_actors.run(kind, 1.0)["records"] > 100
