@@ -57,9 +57,8 @@ lint: venv
 	.venv/bin/lint-imports --config setup.cfg --no-logo || status=1; \
 	exit $$status
 
-bench: venv
-	@if [ -e bench/__main__.py ]; then $(PY) -m bench; else \
-		echo 'bench: there is nothing to run yet (bench/__main__.py)' >&2; exit 1; fi
+bench: venv apt-test
+	@$(PY) -m bench
 
 examples: apt-test
 	$(MAKE) -C examples
@@ -95,7 +94,7 @@ venv: apt .venv/installed
 	@echo 'venv: installing xdpu and what it needs into .venv'
 	@$(PY) -m pip install -q --disable-pip-version-check 'setuptools>=77' 'cffi>=2.0'
 	@PYTHONWARNINGS=ignore $(PY) -m pip install -q --disable-pip-version-check --root-user-action ignore \
-		--no-build-isolation -e '.[test,dev]'
+		--no-build-isolation -e '.[test,dev,bench]'
 	@# pip keeps to itself what setup.py says: ask why the extension was not built.
 	@ls afxdp/_native*.so >/dev/null 2>&1 || $(PY) -c \
 		'import runpy; runpy.run_path("afxdp/_build.py")["is_installed"]()'

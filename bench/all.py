@@ -1,89 +1,154 @@
-"""All benches, one after the other, and their tables.
+"""All benches, one after the other: a record, a page with plots, and tables.
 
-    python -m bench.all [BENCH...] [--quick] [--readme] [--from FILE]
+    python -m bench [BENCH...] [--quick] [--readme] [--out DIR] [--from FILE]
 
-Writes bench/results/<date>.json and prints Markdown.  `--readme` puts that between the markers
-`<!-- bench -->` and `<!-- /bench -->` of README.md; `--from` takes an earlier result instead of
-measuring.  `--quick` shows that everything runs: its figures are worth nothing.
+Writes bench/results/<date>.json and .html, or DIR/bench.json and bench.html, after every bench, and
+prints Markdown.  `--readme` puts that between the markers `<!-- bench -->` and `<!-- /bench -->` of
+README.md; `--from` takes an earlier result instead of measuring.  `--quick` shows that everything
+runs: its figures are worth nothing.
 
-A bench that cannot run here (no privilege, no libxdp) is told and left out; one whose programs do
-not agree with the kernel makes the exit code 1.
+A bench that cannot run here (no privilege, no libxdp, no clang) is told and left out; one whose
+programs do not agree with the kernel makes the exit code 1.  Ctrl-C ends with what there is, and
+exit code 130.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cases, io, prog, start
-from bench.samples import ROOT, cpus, machine
+from bench import cases, io, maps, prog, start, uxdp
+from bench.page import page
+from bench.record import NAME, PAGE, interruptible, write
+from bench.samples import ROOT, cpus, describe, machine, pinned
 from xdp_runtime.errors import XdpuError
 
 RESULTS = ROOT / "bench" / "results"
 OPEN, CLOSE = "<!-- bench -->", "<!-- /bench -->"
+FLOWS = (1, 65_536, 1_048_576)
+_QUICK = prog.Plan(2_000, 3)
 Result = dict[str, Any]
 
-_TITLES = {
-    "prog": ("A packet through a program", "Net nanoseconds a packet on one CPU, same object and "
-             "packet, the cost of each harness subtracted; the ratio is the median of paired "
-             "rounds with its range, and `-` where the kernel's figure is too small to divide by."),
-    "io": ("Packets through an interface", "A source on one CPU, a loop on another, fresh "
-           "interfaces and sockets each round, medians with their range; then the rate without "
-           "loss, and latencies at 10, 50 and 90 % of it. XDP in the kernel runs on the source's "
-           "CPU. `>`: the source was the limit, not what was measured."),
-    "start": ("From nothing to the first packet", "`xdpu run` on a veth, from the start of the "
-              "process; cold is an empty compile cache."),
+
+def _micro(quick: bool) -> Result:
+    """Raises RuntimeError without clang: the programs are C."""
+    if shutil.which("clang") is None:
+        raise RuntimeError("needs clang")
+    from bench.micro.cases import choose
+    from bench.micro.measure import measure as measure_micro
+
+    cpu, records = cpus(1)[0], []
+    with pinned(cpu), tempfile.TemporaryDirectory() as where:
+        for micro in choose(["mac_swap", "percpu_counter"] if quick else []):
+            records += measure_micro(micro, Path(where), *((2_000, 2) if quick else (200_000, 5)))
+    return {"bench": "micro", "on_cpu": cpu, "records": records}
+
+
+def _micro_markdown(result: Mapping[str, Any]) -> str:
+    from bench.micro.records import markdown as table
+
+    return table(result["records"])
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """`text` says what the figures are; `run` takes whether it is quick; `table` is Markdown, in
+    the report alone if it is too long for README."""
+
+    title: str
+    text: str
+    run: Callable[[bool], Result]
+    table: Callable[[Mapping[str, Any]], str]
+    is_long: bool = False
+
+
+_PROG_TEXT = ("Net nanoseconds a packet on one CPU, same object and packet, the cost of each "
+              "harness subtracted; the ratio is the median of paired rounds with its 95% interval, "
+              "and `-` where the kernel's figure is too small to divide by.")
+BENCHES = {
+    "prog": Bench(
+        "A packet through a program", _PROG_TEXT, lambda quick: prog.run(
+            cases.CASES, _QUICK if quick else prog.Plan(cold=True), cpus(1)[0]), prog.markdown),
+    "uxdp": Bench(
+        "The programs of the uXDP paper", "Our own versions of its thirteen programs "
+        "(bench/uxdp), measured as those above; also with a cold cache, and with the packet as "
+        "many flows.", lambda quick: prog.run(
+            uxdp.CASES, _QUICK if quick else prog.Plan(cold=True, flows=FLOWS), cpus(1)[0]),
+        prog.markdown),
+    "io": Bench(
+        "Packets through an interface", "A source on one CPU, a loop on another, fresh interfaces "
+        "and sockets each round, medians with their range; then the rate without loss, and "
+        "latencies at 10, 50 and 90 % of it. XDP in the kernel runs on the source's CPU. `>`: the "
+        "source was the limit, not what was measured.", lambda quick: io.run(
+            io.ACTIONS, io.Plan.on(rounds=1 if quick else 5, seconds=0.2 if quick else 1.0,
+                                   search=not quick)), io.markdown),
+    "maps": Bench(
+        "Operations of maps", "Nanoseconds an operation inside a program, on a key at random of "
+        "65,536; the loop around it subtracted; the least of five rounds in turns.",
+        lambda quick: maps.run(1 if quick else 5, 64 if quick else 1 << 16), maps.markdown, True),
+    "micro": Bench(
+        "One thing at a time", "Nanoseconds a packet of small programs, beside the kernel's JIT "
+        "and native C (bench/micro).", _micro, _micro_markdown, True),
+    "start": Bench(
+        "From nothing to the first packet", "`xdpu run` on a veth, from the start of the process; "
+        "cold is an empty compile cache.", lambda quick: start.run(
+            ["drop"] if quick else ["drop", "demo"], 1 if quick else 5, phases=not quick),
+        start.markdown),
 }
-_MARKDOWN: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "prog": prog.markdown, "io": io.markdown, "start": start.markdown}
 
 
-def measure(names: Sequence[str], quick: bool) -> Result:
-    """Everything as one record; what could not run is in `missing`."""
-    two = cpus(2)
-    benches: dict[str, Callable[[], Result]] = {
-        "prog": lambda: prog.run(cases.CASES, prog.Plan(*((10_000, 3) if quick else ())), two[0]),
-        "io": lambda: io.run(io.ACTIONS, io.Plan.on(
-            rounds=1 if quick else 5, seconds=0.2 if quick else 1.0, search=not quick)),
-        "start": lambda: start.run(["drop"] if quick else ["drop", "demo"], 1 if quick else 5,
-                                   phases=not quick),
-    }
-    result: Result = {"quick": quick, "machine": machine(), "benches": {}, "missing": {}}
-    for name in names:
+def measure(names: Sequence[str], quick: bool,
+            told: Callable[[Result], None] = lambda result: None) -> Result:
+    """Everything as one record; what could not run is in `missing`, Ctrl-C in `interrupted`."""
+    result: Result = {"quick": quick, "machine": machine(), "benches": {}, "missing": {},
+                      "interrupted": False, "waiting": []}
+    for at, name in enumerate(names):
         print(f"bench.all: {name} ...", file=sys.stderr, flush=True)
+        began = time.monotonic()
         try:
-            result["benches"][name] = benches[name]()
+            with interruptible():
+                one = BENCHES[name].run(quick)
+        except KeyboardInterrupt:
+            one = {"interrupted": True}
         except (RuntimeError, OSError, XdpuError) as error:
             result["missing"][name] = str(error)
             print(f"bench.all: without {name}: {error}", file=sys.stderr)
+            continue
+        if "rows" in one or "records" in one:
+            result["benches"][name] = {**one, "took_s": round(time.monotonic() - began, 1)}
+        if one.get("interrupted"):
+            result |= {"interrupted": True, "waiting": list(names[at:])}
+        told(result)
+        if result["interrupted"]:
+            break
     return result
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+def markdown(result: Mapping[str, Any], *, is_brief: bool = False) -> str:
+    """All tables; briefly, without the long ones."""
     parts = []
     if result["quick"]:
         parts.append("**A quick run, to see that the benches work: these are not figures.**")
+    if result.get("interrupted"):
+        parts.append(f"**Interrupted. Not or not all measured: {', '.join(result['waiting'])}.**")
     for name, one in result["benches"].items():
-        title, text = _TITLES[name]
-        parts += [f"**{title}.** {text}", _MARKDOWN[name](one)]
+        bench = BENCHES[name]
+        if is_brief and bench.is_long:
+            continue
+        parts += [f"**{bench.title}.** {bench.text}", bench.table(one)]
     parts += [f"Not measured: {name} ({why})." for name, why in result["missing"].items()]
+    for name, one in result["benches"].items():
+        parts += [f"{name}: {text}." for text in prog.noisy(one.get("rows", []))]
     parts.append(describe(result["machine"]))
     return "\n\n".join(parts) + "\n"
-
-
-def describe(about: Mapping[str, Any]) -> str:
-    """One sentence on the machine, with what makes kernel helper calls dear on it."""
-    mitigations = [f"{name}: {state}" for name, state in about["mitigations"].items()
-                   if state != "Not affected"]
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    return (f"Measured {about['date'][:10]} at {about['commit']} on {about['cpu']}, "
-            f"{about['cpus']} CPUs{' of a virtual machine' if about['virtual'] else ''}, "
-            f"{about['kernel']}, Python {about['python']}, {versions}; load before "
-            f"{about['load'][0]}. Mitigations: {'; '.join(mitigations) or 'none'}.")
 
 
 def put_into(text: str, table: str) -> str:
@@ -95,43 +160,69 @@ def put_into(text: str, table: str) -> str:
     return f"{before}{OPEN}\n{table}{CLOSE}{after}"
 
 
-def save(result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    folder.mkdir(exist_ok=True)
-    stamp = result["machine"]["date"][:16].replace(":", "")
-    path = folder / f"{stamp}{'-quick' if result['quick'] else ''}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+def save(result: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """The JSON's path; the page lies beside it.  Raises OSError."""
+    if folder is None:
+        RESULTS.mkdir(exist_ok=True)
+        stamp = result["machine"]["date"][:16].replace(":", "")
+        path = RESULTS / f"{stamp}{'-quick' if result['quick'] else ''}.json"
+        where = path.with_suffix(".html")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        path, where = folder / NAME, folder / PAGE
+    write(path, json.dumps(result, indent=1) + "\n")
+    write(where, page(result))
     return path
 
 
 def disagrees(result: Mapping[str, Any]) -> bool:
-    return not all(row["ok"] for row in result["benches"].get("prog", {"rows": []})["rows"])
+    benches = result["benches"]
+    return (any(not row.get("ok", True) for name in ("prog", "uxdp") if name in benches
+                for row in benches[name]["rows"])
+            or any("mismatch" in one for one in benches.get("micro", {}).get("records", [])))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench.all", description="all benches")
-    parser.add_argument("benches", nargs="*", metavar="BENCH", help=f"of {', '.join(_TITLES)}")
+    parser = argparse.ArgumentParser(prog="xdpu bench all", description="all benches, as a report")
+    parser.add_argument("benches", nargs="*", metavar="BENCH", help=f"of {', '.join(BENCHES)}")
     parser.add_argument("--quick", action="store_true", help="see that they run")
     parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--out", type=Path, help="folder for bench.json and bench.html")
     parser.add_argument("--from", dest="file", type=Path, help="a result to show instead")
     args = parser.parse_args(argv)
-    unknown = set(args.benches) - set(_TITLES)
+    unknown = set(args.benches) - set(BENCHES)
     if unknown:
         parser.error(f"no bench {', '.join(sorted(unknown))}")
+    failures: list[str] = []
+
+    def keep(result: Result) -> None:
+        try:
+            path = save(result, args.out)
+        except OSError as error:
+            failures.append(f"not written: {error}")
+            print(f"bench.all: {failures[-1]}", file=sys.stderr)
+        else:
+            print(f"bench.all: {path}", file=sys.stderr)
+
     if args.file:
         result = json.loads(args.file.read_text())
+        if args.out:
+            keep(result)
     else:
-        result = measure(args.benches or list(_TITLES), args.quick)
-        print(f"bench.all: {save(result)}", file=sys.stderr)
+        result = measure(args.benches or list(BENCHES), args.quick, keep)
     table = markdown(result)
     print(table, end="")
     if args.readme:
         readme = ROOT / "README.md"
         try:
-            readme.write_text(put_into(readme.read_text(), table))
+            readme.write_text(put_into(readme.read_text(),
+                                        markdown(result, is_brief=True)))
         except (OSError, ValueError) as error:
             print(f"bench.all: {readme.name}: {error}", file=sys.stderr)
             return 1
-    return 1 if disagrees(result) else 0
+    if result.get("interrupted"):
+        return 130
+    return 1 if disagrees(result) or failures else 0
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def measure(what: str, rounds: int) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.compile_time", description=__doc__,
+    parser = argparse.ArgumentParser(prog="xdpu bench load", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", default=_DEFAULT)
     parser.add_argument("--rounds", type=int, default=3)

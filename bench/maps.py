@@ -19,7 +19,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,8 +230,24 @@ def _together(side: Side, count: int, seconds: float) -> float:
     return sum(runs / taken for runs, taken in done)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.maps")
+def run(rounds: int, entries: int = 1 << 16) -> dict[str, Any]:
+    """All types, as a result with a row each: {operation: [ns here, ns in the kernel]}."""
+    rows = [{"name": kind.name, "operations": {
+        what: list(both) for what, both in one_operation(spec_of(kind, entries), rounds).items()}}
+        for kind in (*_KEYED, *_KEYLESS)]
+    return {"bench": "maps", "rounds": rounds, "entries": entries, "rows": rows}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    lines = ["| map | operation | kernel ns | ours ns |", "|---|---|---:|---:|"]
+    lines += [f"| {row['name']} | {what} | {kernel:.1f} | {ours:.1f} |" for row in result["rows"]
+              for what, (ours, kernel) in row["operations"].items()]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="xdpu bench maps", description="ns an operation on a "
+                                     "map, here and in the kernel")
     parser.add_argument("types", nargs="*")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--entries", type=int, default=1 << 16)
@@ -240,7 +256,7 @@ def main() -> int:
     parser.add_argument("--operation", choices=[name for name in OPERATIONS if name != "nothing"])
     parser.add_argument("--side", choices=("here", "kernel"))
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     results: dict[str, Any] = {}
     if args.scaling:
         for name in args.types or ["HASH", "PERCPU_HASH", "PERCPU_ARRAY", "ARRAY"]:

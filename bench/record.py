@@ -1,4 +1,5 @@
-"""What a bench found, as JSON in a folder: written after every row, so that an end loses nothing.
+"""What a bench found, as JSON in a folder, written after every row, so that an end loses nothing;
+and a page of it at the end.
 
 A folder that cannot be written to is told before anything is measured; a disk that fills up while
 measuring is told once, and the figures stay on the terminal.
@@ -18,7 +19,7 @@ from typing import Any
 
 from xdp_runtime.errors import ConfigError
 
-NAME = "bench.json"
+NAME, PAGE = "bench.json", "bench.html"
 
 
 @contextmanager
@@ -50,7 +51,7 @@ class Record:
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write(self.folder / NAME, json.dumps({"complete": False}))
+                write(self.folder / NAME, json.dumps({"complete": False}))
             except OSError as error:
                 raise ConfigError(f"--out {folder}", "cannot be written to: "
                                   f"{error.strerror or error}") from error
@@ -71,10 +72,17 @@ class Record:
         """All of it; what could not be written is in `unwritten`."""
         self.is_complete = not self.is_interrupted
         self._save()
+        if self.folder is not None and not self.failure:
+            from bench.page import page
+
+            try:
+                write(self.folder / PAGE, page(self.result()))
+            except OSError as error:
+                self._fail(error)
         return self.result()
 
     def result(self) -> dict[str, Any]:
-        written = [str(self.folder / NAME)] if self.folder is not None else []
+        written = [str(self.folder / name) for name in (NAME, PAGE)] if self.folder else []
         return {**self.header, "complete": self.is_complete, "interrupted": self.is_interrupted,
                 "waiting": self.waiting, "notes": self.notes, "rows": self.rows,
                 "written": written if not self.failure else [], "unwritten": self.failure}
@@ -83,7 +91,7 @@ class Record:
         if self.folder is None or self.failure:
             return
         try:
-            _write(self.folder / NAME, json.dumps(self.result(), indent=1) + "\n")
+            write(self.folder / NAME, json.dumps(self.result(), indent=1) + "\n")
         except OSError as error:
             self._fail(error)
 
@@ -93,7 +101,7 @@ class Record:
               "here", file=sys.stderr, flush=True)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """As a whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -90,6 +90,17 @@ def machine() -> dict[str, Any]:
         "versions": {name: _version(name) for name in ("xdpu", "llvmlite", "numba")},
         "commit": _commit(),
     }
+
+
+def describe(about: Mapping[str, Any]) -> str:
+    """One sentence on the machine, with what makes kernel helper calls dear on it."""
+    mitigations = [f"{name}: {state}" for name, state in about["mitigations"].items()
+                   if state != "Not affected"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    return (f"Measured {about['date'][:10]} at {about['commit']} on {about['cpu']}, "
+            f"{about['cpus']} CPUs{' of a virtual machine' if about['virtual'] else ''}, "
+            f"{about['kernel']}, Python {about['python']}, {versions}; load before "
+            f"{about['load'][0]}. Mitigations: {'; '.join(mitigations) or 'none'}.")
 
 
 def _cpu_info() -> dict[str, str]:

@@ -223,7 +223,7 @@ def phases_text(row: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench.start", description="start to first packet")
+    parser = argparse.ArgumentParser(prog="xdpu bench start", description="start to first packet")
     parser.add_argument("examples", nargs="*", metavar="EXAMPLE", help="default: drop, demo")
     parser.add_argument("-j", "--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)

@@ -18,7 +18,7 @@ from typing import Any
 from control import afxdp_options, options, targets
 from control.options import Option, Verb
 from control.signals import Signals
-from xdp_runtime.errors import OutOfMemory, VerifyError, XdpuError
+from xdp_runtime.errors import ConfigError, OutOfMemory, VerifyError, XdpuError
 
 _OBJECT = Option("OBJ", "object file with XDP programs, as clang makes it", required=True)
 _PROGRAM = Option("-n --prog-name", "program of the object (default: its first XDP program)",
@@ -65,14 +65,28 @@ _BENCHES = (
          "The engines have to agree on verdict, bytes and maps first: where they do not, that is "
          "the result,\nwithout a figure.  Exit code 1: they do not agree, or the result could not "
          "be written; 130: Ctrl-C, with\nwhat was measured until then."),
+    Verb("bench compare", "What changed beyond noise between two reports.",
+         "bench.compare:main_of", (
+             Option("A", "bench.json of the first", required=True),
+             Option("B", "bench.json of the second", required=True),
+             Option("--all", "show what did not change, too", type=bool), _JSON, _VERBOSE),
+         "Information, not a gate: the exit code is 0 whatever changed."),
+    *(Verb(f"bench {name}", text, f"bench.{module}:main", is_passed_on=True)
+      for name, module, text in (
+          ("all", "all", "All benches as a report: JSON, a page with plots, tables."),
+          ("io", "io", "Packets a second, loss and latency, beside the kernel and a C loop."),
+          ("maps", "maps", "What a map operation costs, here and in the kernel."),
+          ("micro", "micro.__main__", "What each part of the eBPF core costs."),
+          ("verify", "verify", "How long programs take to verify, here and in the kernel."),
+          ("load", "compile_time", "How long programs take to compile, and how much memory."),
+          ("start", "start", "From the start of xdpu run to its first packet."))),
 )
 
 VERBS = (
     Verb("run", "Run an XDP program on interfaces, or on a capture file.", "control.run:run", (
         _OBJECT,
-        Option("--iface", "interfaces to run on; a redirect between them stays in user space.  "
-               "With its kind in front, a port of another kind: afpacket:eth1, tap:NAME, "
-               "dpdk:DEVICE, pcap:IN,out=OUT; may be repeated", "[KIND:]IF[,IF2]", many=True),
+        Option("--iface", "interfaces to run on; a redirect between them stays in user space",
+               "IF[,IF2]", options.names),
         Option("--pcap", "run on the packets of this pcap or pcapng file instead", "IN"),
         Option("--out", "with --pcap: write each packet and its verdict to this pcapng file, "
                "- for standard output", "OUT"),
@@ -289,13 +303,27 @@ def _run(argv: list[str]) -> int:
     verb, rest = options.find_verb(argv, VERBS)
     module, _, name = verb.function.partition(":")
     if verb.is_passed_on:
-        return int(getattr(importlib.import_module(module), name)(rest))
+        try:
+            return int(_find(verb, module, name)(rest))
+        except SystemExit as end:  # its parser's help or complaint, which has been printed
+            return end.code if isinstance(end.code, int) else 0
     try:
         args = options.build_parser(verb).parse_args(rest)
     except SystemExit:  # --help, which has been printed
         return 0
-    function: Callable[[Any], int] = getattr(importlib.import_module(module), name)
+    function: Callable[[Any], int] = _find(verb, module, name)
     return function(args)
+
+
+def _find(verb: Verb, module: str, name: str) -> Any:
+    """The verb's function.  Raises ConfigError where it is not part of an installed xdpu."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "tests":
+            raise
+        raise ConfigError(f"xdpu {verb.words}", "builds its interfaces with the tests, which are "
+                          "not installed", "run it in a clone of the repository") from error
 
 
 def usage() -> str:

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from bench import all as everything
-from bench import io, prog
+from bench import io, maps, plots, prog
 from bench.samples import Spread, machine
 
 ROW = {"name": "tx", "verdict": "TX", "ok": True, "method": "plain",
-       "kernel": {"raw": {"median": 24}, "net": {"median": 12.0}},
-       "ours": {"raw": {"median": 2.94}, "net": {"median": 2.0}},
+       "kernel": {"raw": {"median": 24}, "net": {"median": 12.0, "min": 12, "max": 13}},
+       "ours": {"raw": {"median": 2.94}, "net": {"median": 2.0, "min": 1.9, "max": 2.1}},
        "ratio": {"median": 6.0, "min": 4.0, "max": 8.0, "low": 5.0, "high": 7.0}}
+
+
+MAPS = {"rows": [{"name": "HASH", "operations": {"lookup": [10.0, 20.0]}}]}
 
 
 def result(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -61,6 +64,33 @@ def test_readme() -> None:
             everything.put_into(broken, "")
 
 
+def test_readme_is_brief() -> None:
+    both = result(ROW)
+    both["benches"]["maps"] = MAPS
+    assert "| HASH | lookup | 20.0 | 10.0 |" in everything.markdown(both)
+    brief = everything.markdown(both, is_brief=True)
+    assert "HASH" not in brief and "| tx | TX |" in brief
+
+
+def test_ctrl_c_keeps_the_benches_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maps, "run", lambda *_: MAPS)
+    monkeypatch.setattr(io, "run", interrupted)
+    kept: list[dict[str, Any]] = []
+    found = everything.measure(["maps", "io", "start"], True, kept.append)
+    assert found["interrupted"] and found["waiting"] == ["io", "start"]
+    assert list(found["benches"]) == ["maps"] and kept[-1] is found
+    assert "**Interrupted. Not or not all measured: io, start.**" in everything.markdown(found)
+
+
+def test_a_folder_gets_json_and_page(tmp_path: Path) -> None:
+    path = everything.save(result(ROW), tmp_path / "new")
+    assert path.name == "bench.json"
+    assert "<svg" in (tmp_path / "new" / "bench.html").read_text() or plots.refusal()
+
+
 def test_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = everything.save(result(ROW), tmp_path)
     assert path.suffix == ".json" and json.loads(path.read_text())["benches"]["prog"]
@@ -71,7 +101,6 @@ def test_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_disagreement_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = {"name": "tx", "verdict": "TX", "ok": False, "mismatch": "packet: byte 3"}
     path = everything.save(result(bad, quick=True), tmp_path)
-    assert path.name.endswith("-quick.json")
     assert everything.main(["--from", str(path)]) == 1
     out = capsys.readouterr().out
     assert "| tx | TX | mismatch | mismatch | none |" in out
