@@ -6,6 +6,7 @@ import json
 import signal
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from dataplane.pcapfile import CapturedPacket, packet_block, pcap_header, pcap_r
 from tests.control.run_xdpu import EXAMPLES, until
 from tests.nets import VethPair, in_ns, popen_in_ns
 from tests.packets import packets_for
+from xdp_runtime.elf import read_object
+from xdp_runtime.program import load
 
 EXIT_USAGE, EXIT_PORT = 2, 3
 
@@ -108,3 +111,67 @@ def test_on_an_interface_it_answers_and_passes(tmp_path: Path) -> None:
         assert said["tx"] >= 3 and said["pass"] >= 1 and said["aborted"] == 0
         assert "prog/xdp" not in in_ns(pair.b.ns, "ip", "link", "show", pair.b.ifname).stdout
         assert "xstack" not in in_ns(pair.b.ns, "ip", "-o", "link").stdout
+
+
+RINGS = Path(__file__).parents[1] / "xdp_runtime" / "aot" / "rings.o"
+
+
+def with_rings(folder: Path) -> Path:
+    out = folder / "rings.exe"
+    assert cli.main(["aot", str(RINGS), "--standalone", "-o", str(out)]) == 0
+    return out
+
+
+def test_records_of_a_capture_are_those_of_a_run(tmp_path: Path) -> None:
+    program = with_rings(tmp_path)
+    given = captured("demo", 700)  # more than the ring has room for, if nobody reads meanwhile
+    capture = write(tmp_path / "in.pcap", given, "pcap-ns")
+    expected: dict[str, list[str]] = {"events": [], "samples": []}
+    with load(read_object(RINGS)) as loaded:
+        for packet in given:
+            loaded.run(packet.data)
+            for name, records in expected.items():
+                records += [record.hex() for record in loaded.maps[name].consume()]
+    done = subprocess.run(
+        [program, "--records", "events=-", "--records", f"samples={tmp_path}/samples", "--pcap",
+         capture], capture_output=True, text=True, check=True)
+    *lines, counters = done.stdout.splitlines()
+    assert lines == expected["events"] and len(lines) > 100
+    assert (tmp_path / "samples").read_text().split() == expected["samples"]
+    assert json.loads(counters)["rings"] == {
+        name: {"records": len(records), "lost": 0} for name, records in expected.items()}
+    for argv, text in ((["sums=-"], "no ring buffer"), (["none=-"], "no such map"),
+                       (["events"], "NAME=FILE"),
+                       (["events=-", "--out", "-"], "standard output")):
+        refused = subprocess.run([program, "--records", *argv, "--pcap", capture],
+                                 capture_output=True, text=True, check=False)
+        assert (refused.returncode, text in refused.stderr) == (EXIT_USAGE, True), refused.stderr
+
+
+@pytest.mark.netns
+def test_records_of_an_interface_come_while_it_runs(tmp_path: Path) -> None:
+    program, records = with_rings(tmp_path), tmp_path / "records"
+    frame = bytes.fromhex("ffffffffffff") + b"record" + b"\x88\xb4" + bytes(50)
+    with VethPair(subnet=78) as pair:
+        process = popen_in_ns(pair.b.ns, str(program), "--iface", pair.b.ifname, "--mode", "skb",
+                              "--records", f"events={records}", stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
+
+        def arrived() -> bool:
+            """Another frame, until one of ours is in the file."""
+            in_ns(pair.a.ns, sys.executable, "-c", (
+                "import socket, sys\n"
+                "s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n"
+                "s.bind((sys.argv[1], 0)); s.send(bytes.fromhex(sys.argv[2]))"),
+                pair.a.ifname, frame.hex())
+            return records.exists() and frame[:12].hex() in records.read_text()
+
+        try:
+            until(arrived, "a record")
+            assert process.poll() is None
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+        ring = json.loads(out)["rings"]["events"]
+        assert ring == {"records": len(records.read_text().splitlines()), "lost": 0}

@@ -23,9 +23,11 @@ from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.policy import ExtensionClass, enforce
 
 HERE = Path(__file__).parent
-_STANDALONE = ("main.c", "capture.c", "socket.c")
+_LIBRARY = ("library.c", "rings.c")
+_STANDALONE = ("main.c", "capture.c", "socket.c", "records.c")
 _EXPORTED = """{ global: xdpu_program; xdpu_workers; xdpu_run; xdpu_maps; xdpu_map_count;
     xdpu_map_find; xdpu_map_lookup; xdpu_map_update; xdpu_map_delete; xdpu_map_next_key;
+    xdpu_ring_count; xdpu_ring_consume; xdpu_ring_event; xdpu_ring_lost; xdpu_ring_produce;
   local: *; };
 """
 
@@ -67,7 +69,7 @@ def _compiler() -> str:
 
 def _link(folder: Path, made: Path, standalone: bool) -> None:
     (folder / "exported").write_text(_EXPORTED)
-    sources = ["library.c", *(_STANDALONE if standalone else ())]
+    sources = [*_LIBRARY, *(_STANDALONE if standalone else ())]
     command = [_compiler(), "-std=gnu11", "-O2", "-fPIC", "-Wall", "-I", str(HERE),
                "-I", str(folder), "-include", str(folder / "layout.h"),
                *(str(HERE / name) for name in sources), str(folder / "image.c"),

@@ -13,6 +13,10 @@ struct xdpu_map_operations {
 	int64_t (*update_all)(int64_t worker, const void *key, const void *values, int64_t flags);
 	int64_t (*delete)(int64_t worker, const void *key);
 	int64_t (*next_key)(int64_t worker, const void *key, void *next);
+	uint8_t *ring; /* the first of `rings`, each `ring_stride` bytes with `ring_bytes` of data */
+	size_t ring_bytes, ring_stride;
+	unsigned rings;
+	int user_ring; /* written by user space */
 	uint8_t *pool; /* its head, if elements are freed: workers say there where batches end */
 };
 

@@ -14,7 +14,7 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler.link import tail_call_targets
 from xdp_runtime.compiler.map_ops import symbol_name
 from xdp_runtime.errors import LoadError
-from xdp_runtime.maps import family_of, pool
+from xdp_runtime.maps import family_of, pool, ringbuf
 from xdp_runtime.maps.map import Map
 from xdp_runtime.object import MapSpec, MapType, Object, ProgramSpec
 
@@ -26,8 +26,8 @@ _OPERATIONS = {
     "delete": "int64_t {}(int64_t, const void *)",
     "next_key": "int64_t {}(int64_t, const void *, void *)",
 }
-_KEYLESS = {MapType.RINGBUF, MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER,
-            MapType.PERF_EVENT_ARRAY}
+_KEYLESS = {MapType.RINGBUF, MapType.USER_RINGBUF, MapType.PERF_EVENT_ARRAY, MapType.QUEUE,
+            MapType.STACK, MapType.BLOOM_FILTER}
 _MAPS_OF_MAPS = {MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS}
 _MAX_BYTES = 2 << 30  # what code of the small model reaches
 _PAGE = 4096
@@ -67,7 +67,7 @@ def write(obj: Object, spec: ProgramSpec, workers: int, folder: Path) -> None:
                     if seed >= 0:
                         seeds.append(f"{name} + {at + seed}")
                 content.release()
-            tables += _operations(index, one, made.has_pools)
+            tables += _operations(index, one, made.has_pools, _rings(one, workers))
         entries.append(_entry(index, one, workers))
     if total > _MAX_BYTES:
         raise LoadError(f"the maps of {obj.name}", f"have {total >> 20} MiB, and static memory "
@@ -75,7 +75,10 @@ def write(obj: Object, spec: ProgramSpec, workers: int, folder: Path) -> None:
     (folder / "initial.bin").write_bytes(initial)
     (folder / "layout.h").write_text("".join(f"#define XDPU_{name} {value}\n" for name, value in (
         ("POOL_LINES", pool.LINES), ("POOL_LINE_BYTES", pool.LINE_BYTES),
-        ("POOL_EPOCH", pool.EPOCH), ("WORKER_LINES", st.W_LINES))))
+        ("POOL_EPOCH", pool.EPOCH), ("WORKER_LINES", st.W_LINES),
+        ("RING_EVENT", ringbuf.EVENT), ("RING_LOST", ringbuf.LOST),
+        ("RING_CONSUMER", ringbuf.CONSUMER), ("RING_PRODUCER", ringbuf.PRODUCER),
+        ("RING_DATA", ringbuf.DATA))))
     (folder / "image.c").write_text("\n".join([
         f"/* {spec.name} of {obj.name}, for {workers} worker(s) */", '#include "image.h"',
         '__asm__(".section .rodata\\nxdpu.initial: .incbin \\"initial.bin\\"\\n.previous");',
@@ -118,13 +121,29 @@ def _not_zero(content: memoryview) -> Iterator[tuple[int, bytes]]:
         yield start, run
 
 
-def _operations(index: int, spec: MapSpec, has_pools: bool) -> list[str]:
+def _rings(spec: MapSpec, workers: int) -> list[str]:
+    """What library code is told of a map's rings."""
+    family = family_of(spec)
+    if spec.type == MapType.USER_RINGBUF:
+        starts = [(0, spec.max_entries)]
+    elif isinstance(family, ringbuf.RingbufFamily | ringbuf.PerfEventArrayFamily):
+        starts = list(family.rings(spec, workers))
+    else:
+        return []
+    size = starts[0][1]
+    return [f".ring_bytes = {size}", f".ring_stride = {ringbuf.DATA + 2 * size}",
+            f".rings = {len(starts)}", f".user_ring = {int(spec.type == MapType.USER_RINGBUF)}"]
+
+
+def _operations(index: int, spec: MapSpec, has_pools: bool, rings: list[str]) -> list[str]:
     """The external functions of a map and the table of them."""
     have = [name for name in family_of(spec).operations
             if name in _OPERATIONS and spec.type not in _KEYLESS]
     out = [f'extern {_OPERATIONS[name].format(f"m{index}_{name}")}'
            f' __asm__("{symbol_name(index, name)}");' for name in have]
     fields = [f".{name} = m{index}_{name}" for name in have]
+    if rings:
+        fields += [f".ring = r{index}_ring", *rings]
     if has_pools:
         fields.append(f".pool = r{index}_head")
     return [*out, f"static const struct xdpu_map_operations o{index} = "

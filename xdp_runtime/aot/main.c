@@ -46,13 +46,14 @@ void run(struct xdpu_packet *packets, size_t count, unsigned worker, struct coun
 		counters->verdicts[packets[i].verdict]++;
 	}
 	counters->rx += count;
+	records_of_batch();
 }
 
 static void usage(FILE *to)
 {
 	fprintf(to,
-		"usage: %s [--set-map NAME=KEY:VALUE]... --pcap IN [--out OUT]\n"
-		"       %s [--set-map NAME=KEY:VALUE]... --iface IF [--tap NAME] [--mode native|skb]\n\n"
+		"usage: %s [OPTIONS] --pcap IN [--out OUT]\n"
+		"       %s [OPTIONS] --iface IF [--tap NAME] [--mode native|skb]\n\n"
 		"The XDP program %s, compiled by xdpu.\n\n"
 		"  --pcap IN       run on the packets of this pcap or pcapng file\n"
 		"  --out OUT       write each packet and its verdict to this pcapng file, - for\n"
@@ -62,6 +63,8 @@ static void usage(FILE *to)
 		"                  the host sends there leaves by the interface.  Without it they are lost\n"
 		"  --mode MODE     XDP in the driver (native) or in the stack (skb); native\n"
 		"  --set-map ...   a map entry at the start; key and value in hex, as they lie in memory\n"
+		"  --records NAME=FILE  what the program writes to this ring buffer or perf event array,\n"
+		"                  a line of hex digits for each record; - for standard output\n"
 		"\nCounters are printed at the end, as JSON.\n",
 		xdpu_program, xdpu_program, xdpu_program, xdpu_workers);
 }
@@ -115,13 +118,13 @@ int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{"pcap", 1, 0, 'p'}, {"out", 1, 0, 'o'}, {"iface", 1, 0, 'i'}, {"tap", 1, 0, 't'},
-		{"mode", 1, 0, 'm'}, {"set-map", 1, 0, 's'}, {"help", 0, 0, 'h'}, {0},
+		{"mode", 1, 0, 'm'}, {"set-map", 1, 0, 's'}, {"records", 1, 0, 'r'}, {"help", 0, 0, 'h'}, {0},
 	};
 	struct interface interface = {0};
 	struct counters counters = {0};
 	const char *in = NULL, *out = NULL;
 	struct sigaction action = {.sa_handler = stop};
-	int letter;
+	int letter, records = 0;
 
 	while ((letter = getopt_long(argc, argv, "h", options, NULL)) != -1) {
 		switch (letter) {
@@ -130,6 +133,7 @@ int main(int argc, char **argv)
 		case 'i': interface.name = optarg; break;
 		case 't': interface.tap = optarg; break;
 		case 's': set_map(optarg); break;
+		case 'r': take_records(optarg); records = 1; break;
 		case 'h': usage(stdout); return 0;
 		case 'm':
 			interface.generic = !strcmp(optarg, "skb");
@@ -143,17 +147,27 @@ int main(int argc, char **argv)
 		usage(stderr);
 		return EXIT_USAGE;
 	}
+	if (records_on_stdout && out && !strcmp(out, "-"))
+		fail(EXIT_USAGE, "--out -", "standard output cannot be shared with --records NAME=-");
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
 	if (in)
 		run_capture(in, out, &counters);
-	else
+	else {
+		follow_records();
 		run_interface(&interface, &counters);
+	}
 	FILE *to = out && !strcmp(out, "-") ? stderr : stdout;
 	fprintf(to, "{\"rx\": %llu", (unsigned long long)counters.rx);
 	for (int i = 0; i < 5; i++)
 		fprintf(to, ", \"%s\": %llu", verdict_names[i], (unsigned long long)counters.verdicts[i]);
-	fprintf(to, ", \"invalid\": %llu, \"lost\": %llu}\n", (unsigned long long)counters.invalid,
+	fprintf(to, ", \"invalid\": %llu, \"lost\": %llu", (unsigned long long)counters.invalid,
 		(unsigned long long)counters.lost);
+	if (records) {
+		fprintf(to, ", \"rings\": {");
+		end_records(to);
+		fprintf(to, "}");
+	}
+	fprintf(to, "}\n");
 	return fflush(to) ? 1 : 0;
 }

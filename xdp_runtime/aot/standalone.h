@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The parts of a standalone program: main.c, capture.c (files), socket.c (an interface). */
+/* The parts of a standalone program: main.c, capture.c (files), socket.c (an interface), records.c. */
 #ifndef XDPU_STANDALONE_H
 #define XDPU_STANDALONE_H
 
 #include "xdpu.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <stdnoreturn.h>
 
 enum {
@@ -43,5 +44,12 @@ struct interface {
 };
 
 void run_interface(const struct interface *interface, struct counters *counters);
+
+/* --records: NAME=FILE.  Read after each batch, or, once followed, by a thread of their own. */
+void take_records(char *setting);
+extern int records_on_stdout;
+void records_of_batch(void);
+void follow_records(void);
+void end_records(FILE *to); /* the last of them; their numbers as members of a JSON object */
 
 #endif

@@ -58,6 +58,32 @@ int xdpu_map_update(const struct xdpu_map *map, const void *key, const void *val
 int xdpu_map_delete(const struct xdpu_map *map, const void *key);
 int xdpu_map_next_key(const struct xdpu_map *map, const void *key, void *next); /* key NULL: first */
 
+/* Records that the program wrote to a ring buffer or a perf event array.  The latter has a ring for
+ * each worker, the former one.  One thread at a time may read a ring, while workers go on writing.
+ */
+unsigned xdpu_ring_count(const struct xdpu_map *map); /* 0: the map is neither */
+
+/* What is at `data` may be read until the function returns; not 0 ends xdpu_ring_consume. */
+typedef int (*xdpu_record)(void *context, const void *data, size_t size);
+
+/* Calls `record` for each record that was committed, the oldest first, and gives their memory back;
+ * returns how many there were.
+ */
+int64_t xdpu_ring_consume(const struct xdpu_map *map, unsigned ring, xdpu_record record,
+			  void *context);
+
+/* An eventfd, or a negative errno.  It becomes readable when a record is committed to a ring of which
+ * everything before was read, or with BPF_RB_FORCE_WAKEUP.  Consume once after the first call.
+ */
+int xdpu_ring_event(const struct xdpu_map *map, unsigned ring);
+
+uint64_t xdpu_ring_lost(const struct xdpu_map *map, unsigned ring); /* found no room */
+
+/* A record for bpf_user_ringbuf_drain.  One thread at a time may produce.  0, -E2BIG: it can never
+ * fit, -ENOSPC: others have to be drained first.
+ */
+int xdpu_ring_produce(const struct xdpu_map *map, const void *data, size_t size);
+
 #ifdef __cplusplus
 }
 #endif

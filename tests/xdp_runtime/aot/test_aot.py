@@ -82,7 +82,8 @@ def test_a_library_exports_only_its_header(tmp_path: Path) -> None:
                  if symbol.entry.st_shndx != "SHN_UNDEF"}
     assert names == {"xdpu_program", "xdpu_workers", "xdpu_run", "xdpu_maps", "xdpu_map_count",
                      "xdpu_map_find", "xdpu_map_lookup", "xdpu_map_update", "xdpu_map_delete",
-                     "xdpu_map_next_key"}
+                     "xdpu_map_next_key", "xdpu_ring_count", "xdpu_ring_consume",
+                     "xdpu_ring_event", "xdpu_ring_lost", "xdpu_ring_produce"}
 
 
 def test_two_libraries_have_seeds_of_their_own(tmp_path: Path) -> None:
