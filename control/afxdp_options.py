@@ -51,7 +51,7 @@ _DEFAULTS: dict[str, Any] = {
 
 def check(args: Namespace) -> None:
     """Raises ConfigError for options of this port with another one."""
-    if args.port != "afxdp":
+    if all(spec.kind != "afxdp" for spec in args.ports.values()):
         given = [name for name, default in _DEFAULTS.items() if getattr(args, name) != default]
         if given:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -63,13 +63,12 @@ def check(args: Namespace) -> None:
         args.busy_poll = True
 
 
-def share(args: Namespace, counts: Sequence[int]) -> None:
-    """Decide which queues share a umem, once it is known how many each interface has."""
+def share(args: Namespace, counts: Sequence[int], workers: int) -> None:
+    """Decide which queues share a umem, once it is known how many each AF_XDP interface has."""
     from afxdp.umem import Umems
-    from xdp_runtime.state import max_workers
 
-    wanted = args.umem == "shared" or (args.umem == "auto" and len(counts) > 1)
-    args.umems = Umems(min(*counts, max_workers()), sum(counts)) if wanted else None
+    wanted = counts and (args.umem == "shared" or (args.umem == "auto" and len(counts) > 1))
+    args.umems = Umems(workers, sum(counts)) if wanted else None
     args.setup = None
     if args.setup_socket:
         from afxdp.granted import Grants

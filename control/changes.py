@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from control import setmap
+from control import portspec, setmap
 from control.captures import Captures
 from control.host import refuse_shared
 from control.watch import note
@@ -100,8 +100,13 @@ class Changes:
         return change
 
     def _add(self, request: Request) -> Change:
-        name = str(request["iface"])
-        if self.live.is_dpdk:
+        args = self.live.args
+        default = args.port if args.port in portspec.OF_HOST else "afxdp"
+        spec, *more = portspec.parse(str(request["iface"]), default)
+        name = spec.name
+        if more:
+            raise ConfigError(f"interfaces {request['iface']}", "are several", "add one at a time")
+        if spec.kind == "dpdk":
             raise ConfigError(f"interface {name}", "devices of DPDK are given at the start",
                               "end the run and start it with all of them")
 
@@ -111,7 +116,9 @@ class Changes:
             live, engine = self.live, self.engine
             if name in live.ports:
                 raise ConfigError(f"interface {name}", "is part of this run already")
-            refuse_shared([name])
+            if spec.of_host:
+                refuse_shared([name])
+            live.specs[name] = spec
             with ExitStack() as undo:
                 live.open(name)
                 undo.callback(live.close, name)

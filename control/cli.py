@@ -85,8 +85,9 @@ _BENCHES = (
 VERBS = (
     Verb("run", "Run an XDP program on interfaces, or on a capture file.", "control.run:run", (
         _OBJECT,
-        Option("--iface", "interfaces to run on; a redirect between them stays in user space",
-               "IF[,IF2]", options.names),
+        Option("--iface", "interfaces to run on; a redirect between them stays in user space.  "
+               "With its kind in front, a port of another kind: afpacket:eth1, tap:NAME, "
+               "dpdk:DEVICE, pcap:IN,out=OUT; may be repeated", "[KIND:]IF[,IF2]", many=True),
         Option("--pcap", "run on the packets of this pcap or pcapng file instead", "IN"),
         Option("--out", "with --pcap: write each packet and its verdict to this pcapng file, "
                "- for standard output", "OUT"),

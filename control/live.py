@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -21,16 +21,18 @@ from control import setmap
 from control.changes import Changes
 from control.host import Watchdog, choose_cpus, refuse_shared, say_cpus, used_cpus
 from control.ports import (
+    Foreseen,
     choose_stack,
     foresee,
-    foresee_stack,
-    is_stackless,
+    has_stack,
+    kernel_sees,
     open_own_tap,
     open_port,
     open_stand_in,
     take_over,
     tap_name,
 )
+from control.portspec import PortSpec
 from control.progress import Progress
 from control.run import finish, stop_engine
 from control.server import ControlServer
@@ -42,7 +44,8 @@ from dataplane.engine import Engine
 from dataplane.fibmirror import FibMirror
 from dataplane.keeper import Keeper
 from dataplane.live_port import LivePort
-from dataplane.port import Port, PortKind
+from dataplane.pcap import PcapPort
+from dataplane.port import Port
 from dataplane.tap import TapPort
 from xdp_runtime.compiler import link
 from xdp_runtime.helpers.metadata import asked_by
@@ -70,12 +73,18 @@ class Live:
         return [*self.ports.values(), *self.stacks.values()]
 
     @property
-    def is_dpdk(self) -> bool:
-        return bool(self.args.port == "dpdk")
+    def watched(self) -> list[Port]:
+        """Interfaces of the host among them."""
+        return [port for name in self.ports if self.specs[name].of_host
+                for port in (self.ports[name], self.stacks.get(name)) if port is not None]
+
+    @property
+    def specs(self) -> dict[str, PortSpec]:
+        return self.args.ports  # type: ignore[no-any-return]
 
     def open(self, name: str) -> None:
         with ExitStack() as undo:
-            port = open_port(self.args, name, self.mended)
+            port = open_port(self.args, self.specs[name], self.mended)
             undo.callback(port.close)
             self.signals.check()
             self.ports[name] = port
@@ -84,17 +93,17 @@ class Live:
 
     def open_stack(self, name: str, workers: int) -> None:
         """The way of XDP_PASS: live frames into the interface itself, or a TAP in its place."""
-        if is_stackless(self.args):
+        port, spec = self.ports[name], self.specs[name]
+        if not has_stack(self.args, spec):
             return
-        port = self.ports[name]
-        way, self.why_tap[name] = choose_stack(self.args, port)
+        way, self.why_tap[name] = choose_stack(self.args, spec, port)
         if way == "live":
             stack: Port = LivePort(name, port.ifindex, port.mtu, workers)
         else:
             names = list(self.ports)
             title = tap_name(name, names.index(name), names)
-            stack = open_own_tap(port, title, workers) if self.is_dpdk \
-                else open_stand_in(self.args, port, title, workers)
+            stack = open_stand_in(self.args, spec, port, title, workers) if spec.of_host \
+                else open_own_tap(port, title, workers)
         self.undo[name].callback(stack.close)
         self.stacks[name] = stack
         self.undo[name].callback(self.stacks.pop, name)
@@ -102,9 +111,9 @@ class Live:
     def take_over(self, name: str) -> None:
         """From now on its TAP stands in for the interface."""
         tap = self.stacks.get(name)
-        if not isinstance(tap, TapPort) or self.is_dpdk:
+        if not isinstance(tap, TapPort) or not self.specs[name].of_host:
             return
-        stand_in = take_over(self.args, name, tap.name, self.run_dir.path)
+        stand_in = take_over(self.args, self.specs[name], tap.name, self.run_dir.path)
         self.undo[name].callback(stand_in.restore)
         stand_in.apply()
         self.stand_ins[tap.ifindex] = self.ports[name].ifindex
@@ -138,14 +147,14 @@ class Live:
 def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) -> int:
     with signals.interruptible():
         args.frags, args.metadata = spec.has_frags, asked_by(obj)
-        kind, workers = foresee(args)
-        choose_cpus(args.cpu, workers, ())  # refuses what cannot be
-        _compile_ahead(args, obj, spec, kind, workers)
+        foreseen = foresee(args)
+        choose_cpus(args.cpu, foreseen.workers, ())  # refuses what cannot be
+        _compile_ahead(args, obj, spec, foreseen)
     report = None
     try:
         with ExitStack() as undo:
             live, engine = _set_up(args, obj, spec, signals, undo)
-            dog = Watchdog(lambda: [] if live.is_dpdk else live.every)
+            dog = Watchdog(lambda: live.watched)
             changes = Changes(live, engine)
             server = undo.enter_context(ControlServer(live.run_dir.path, changes, signals.wake))
             watch = Watch(engine, lambda: live.every, signals,
@@ -167,20 +176,22 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                     watch.print_trace()
                 counters = {port.name: port.statistics() for port in live.every}
                 report = (watch, engine, time.monotonic() - watch.started_s, counters)
+                files = [port for port in live.ports.values() if isinstance(port, PcapPort)]
     finally:
         if report is not None:
             finish(args, *report, sys.stdout)
-            _say_unpassed(args, report[1].stats.total())
+            _say_unpassed(args, report[1])
+    for error in (port.error() for port in files):
+        if error is not None:
+            raise error
     return 0
 
 
 # ---- before anything is touched ------------------------------------------------------------------
 
-def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec, kind: PortKind,
-                   workers: int) -> None:
-    back = [] if is_stackless(args) else [foresee_stack(args)]
-    around = loop.unit([kind], back, spec.has_frags)
-    link.compile_program(obj, spec, workers, args.opt, [around], args.fuel)
+def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec, foreseen: Foreseen) -> None:
+    around = loop.unit(foreseen.kinds, foreseen.stacks, spec.has_frags)
+    link.compile_program(obj, spec, foreseen.workers, args.opt, [around], args.fuel)
 
 
 # ---- up, step by step ----------------------------------------------------------------------------
@@ -190,8 +201,7 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     mended = mend()
     run_dir = rundir.create(args.name or _run_name(args.iface))
     undo.callback(_remove, run_dir)
-    if args.port != "dpdk":
-        refuse_shared(args.iface)
+    refuse_shared([name for name, one in args.ports.items() if one.of_host])
     keeper = Keeper(run_dir.path)
     undo.callback(keeper.close)
     live = Live(args, run_dir, signals, mended=mended)
@@ -209,6 +219,7 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     engine = Engine(obj, list(live.ports.values()), program=spec.name, stack=dict(stack),
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
                     look_ahead=args.look_ahead,
+                    exit_when_idle=all(one.kind == "pcap" for one in args.ports.values()),
                     opt=args.opt, directory=run_dir.path,
                     max_map_bytes=args.max_map_memory, grants=args.grants,
                     trace_aborted=args.trace_aborted, rings=ring_names(args.ring))
@@ -257,10 +268,13 @@ def _announce(args: Namespace, live: Live, engine: Engine) -> None:
     note(f"{count} worker{'s' * (count > 1)}, {say_cpus(live.cpus)}, pid {os.getpid()}")
     for name in live.stacks:
         say_way_in(live, name)
-    if not live.stacks and args.port == "dpdk" and not args.no_stack:
-        note("XDP_PASS needs no TAP: the kernel keeps its own copy of every frame of this device")
-    elif not live.stacks:
-        note("XDP_PASS has no stack to go to: such frames are counted and dropped")
+    for name in live.ports:
+        if not args.no_stack and kernel_sees(live.specs[name]):
+            note(f"XDP_PASS of {name} needs no TAP: the kernel keeps its own copy of every frame")
+    lost = _passed_nowhere(args, list(live.ports))
+    if lost:
+        note(f"XDP_PASS{_of(lost, live.ports)} has no stack to go to: such frames are counted and "
+             "dropped")
     if live.cpus and len(live.cpus) < count:
         note(f"{count} workers share {len(live.cpus)} CPUs")
     if args.json:
@@ -280,24 +294,42 @@ def say_way_in(live: Live, name: str) -> None:
         return
     tap, why = live.stacks[name].name, live.why_tap[name]
     note(f"XDP_PASS of {name} goes to the stack by {tap}{f' ({why})' if why else ''}, which has "
-         + (f"no address yet: ip addr add ... dev {tap}" if live.is_dpdk
-            else "its addresses meanwhile"))
+         + ("its addresses meanwhile" if live.specs[name].of_host
+            else f"no address yet: ip addr add ... dev {tap}"))
 
 
-def _say_unpassed(args: Namespace, total: dict[str, int]) -> None:
-    if is_stackless(args) and total["pass"] and (args.port != "dpdk" or args.no_stack):
-        note(f"{total['pass']:,} frames with XDP_PASS were dropped: there was no stack to go to")
+def _passed_nowhere(args: Namespace, names: Iterable[str]) -> list[str]:
+    """Ports whose XDP_PASS is a drop."""
+    return [name for name in names if not has_stack(args, args.ports[name])
+            and (args.no_stack or not kernel_sees(args.ports[name]))]
+
+
+def _of(some: Sequence[str], every: Collection[str]) -> str:
+    return "" if len(some) == len(every) else f" of {', '.join(some)}"
+
+
+def _say_unpassed(args: Namespace, engine: Engine) -> None:
+    lost = _passed_nowhere(args, args.ports)
+    count = sum(engine.stats.flow(number)["pass"]
+                for number, flow in enumerate(engine.stats.flows) if flow.port in lost)
+    if count:
+        note(f"{count:,} frames{_of(lost, args.ports)} with XDP_PASS were dropped: there was no "
+             "stack to go to")
 
 
 def _why_silent(args: Namespace, live: Live, dog: Watchdog) -> str:
     """Likely causes, the likeliest first."""
-    if args.port == "dpdk":
-        down = [f"{port.name} has no link" for port in live.ports.values() if not port.link()[0]]  # type: ignore[attr-defined]
-        return "; ".join([*down, "or nobody sends"])
-    if args.port == "afxdp":
-        return "; ".join(text for port in live.ports.values() for text in port.silence())  # type: ignore[attr-defined]
-    why = [f"{port.name} has no carrier" for port in live.ports.values()
-           if not dog.has_carrier(port)]
-    if not args.promisc and args.port != "tap":
+    why: list[str] = []
+    for name, port in live.ports.items():
+        kind = live.specs[name].kind
+        if kind == "afxdp":
+            why += port.silence()  # type: ignore[attr-defined]
+        elif kind == "dpdk" and not port.link()[0]:  # type: ignore[attr-defined]
+            why.append(f"{name} has no link")
+        elif kind in ("afpacket", "tap") and not dog.has_carrier(port):
+            why.append(f"{name} has no carrier")
+    if not args.promisc and any(spec.kind == "afpacket" for spec in live.specs.values()):
         why.append("frames for other MAC addresses are not received (--promisc)")
-    return "; ".join([*why, "or nobody sends"])
+    if not any("nobody sends" in text for text in why):
+        why.append("or nobody sends")
+    return "; ".join(dict.fromkeys(why))

@@ -1,4 +1,4 @@
-"""The ports of a run: what kind and how many there will be, and opening them."""
+"""The ports of a run: of what kinds they will be and how many, and opening them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import socket
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from control import afxdp_options, features
+from control.portspec import PortSpec
 from dataplane import hostwrite
 from dataplane import netlink as nl
 from dataplane.hostnet import IFF_UP
@@ -21,71 +23,108 @@ from dataplane.takeover import Takeover
 from dataplane.tap import TAP, TapPort
 from dataplane.tap_device import open_tap
 from xdp_runtime.errors import ConfigError, PortError
+from xdp_runtime.state import max_workers
 
 if TYPE_CHECKING:
     from afxdp.granted import StandIn
 
 _NEEDS = {"afxdp": ("net_admin", "net_raw", "cap_bpf"), "afpacket": ("net_admin", "net_raw"),
-          "tap": ("net_admin",), "dpdk": ()}
+          "tap": ("net_admin",), "dpdk": (), "pcap": ()}
+FILE_IFINDEX = 1 << 21  # plus the port's place: interface index of a capture file
 _TAP_FRAME_BYTES = 16384  # whoever raises its MTU may do so up to 15,700
 _REBIND_S = 2.0  # the kernel gives a dead process's queues back a moment after its death
 
 
-def foresee(args: Namespace) -> tuple[PortKind, int]:
-    """The kind of ports and the number of workers there will be.  Raises what is refused."""
-    if args.port == "dpdk":
-        from dpdk import bursts
-        kind, counts = bursts.kind(args.frags), [_count(args.queue, 1) for _ in args.iface]
-    elif args.port == "tap":
-        kind, counts = TAP, [_count(args.queue, 1) for _ in args.iface]
-    else:
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """The kinds of ports, those behind which the stack will be, and how many workers there are."""
+
+    kinds: tuple[PortKind, ...]
+    stacks: tuple[PortKind, ...]
+    workers: int
+
+
+def foresee(args: Namespace) -> Foreseen:
+    """Raises what can be refused before anything is touched."""
+    specs = list(args.ports.values())
+    counts = [_queues(args, spec) for spec in specs]
+    workers = min(*counts, max_workers())
+    afxdp_options.share(args, [count for spec, count in zip(specs, counts, strict=True)
+                               if spec.kind == "afxdp"], workers)
+    kinds = tuple(dict.fromkeys(_kind(args, spec) for spec in specs))
+    stacks = tuple(dict.fromkeys(_foresee_stack(args, spec) for spec in specs
+                                 if has_stack(args, spec)))
+    for spec in specs:
+        needs = [*_NEEDS[spec.kind], *(("tap",) if has_stack(args, spec) else ())]
+        if spec.kind == "afxdp" and args.setup is not None:
+            needs = []  # the set-up process has them
+        for name in needs:
+            result = features.find(name).run()
+            if result.ok is False:
+                raise PortError(f"xdpu run --port {spec.kind}", result.reason, result.hint)
+    return Foreseen(kinds, stacks, workers)
+
+
+def _queues(args: Namespace, spec: PortSpec) -> int:
+    if spec.kind == "pcap":
+        return 1
+    if spec.kind in ("afxdp", "afpacket"):
         from afxdp import interface
-        found = [interface.query(name) for name in args.iface]
-        if args.port == "afxdp":
+        channels = interface.query(spec.name).channels
+        return _count(args.queue, channels if spec.kind == "afxdp" else 1)
+    return _count(args.queue, 1)
+
+
+def _kind(args: Namespace, spec: PortSpec) -> PortKind:
+    match spec.kind:
+        case "afxdp":
             from afxdp import native
             from afxdp.port import kind_of
             native.load()
-            kind = kind_of(args.frags, afxdp_options.way_out(args), afxdp_options.asks(args))
-            counts = [_count(args.queue, one.channels) for one in found]
-            afxdp_options.share(args, counts)
-        else:
+            return kind_of(args.frags, afxdp_options.way_out(args), afxdp_options.asks(args))
+        case "afpacket":
             from dataplane.af_packet import AfPacketPort
-            kind, counts = AfPacketPort.kind, [_count(args.queue, 1) for _ in found]
-    needs = [*_NEEDS[args.port], *(() if is_stackless(args) else ("tap",))]
-    if args.port == "afxdp" and args.setup is not None:
-        needs = []  # the set-up process has them
-    for name in dict.fromkeys(needs):
-        result = features.find(name).run()
-        if result.ok is False:
-            raise PortError(f"xdpu run --port {args.port}", result.reason, result.hint)
-    return kind, min(counts)
+            return AfPacketPort.kind
+        case "dpdk":
+            from dpdk import bursts
+            return bursts.kind(args.frags)
+        case "pcap":
+            from dataplane import pcap
+            return pcap.kind_of(spec.source)
+    return TAP
 
 
 def _count(queues: str | tuple[int, ...], channels: int) -> int:
     return max(channels, 1) if isinstance(queues, str) else len(queues)
 
 
-def is_stackless(args: Namespace) -> bool:
-    if args.port == "dpdk" and not args.no_stack:
-        from dpdk.port import KERNEL_SEES
-        return any(text.startswith(KERNEL_SEES) for text in args.devices.values())
-    return bool(args.no_stack or args.port == "tap")
+def has_stack(args: Namespace, spec: PortSpec) -> bool:
+    """Does XDP_PASS of this port go anywhere?"""
+    return not args.no_stack and spec.kind not in ("tap", "pcap") and not kernel_sees(spec)
 
 
-def foresee_stack(args: Namespace) -> PortKind:
+def kernel_sees(spec: PortSpec) -> bool:
+    """The kernel keeps a copy of each frame of this device."""
+    if spec.kind != "dpdk":
+        return False
+    from dpdk.port import KERNEL_SEES
+    return spec.devargs.startswith(KERNEL_SEES)
+
+
+def _foresee_stack(args: Namespace, spec: PortSpec) -> PortKind:
     """The likely kind of port behind which the stack will be."""
-    may = args.stack != "tap" and args.port == "afxdp" and not args.setup_socket
+    may = args.stack != "tap" and spec.kind == "afxdp" and not args.setup_socket
     return LIVE if may and args.mode not in ("generic", "skb") else TAP
 
 
-def choose_stack(args: Namespace, port: Port) -> tuple[str, str]:
+def choose_stack(args: Namespace, spec: PortSpec, port: Port) -> tuple[str, str]:
     """The way of XDP_PASS, "live" or "tap", and why it is not live frames where that would be
     better.  Raises PortError when --stack live cannot be."""
     if args.stack == "tap":
         return "tap", ""
     why = ""
-    if args.port != "afxdp":
-        why = f"live frames need XDP on the interface, which --port {args.port} does without"
+    if spec.kind != "afxdp":
+        why = f"live frames need XDP on the interface, which --port {spec.kind} does without"
     elif args.setup is not None:
         why = "live frames need privileges, which the set-up process keeps to itself"
     elif getattr(port, "xdp_mode", "native") != "native":
@@ -97,15 +136,20 @@ def choose_stack(args: Namespace, port: Port) -> tuple[str, str]:
     return ("tap", why) if why else ("live", "")
 
 
-def open_port(args: Namespace, name: str, mended: bool) -> Port:
-    if args.port == "tap":
+def open_port(args: Namespace, spec: PortSpec, mended: bool) -> Port:
+    name = spec.name
+    if spec.kind == "tap":
         return _open_tap(args, name)
-    if args.port == "dpdk":
+    if spec.kind == "pcap":
+        from dataplane.pcap import PcapPort
+        return PcapPort(spec.source or None, spec.out or None,
+                        ifindex=FILE_IFINDEX + list(args.ports).index(name))
+    if spec.kind == "dpdk":
         from dpdk.port import DpdkPort, pci_addresses
-        return DpdkPort.open(args.devices[name], _count(args.queue, 1), dpdk_args=args.dpdk_args,
-                             pci=pci_addresses(list(args.devices.values())),
-                             promisc=args.promisc, frags=args.frags)
-    if args.port == "afpacket":
+        devices = [one.devargs for one in args.ports.values() if one.kind == "dpdk"]
+        return DpdkPort.open(spec.devargs, _count(args.queue, 1), dpdk_args=args.dpdk_args,
+                             pci=pci_addresses(devices), promisc=args.promisc, frags=args.frags)
+    if spec.kind == "afpacket":
         from dataplane.af_packet import AfPacketPort
         return AfPacketPort(name, _count(args.queue, 1), promiscuous=args.promisc)
     deadline_s = time.monotonic() + (_REBIND_S if mended else 0)
@@ -146,21 +190,21 @@ def open_own_tap(port: Port, name: str, queues: int) -> TapPort:
     return tap
 
 
-def open_stand_in(args: Namespace, port: Port, name: str, queues: int) -> TapPort:
+def open_stand_in(args: Namespace, spec: PortSpec, port: Port, name: str, queues: int) -> TapPort:
     """A TAP that will have the port's addresses; the set-up process makes it where there is one."""
     frame_size = TapPort.frame_size_for(port.mtu)
-    if args.port == "afxdp" and args.setup is not None:
+    if spec.kind == "afxdp" and args.setup is not None:
         made: TapPort = args.setup.open_tap(port.name, name, queues, frame_size)
         return made
     return TapPort.open(name, queues, frame_size=frame_size)
 
 
-def take_over(args: Namespace, name: str, tap: str, run_dir: Path) -> Takeover | StandIn:
+def take_over(args: Namespace, spec: PortSpec, tap: str, run_dir: Path) -> Takeover | StandIn:
     """How the TAP comes to stand in for the interface: apply() it, and restore()."""
-    if args.port == "afxdp" and args.setup is not None:
+    if spec.kind == "afxdp" and args.setup is not None:
         from afxdp.granted import StandIn as Granted
-        return Granted(args.setup, name)
-    return Takeover(name, tap, run_dir)
+        return Granted(args.setup, spec.name)
+    return Takeover(spec.name, tap, run_dir)
 
 
 def tap_name(iface: str, position: int, all_names: Sequence[str]) -> str:

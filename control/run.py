@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from control import afxdp_options
+from control import afxdp_options, portspec
 from control.signals import Interrupted, Signals
 from xdp_runtime.errors import ConfigError, XdpuError
 
@@ -45,36 +45,28 @@ def run(args: Namespace) -> int:
 
 
 def check_options(args: Namespace) -> None:
-    """What the table of options cannot say.  Raises ConfigError."""
-    args.devices = {}
+    """What the table of options cannot say; `ports` and `iface` are then the ports and their names.
+    Raises ConfigError."""
+    if args.iface and args.pcap is not None:
+        raise ConfigError("--iface and --pcap", "exclude each other", "give one of them")
     if args.port.startswith("dpdk:"):
-        _check_devices(args)
+        if args.iface:
+            raise ConfigError("--iface and --port dpdk:", "exclude each other", "name the device "
+                              "by an --iface dpdk:DEVICE of its own")
+        args.ports = portspec.devices(args.port)
+    else:
+        args.ports = portspec.parse_all(args.iface, args.port)
+    args.iface = tuple(args.ports)
+    if not args.ports and args.pcap is None:
+        raise ConfigError("run", "no packets to run on", "give --iface IF or --pcap IN")
+    if any(spec.kind == "dpdk" for spec in args.ports.values()):
+        args.busy_poll = True  # DPDK's devices wake nobody
     elif args.dpdk_args:
         raise ConfigError("--dpdk-args", "goes with --port dpdk:DEVICE")
-    if args.iface is not None and args.pcap is not None:
-        raise ConfigError("--iface and --pcap", "exclude each other", "give one of them")
-    if args.iface is None and args.pcap is None:
-        raise ConfigError("run", "no packets to run on", "give --iface IF or --pcap IN")
-    if args.iface is not None:
+    if args.ports:
         if args.out is not None:
-            raise ConfigError("--out", "goes with --pcap", "tcpdump records interfaces")
+            raise ConfigError("--out", "goes with --pcap", "xdpu capture records interfaces")
         afxdp_options.check(args)
-
-
-def _check_devices(args: Namespace) -> None:
-    """--port dpdk:... names what others name by --iface; `devices` are the arguments of each."""
-    from dpdk.port import device_name
-
-    if args.iface is not None:
-        raise ConfigError("--iface and --port dpdk:", "exclude each other", "an interface is an "
-                          "argument of the device, such as dpdk:net_af_packet0,iface=eth0")
-    for text in args.port.removeprefix("dpdk:").split(";"):
-        name = device_name(text)
-        if name in args.devices:
-            raise ConfigError(f"--port {args.port}", f"names {name} twice")
-        args.devices[name] = text
-    args.iface, args.port = tuple(args.devices), "dpdk"
-    args.busy_poll = True  # DPDK's devices wake nobody
 
 
 def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int:

@@ -36,6 +36,14 @@ _COMMENTS = [*(f"XDP_{verdict.name}" for verdict in Verdict), " ifindex ", "sent
 _OWN_ORDER = "<" if struct.pack("=H", 1)[0] else ">"
 
 
+def kind_of(source: str | Path) -> PortKind:
+    """Of a port that reads this file, "": none.  Raises PortError."""
+    if not source:
+        return PCAPNG
+    with map_file(source) as content:
+        return PCAP if read_header(source, content).format == "pcap" else PCAPNG
+
+
 class PcapPort:
     """`source` None has no input (an output only); `out` None writes nothing; "-" is stdout."""
 
