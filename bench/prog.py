@@ -27,6 +27,7 @@ from bench import counters, variants
 from bench.agree import Mismatch, Unfit, compare
 from bench.cases import CASES, Case, choose
 from bench.noise import Watch
+from bench.peers import Peer
 from bench.record import Record, interruptible
 from bench.rig import Rig
 from bench.samples import cpus, estimate, machine, pinned
@@ -55,10 +56,12 @@ class Plan:
     engines: tuple[str, ...] = ("kernel", "ours")
     cold: bool = False
     flows: tuple[int, ...] = ()
+    peers: tuple[Peer, ...] = ()
 
     def record(self) -> dict[str, Any]:
         return {"repeat": self.repeat, "rounds": self.rounds, "engines": list(self.engines),
-                "cold": self.cold, "flows": list(self.flows)}
+                "cold": self.cold, "flows": list(self.flows),
+                "peers": [peer.name for peer in self.peers]}
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -77,15 +80,18 @@ def measure(case: Case, plan: Plan, *, ours: Object | None = None) -> Row:
     with ExitStack() as stack:
         try:
             rig = Rig(case, plan.engines, stack, ours)
+            sides = [*rig.sides(), *rig.peers(plan.peers)]
             record |= rig.record
-            sides = rig.sides()
             samples = _take(sides, plan, record)
             record["counters"] = _count(sides, plan.repeat)
             if not record.get("interrupted"):
                 _vary(rig, plan, record)
         except (Mismatch, XdpuError) as mismatch:  # or ours does not even load it
             return {**record, "ok": False, "mismatch": str(mismatch)}
-    return {**record, "ok": True, **_pair(samples)}
+    names = {peer.name for peer in plan.peers}
+    record["peers"] = {name: summary(taken) for name, taken in samples.items() if name in names}
+    return {**record, "ok": True, **_pair({
+        name: taken for name, taken in samples.items() if name not in names})}
 
 
 def _take(sides: Sequence[Side], plan: Plan, record: Row) -> dict[str, list[Sample]]:
@@ -220,6 +226,10 @@ def text_row(parts: Sequence[str]) -> str:
 def remarks(row: Mapping[str, Any]) -> list[str]:
     """What has to be said beside a row's figures."""
     said = [f"the kernel refuses it: {row['kernel_refuses']}"] if "kernel_refuses" in row else []
+    for peer, figures in row.get("peers", {}).items():
+        said.append(f"{peer}: {figures['raw']['median']:.1f} ns raw, "
+                    f"{figures['net']['median']:.1f} net")
+    said += [f"without {peer}: {why}" for peer, why in row.get("without_peers", {}).items()]
     if "interp" in row:
         said.append(f"interpreter: {row['interp']['net']['median']:,.0f} ns net")
     for what, one in [("cold cache", row.get("cold")),
@@ -254,7 +264,8 @@ def main_of(args: Namespace) -> int:
     from bench import paths
 
     record = Record(args.out)
-    plan = Plan(args.repeat, args.rounds, engines(args.engines), args.cold, args.flows)
+    plan = Plan(args.repeat, args.rounds, engines(args.engines), args.cold, args.flows,
+                tuple(Peer(path) for path in args.peer))
     cpu = args.cpu if args.cpu is not None else cpus(1)[0]
     print_out = (lambda text: None) if args.json else (lambda text: print(text, flush=True))
     cases: list[Case] = []

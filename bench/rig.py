@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from bench import peers
 from bench.agree import (
     LOOPBACK,
     UNCOMPARED,
@@ -19,6 +20,7 @@ from bench.agree import (
     outcome,
 )
 from bench.cases import Case
+from bench.peers import Peer, PeerSide
 from bench.rings import drained
 from bench.sides import InterpSide, KernelSide, OurSide, Side
 from dataplane import fibmirror
@@ -129,6 +131,15 @@ class Rig:
         if found:
             raise Mismatch(found)
         return mine
+
+    def peers(self, offered: Sequence[Peer]) -> list[PeerSide]:
+        """Those that can run it and agree; the record says why the others do not."""
+        mine, _ = self.engines.run(self.case.packet)
+        found, without = peers.sides(offered, self.case, self.object.program(
+            self.case.program).name, mine, self._stack)
+        if without:
+            self.record["without_peers"] = without
+        return found
 
     def sides(self) -> list[Side]:
         case, engines, stack = self.case, self.engines, self._stack

@@ -51,6 +51,8 @@ _BENCHES = (
              _SET_MAP,
              Option("--engines", "of kernel, jit, interp (kernel,jit)", "LIST", options.names,
                     ("kernel", "jit")),
+             Option("--peer", "another engine to measure beside: a shared object as of "
+                    "bench/peers/peer.h; may be repeated", "FILE.so", many=True),
              Option("--cold", "with caches emptied before each packet, too", type=bool),
              Option("--flows", "the packet as so many flows, too: 1,65536,1048576", "LIST",
                     options.counts, ()),

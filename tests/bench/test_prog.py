@@ -203,7 +203,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said == json.loads((tmp_path / "out" / "bench.json").read_text())
     assert said["bench"] == "prog" and said["complete"] and not said["interrupted"]
     assert said["plan"] == {"repeat": 2000, "rounds": 2, "engines": ["kernel", "ours"],
-                            "cold": False, "flows": []}
+                            "cold": False, "flows": [], "peers": []}
     assert [row["name"] for row in said["rows"]] == ["pass", "firewall/drop", "firewall/pass"]
     machine = said["machine"]
     assert set(machine) >= {"date", "command", "cpu", "kernel", "mitigations", "versions", "python",
