@@ -26,6 +26,8 @@ from dataplane.aborted import NOTE
 from dataplane.capture_put import AT_EXIT
 from dataplane.inbox import COLLECT
 from dataplane.mesh import ALL_DONE, GET_UP, LIE_DOWN, PUBLISH
+from dataplane.one_pass import BEGIN_RUN, END_RUN, wrappers
+from dataplane.one_pass import flow as one_pass_flow
 from dataplane.port import PortKind
 from dataplane.redirect import ELSEWHERE
 from dataplane.ring_put import PUBLISH_RINGS
@@ -99,6 +101,7 @@ def _program_flow(m: Any, several: int, dispose_batch: Template) -> Factory:
     dispose = m.extern(dispose_batch)
     look_ahead, judge = m.extern(LOOK_AHEAD), m.extern(JUDGE)
     show_taps = m.extern(SHOW_TAPS)
+    begin_run, end_run = m.extern(BEGIN_RUN), m.extern(END_RUN)
 
     def program_flow(control, flow):  # type: ignore
         batch = m.load_ptr(control, C_BATCH)
@@ -133,40 +136,21 @@ def _program_flow(m: Any, several: int, dispose_batch: Template) -> Factory:
                 received += m.load_u32(run, st.FRAGMENT_BYTES)
                 slots = i + 1 + fragments
                 packets -= fragments
-            m.store_ptr(run, st.DATA, data)
-            m.store_ptr(run, st.DATA_END, end)
-            m.store_ptr(run, st.DATA_META, data)
-            m.store_ptr(run, st.HARD_START, m.load_ptr(slot, port.HARD_START))
-            m.store_ptr(run, st.FRAME_END, m.load_ptr(slot, port.FRAME_END))
-            m.store_u32(run, st.INGRESS_IFINDEX, ifindex)
-            m.store_u32(run, st.RX_QUEUE_INDEX, rx_queue)
-            m.store_u32(run, st.EGRESS_IFINDEX, 0)
-            m.store_u32(run, st.WORKER_ID, worker)
-            m.store_u32(run, st.REDIRECT_IFINDEX, 0)
-            m.store_u32(run, st.TAIL_CALLS, 0)
-            m.store_ptr(run, st.WORKER, memory)
-            known, timestamp = 0, 0
+            begin_run(run, slot, ifindex, rx_queue, worker, memory)
             if timestamps != 0:
                 timestamp = m.load_u64(slot, port.RX_TIMESTAMP)
                 if timestamps & _METADATA != 0:
                     record = m.gep(data, -port.METADATA_BYTES)
-                    known = m.load_u32(record, port.METADATA_KNOWN)
+                    m.store_u32(run, st.RX_KNOWN, m.load_u32(record, port.METADATA_KNOWN))
                     m.store_u32(run, st.RX_HASH, m.load_u32(record, port.METADATA_HASH))
                     m.store_u32(run, st.RX_HASH_TYPE, m.load_u32(record, port.METADATA_HASH_TYPE))
                     m.store_u16(run, st.RX_VLAN_PROTO, m.load_u16(record, port.METADATA_VLAN_PROTO))
                     m.store_u16(run, st.RX_VLAN_TCI, m.load_u16(record, port.METADATA_VLAN_TCI))
                 elif timestamp != 0:
-                    known = st.KNOWS_TIMESTAMP
-            m.store_u32(run, st.RX_KNOWN, known)
-            m.store_u64(run, st.RX_TIMESTAMP, timestamp)
-            m.store_u64(run, st.REDIRECT_HOW, 0)  # and PROGRAM
+                    m.store_u32(run, st.RX_KNOWN, st.KNOWS_TIMESTAMP)
+                m.store_u64(run, st.RX_TIMESTAMP, timestamp)
             verdict = program(run)
-            m.store_u64(hows, i * 8, m.load_u64(run, st.REDIRECT_HOW))
-            m.store_u32(slot, port.VERDICT, verdict)
-            m.store_u32(slot, port.TARGET, m.load_u32(run, st.REDIRECT_IFINDEX))
-            m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
-            m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
-            m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
+            end_run(run, slot, m.gep(hows, i * 8), verdict)
             if several != 0 and fragments != 0:
                 chain_end(run, slot, fragments)
         if began != 0:
@@ -463,30 +447,37 @@ STACK_FLOW = Template("stack_flow", _stack_flow, "i64(ptr, ptr)", (COUNT_UP,), i
 FLUSH_ALL = Template("flush_all", _flush_all, "i64(ptr)", inline=False)
 
 
-def _loop(suffix: str, several: int, dispose: Template) -> Template:
+def _loop(suffix: str, several: int, dispose: Template, one_pass: bool = False) -> Template:
     flow = Template(f"program_flow{suffix}",
                     partial(_program_flow, several=several, dispose_batch=dispose),
                     "i64(ptr, ptr)", (dispose, COUNT_UP, ENTER, LEAVE, LOOK_AHEAD, JUDGE,
-                                      SHOW_TAPS, chains.BEGIN, chains.END))
+                                      SHOW_TAPS, BEGIN_RUN, END_RUN, chains.BEGIN, chains.END))
+    if one_pass:
+        flow = one_pass_flow(flow, dispose, SHOW_TAPS)
     return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
                     (flow, STACK_FLOW, FLUSH_ALL, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT,
                      ALL_DONE, LIE_DOWN, GET_UP, PUBLISH_RINGS, SLEEP_UNTIL_DUE))
 
 
 LOOP, LOOP_FRAGS = _loop("", 0, DISPOSE), _loop("_frags", 1, chains.dispose(DISPOSE))
+LOOP_ONE_PASS = _loop("_one_pass", 0, DISPOSE, one_pass=True)
 
 
 def unit(front: Sequence[PortKind], back: Sequence[PortKind], several: bool = False) -> Unit:
     """The loop over these kinds of ports, to be linked around a program; `several` for programs of
     section xdp.frags, which may get packets in several buffers."""
-    loop = LOOP_FRAGS if several else LOOP
+    one_pass = front[0].one_pass if len(front) == 1 and not several else None
+    loop = LOOP_FRAGS if several else LOOP_ONE_PASS if one_pass else LOOP
     templates = [loop]
+    if one_pass:
+        templates += one_pass.templates
     for kind in (*front, *back):
         templates += [kind.receive, kind.release, kind.transmit, kind.send, kind.flush]
         if several and kind.chain is not None:
             templates.append(kind.chain)
     text = "\n".join([
         dispatch("front", front, several), dispatch("back", back),
+        wrappers(one_pass) if one_pass else "",
         f'define i64 @"{WORKER}"(ptr %control) {ON_LINES} {{',
         f"  %result = call i64 @{loop.name}(ptr %control)", "  ret i64 %result", "}",
     ])

@@ -25,6 +25,16 @@ these have DATA, DATA_END, FRAME_END and COOKIE, and each is given back by a `re
 
 Packets that are to go elsewhere are made one piece by the loop, so `send` of these kinds takes
 packets of any length, and so does `transmit` whose packet lies outside its slot's frame: it copies.
+
+A kind with `one_pass` can also give its packets one by one (one_pass.py), for what they cost where
+a device costs next to nothing.  `hand` is HAND_BYTES of the loop's own, which become registers:
+between `burst` and `done` of a queue, none of the templates above is called for it.
+
+    burst(q, hand, budget) -> n        take n packets from the device; never blocks
+    open(q, hand, i, slot) -> 1 | 0    fill the slot of packet i < n; 0: unfit, given back, counted
+    release(q, hand, slot) -> 0        as above, and
+    transmit(q, hand, slot) -> 1 | 0   as above
+    done(q, hand) -> sent              all n are released or transmitted, or kept by their cookies
 """
 
 from __future__ import annotations
@@ -62,6 +72,23 @@ SEND_SIGNATURE = "i64(ptr, ptr, i64)"
 FLUSH_SIGNATURE = "i64(ptr)"
 CHAIN_SIGNATURE = "i64(ptr, ptr, i64)"
 
+HAND_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class OnePass:
+    """The templates that give packets one by one."""
+
+    burst: Template
+    open: Template
+    release: Template
+    transmit: Template
+    done: Template
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return self.burst, self.open, self.release, self.transmit, self.done
+
 
 @dataclass(frozen=True, slots=True)
 class PortKind:
@@ -76,6 +103,7 @@ class PortKind:
     timestamps: bool = False  # does `receive` fill RX_TIMESTAMP?
     metadata: bool = False  # is there a METADATA record in front of each packet?
     chain: Template | None = None  # for kinds whose packets may take several slots
+    one_pass: OnePass | None = None
 
 
 @dataclass(frozen=True, slots=True)

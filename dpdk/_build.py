@@ -29,6 +29,7 @@ OFFSETS = {
     "RX_DATA": "offsetof(struct rte_eth_fp_ops, rxq.data)",
     "TX_BURST": "offsetof(struct rte_eth_fp_ops, tx_pkt_burst)",
     "TX_DATA": "offsetof(struct rte_eth_fp_ops, txq.data)",
+    "MBUF": "sizeof(struct rte_mbuf)",
     "HEADROOM": "RTE_PKTMBUF_HEADROOM",
 }
 
@@ -303,6 +304,13 @@ static uint16_t give_back(void *pool, struct rte_mbuf **mbufs, uint16_t count)
     return count;
 }
 
+/* Back to the pool what is known to be whole, direct, nobody else's, and of this pool. */
+static uint16_t put(void *pool, struct rte_mbuf **mbufs, uint16_t count)
+{
+    rte_mempool_put_bulk(pool, (void **)mbufs, count);
+    return count;
+}
+
 static uint16_t take(void *pool, struct rte_mbuf **mbufs, uint16_t count)
 {
     return rte_pktmbuf_alloc_bulk(pool, mbufs, count) == 0 ? count : 0;
@@ -347,7 +355,7 @@ static uint16_t make_own(void *pool, struct rte_mbuf **mbuf, uint16_t most)
 static uintptr_t xdpu_function(int which)
 {
     uint16_t (*functions[])(void *, struct rte_mbuf **, uint16_t) = {
-        attach, give_back, take, settle, make_own};
+        attach, give_back, take, settle, make_own, put};
     return (uintptr_t)functions[which];
 }
 

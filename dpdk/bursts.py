@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -55,9 +55,11 @@ TX_COUNT, FREE_COUNT, SPARE_COUNT = 64, 72, 80
 RX_FIRST, RX_END = 88, 96  # of RX_ARRAY, those that wait (segments.py)
 MULTI_SEGS = 104  # 1: the device sends packets of several segments
 ROOM = 112  # bytes of a packet that an mbuf of ours holds
+PUT = 120  # a function, too
 TX_FULL, NO_MBUF, RX_UNFIT, RX_COPIED, TX_MOVED, MALFORMED = range(128, 176, 8)  # counters
 RX_ARRAY = 256  # struct rte_mbuf *[]
-TX_ARRAY = RX_ARRAY + 8 * BATCH_MAX
+RX_SPARE = 8  # behind them, for one_pass.py
+TX_ARRAY = RX_ARRAY + 8 * (BATCH_MAX + RX_SPARE)
 FREE_ARRAY = TX_ARRAY + 8 * BATCH_MAX
 SPARE_ARRAY = FREE_ARRAY + 8 * BATCH_MAX
 SPARES = 32
@@ -70,10 +72,18 @@ Factory = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A kind for certain headers: the offsets in them, and what the templates are marked with."""
+    """A kind for certain headers: the offsets in them, and what the templates are marked with.
+
+    push(q) sends what was collected, free(q) frees it; settle(q, pool, i, slot) -> 1 | 0 fills a
+    slot for mbuf i of RX_ARRAY, free_other(q, mbuf) frees what is of another pool, and
+    ready(q, slot, buf_addr) -> 1 | 0 writes a packet's edges into its mbuf."""
 
     kind: PortKind
     push: Template
+    free: Template
+    settle: Template
+    free_other: Template
+    ready: Template
     at: dict[str, int]
     mark: str
 
@@ -90,7 +100,9 @@ def kind(frags: bool = False) -> PortKind:
         from dpdk.segments import make
 
         return make(made)
-    return made.kind
+    from dpdk.one_pass import make as make_one_pass
+
+    return replace(made.kind, one_pass=make_one_pass(made))
 
 
 def _make(at: dict[str, int]) -> Made:
@@ -131,7 +143,7 @@ def _make(at: dict[str, int]) -> Made:
         def dpdk_free(q):  # type: ignore
             count = m.load_u64(q, FREE_COUNT)
             if count != 0:
-                m.call_burst(m.load_ptr(q, GIVE_BACK), m.load_ptr(q, MBUF_POOL),
+                m.call_burst(m.load_ptr(q, PUT), m.load_ptr(q, MBUF_POOL),
                              m.inside(q, FREE_ARRAY), count)
                 m.store_u64(q, FREE_COUNT, 0)
             return 0
@@ -140,7 +152,67 @@ def _make(at: dict[str, int]) -> Made:
 
     free_template = Template(f"dpdk_free_{mark}", make_free, "i64(ptr)", inline=False)
 
+    def make_free_other(m: Any) -> Factory:
+        def dpdk_free_other(q, mbuf):  # type: ignore
+            one = m.alloca(8)
+            m.store_ptr(one, 0, mbuf)
+            return m.call_burst(m.load_ptr(q, GIVE_BACK), m.load_ptr(q, MBUF_POOL), one, 1)
+
+        return dpdk_free_other
+
+    free_other_template = Template(f"dpdk_free_other_{mark}", make_free_other, "i64(ptr, ptr)",
+                                   inline=False, cold=True)
+
+    def make_copy(m: Any) -> Factory:
+        def dpdk_copy(q, pool, where):  # type: ignore
+            """What is not one segment of ours alone becomes one -> 1; 0: it fits none."""
+            if m.call_burst(m.load_ptr(q, SETTLE), pool, where, 1) == 0:
+                m.store_u64(q, RX_UNFIT, m.load_u64(q, RX_UNFIT) + 1)
+                return 0
+            m.store_u64(q, RX_COPIED, m.load_u64(q, RX_COPIED) + 1)
+            m.store_u64(m.load_ptr(where, 0), flags_at, 0)
+            return 1
+
+        return dpdk_copy
+
+    copy_template = Template(f"dpdk_copy_{mark}", make_copy, "i64(ptr, ptr, ptr)", inline=False,
+                             cold=True)
+
+    def make_settle(m: Any) -> Factory:
+        copy = m.extern(copy_template)
+
+        def dpdk_settle(q, pool, i, slot):  # type: ignore
+            where = m.inside(q, RX_ARRAY + i * 8)
+            mbuf = m.load_ptr(where, 0)
+            fit = 1 if m.load_u32(mbuf, rearm + 2) == _WHOLE else 0
+            flags = m.load_u64(mbuf, flags_at)
+            if flags != 0:
+                if (flags >> 61) & _ATTACHED != 0:
+                    fit = 0
+                else:  # what receiving says of it is no wish for sending
+                    m.store_u64(mbuf, flags_at, 0)
+            if fit == 0:
+                if copy(q, pool, where) == 0:
+                    return 0
+                mbuf = m.load_ptr(where, 0)
+            buffer = m.load_ptr(mbuf, buf_addr)
+            data = m.inside(buffer, m.load_u16(mbuf, rearm))
+            room = ROOM_BYTES if m.diff(m.load_ptr(mbuf, pool_at), pool) == 0 else 0
+            m.store_ptr(slot, DATA, data)
+            m.store_ptr(slot, DATA_END, m.inside(data, m.load_u16(mbuf, data_len)))
+            m.store_ptr(slot, HARD_START, m.gep(buffer, -room))
+            m.store_ptr(slot, FRAME_END, m.inside(buffer, m.load_u16(mbuf, buf_len)))
+            m.store_ptr(slot, COOKIE, mbuf)
+            return 1
+
+        return dpdk_settle
+
+    settle_template = Template(f"dpdk_settle_{mark}", make_settle, "i64(ptr, ptr, i64, ptr)",
+                               (copy_template,))
+
     def make_receive(m: Any) -> Factory:
+        settle = m.extern(settle_template)
+
         def dpdk_receive(q, batch, budget):  # type: ignore
             if m.call_burst(m.load_ptr(q, ATTACH), q, q, 0) == 0:
                 return 0
@@ -148,80 +220,93 @@ def _make(at: dict[str, int]) -> Made:
             queue = m.load_ptr(m.load_ptr(ops, rx_data), m.load_u64(q, QUEUE_OFFSET))
             mbufs = m.inside(q, RX_ARRAY)
             got = m.call_burst(m.load_ptr(ops, rx_burst), queue, mbufs, budget)
-            if got == 0:
-                return 0
             for i in range(got):
                 m.prefetch(m.load_ptr(mbufs, i * 8), 0)
-            pool = m.load_ptr(q, MBUF_POOL)
-            n = 0
+            n, pool = 0, m.load_ptr(q, MBUF_POOL)
             for i in range(got):
-                mbuf = m.load_ptr(mbufs, i * 8)
-                word = m.load_u64(mbuf, rearm)
-                if (word >> 16) & 0xFFFFFFFF != _WHOLE or \
-                        (m.load_u64(mbuf, flags_at) >> 61) & _ATTACHED != 0:
-                    if m.call_burst(m.load_ptr(q, SETTLE), pool, m.inside(mbufs, i * 8), 1) == 0:
-                        m.store_u64(q, RX_UNFIT, m.load_u64(q, RX_UNFIT) + 1)
-                        continue
-                    m.store_u64(q, RX_COPIED, m.load_u64(q, RX_COPIED) + 1)
-                    mbuf = m.load_ptr(mbufs, i * 8)
-                    word = m.load_u64(mbuf, rearm)
-                buffer = m.load_ptr(mbuf, buf_addr)
-                data = m.inside(buffer, word & 0xFFFF)
-                room = ROOM_BYTES if m.diff(m.load_ptr(mbuf, pool_at), pool) == 0 else 0
-                slot = m.inside(batch, n * SLOT_SIZE_BYTES)
-                m.store_ptr(slot, DATA, data)
-                m.store_ptr(slot, DATA_END, m.inside(data, m.load_u16(mbuf, data_len)))
-                m.store_ptr(slot, HARD_START, m.gep(buffer, -room))
-                m.store_ptr(slot, FRAME_END, m.inside(buffer, m.load_u16(mbuf, buf_len)))
-                m.store_ptr(slot, COOKIE, mbuf)
-                n += 1
+                n += settle(q, pool, i, m.inside(batch, n * SLOT_SIZE_BYTES))
             return n
 
         return dpdk_receive
 
     def make_release(m: Any) -> Factory:
-        free = m.extern(free_template)
+        free, free_other = m.extern(free_template), m.extern(free_other_template)
 
         def dpdk_release(q, slot):  # type: ignore
+            mbuf = m.load_ptr(slot, COOKIE)
+            if m.diff(m.load_ptr(mbuf, pool_at), m.load_ptr(q, MBUF_POOL)) != 0:
+                return free_other(q, mbuf)
             if m.load_u64(q, FREE_COUNT) == BATCH_MAX:
                 free(q)
             count = m.load_u64(q, FREE_COUNT)
-            m.store_ptr(q, FREE_ARRAY + count * 8, m.load_ptr(slot, COOKIE))
+            m.store_ptr(q, FREE_ARRAY + count * 8, mbuf)
             m.store_u64(q, FREE_COUNT, count + 1)
             return 0
 
         return dpdk_release
 
     release_template = Template(f"dpdk_release_{mark}", make_release, RELEASE_SIGNATURE,
-                                (free_template,))
+                                (free_template, free_other_template))
 
-    def make_transmit(m: Any) -> Factory:
-        push, release = m.extern(push_template), m.extern(release_template)
+    def make_move_up(m: Any) -> Factory:
+        def dpdk_move_up(q, mbuf, data, length):  # type: ignore
+            """The packet begins before its buffer: to where that begins -> 1; 0: it is too long."""
+            if length > m.load_u16(mbuf, buf_len):
+                return 0
+            m.move(m.load_ptr(mbuf, buf_addr), data, length)
+            m.store_u64(q, TX_MOVED, m.load_u64(q, TX_MOVED) + 1)
+            return 1
 
-        def dpdk_transmit(q, slot):  # type: ignore
+        return dpdk_move_up
+
+    move_up_template = Template(f"dpdk_move_up_{mark}", make_move_up, "i64(ptr, ptr, ptr, i64)",
+                                inline=False, cold=True)
+
+    def make_malformed(m: Any) -> Factory:
+        def dpdk_malformed(q):  # type: ignore
+            m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
+            return 0
+
+        return dpdk_malformed
+
+    malformed_template = Template(f"dpdk_malformed_{mark}", make_malformed, "i64(ptr)",
+                                  inline=False, cold=True)
+
+    def make_ready(m: Any) -> Factory:
+        move_up, malformed = m.extern(move_up_template), m.extern(malformed_template)
+
+        def dpdk_ready(q, slot, buffer):  # type: ignore
             mbuf, data = m.load_ptr(slot, COOKIE), m.load_ptr(slot, DATA)
             length = m.diff(m.load_ptr(slot, DATA_END), data)
-            buffer = m.load_ptr(mbuf, buf_addr)
             offset = m.diff(data, buffer)
             if offset < 0:
-                if length > m.load_u16(mbuf, buf_len):
+                if move_up(q, mbuf, data, length) == 0:
                     length = 0
-                else:
-                    m.move(buffer, data, length)
-                    offset = 0
-                    m.store_u64(q, TX_MOVED, m.load_u64(q, TX_MOVED) + 1)
+                offset = 0
             if length < MIN_LENGTH_BYTES:
-                m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
-                release(q, slot)
-                return 0
+                return malformed(q)
             m.store_u16(mbuf, rearm, offset)
-            m.store_u64(mbuf, flags_at, 0)  # what receiving said of it is no wish for sending
             m.store_u32(mbuf, pkt_len, length)
             m.store_u16(mbuf, data_len, length)
+            return 1
+
+        return dpdk_ready
+
+    ready_template = Template(f"dpdk_ready_{mark}", make_ready, "i64(ptr, ptr, ptr)",
+                              (move_up_template, malformed_template))
+
+    def make_transmit(m: Any) -> Factory:
+        push, release, ready = (m.extern(push_template), m.extern(release_template),
+                                m.extern(ready_template))
+
+        def dpdk_transmit(q, slot):  # type: ignore
+            if ready(q, slot, m.load_ptr(m.load_ptr(slot, COOKIE), buf_addr)) == 0:
+                release(q, slot)
+                return 0
             if m.load_u64(q, TX_COUNT) == BATCH_MAX:
                 push(q)
             count = m.load_u64(q, TX_COUNT)
-            m.store_ptr(q, TX_ARRAY + count * 8, mbuf)
+            m.store_ptr(q, TX_ARRAY + count * 8, m.load_ptr(slot, COOKIE))
             m.store_u64(q, TX_COUNT, count + 1)
             return 1
 
@@ -272,12 +357,13 @@ def _make(at: dict[str, int]) -> Made:
 
     return Made(PortKind(
         "dpdk",
-        receive=Template(f"dpdk_receive_{mark}", make_receive, RECEIVE_SIGNATURE),
+        receive=Template(f"dpdk_receive_{mark}", make_receive, RECEIVE_SIGNATURE,
+                         (settle_template,)),
         release=release_template,
         transmit=Template(f"dpdk_transmit_{mark}", make_transmit, TRANSMIT_SIGNATURE,
-                          (push_template, release_template)),
+                          (push_template, release_template, ready_template)),
         send=Template(f"dpdk_send_{mark}", make_send, SEND_SIGNATURE, (push_template,),
                       inline=False),
         flush=Template(f"dpdk_flush_{mark}", make_flush, FLUSH_SIGNATURE,
                        (push_template, free_template)),
-    ), push_template, at, mark)
+    ), push_template, free_template, settle_template, free_other_template, ready_template, at, mark)

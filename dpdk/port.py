@@ -66,8 +66,10 @@ class DpdkPort:
             q.set(bursts.QUEUE_OFFSET, 8 * index)
             q.set(bursts.MBUF_POOL, int(self._ffi.cast("uintptr_t", pool)))
             for which, offset in enumerate((bursts.ATTACH, bursts.GIVE_BACK, bursts.TAKE,
-                                            bursts.SETTLE, bursts.UNSHARE)):
+                                            bursts.SETTLE, bursts.UNSHARE, bursts.PUT)):
                 q.set(offset, self._lib.xdpu_function(which))
+            for place in range(BATCH_MAX + bursts.RX_SPARE):  # something that may be prefetched
+                q.set(bursts.RX_ARRAY + 8 * place, q.get(bursts.MBUF_POOL))
             q.set(bursts.MULTI_SEGS, int(sends_segments))
             q.set(bursts.ROOM, BUFFER_BYTES - runtime.lib.XDPU_HEADROOM)
             self._blocks.append(q)

@@ -75,8 +75,8 @@ def make(plain: Made) -> PortKind:
                     first -= 1
                     break
                 m.store_u32(batch, n * SLOT_SIZE_BYTES + FRAGMENTS, count - 1)
-                m.store_u16(mbuf, nb_segs, 1)
                 for _ in range(count):
+                    m.store_u16(mbuf, nb_segs, 1)
                     buffer = m.load_ptr(mbuf, buf_addr)
                     data = m.inside(buffer, m.load_u16(mbuf, rearm))
                     own = m.diff(m.load_ptr(mbuf, pool_at), pool) == 0

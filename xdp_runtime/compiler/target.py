@@ -91,7 +91,7 @@ def parse(text: str) -> Any:
 
 
 def prepare_template(text: str, name: str, mangled: str, inline: bool,
-                     rare: bool = False) -> bytes:
+                     rare: bool = False, cold: bool = False) -> bytes:
     """Merge Numba's function into its wrapper, tidy up without loop passes, return bitcode."""
     module = parse(text)
     inner = module.get_function(mangled)
@@ -106,6 +106,8 @@ def prepare_template(text: str, name: str, mangled: str, inline: bool,
     outer.add_function_attribute("alwaysinline" if inline else "noinline")
     if rare:
         outer.add_function_attribute("optsize")
+    if cold:
+        outer.add_function_attribute("cold")
     return bytes(module.as_bitcode())
 
 

@@ -130,7 +130,8 @@ def _compile(template: Template) -> bytes:
     text = "\n".join(library.texts) + _wrapper(template, mangled)
     if needed := re.findall(r"^declare .*@\"?((?:NRT_|numba_|Py|_ZN5numba)\w*)", text, flags=re.M):
         raise TypeError(f"template {template.name} needs Python's run-time system: {needed}")
-    return target.prepare_template(text, template.name, mangled, template.inline, template.rare)
+    return target.prepare_template(text, template.name, mangled, template.inline, template.rare,
+                                   template.cold)
 
 
 def _wrapper(template: Template, mangled: str) -> str:

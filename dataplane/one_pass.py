@@ -1,0 +1,251 @@
+"""A batch in one pass: each packet is taken, run and given back before the next one is looked at.
+
+The usual loop (loop.py) writes a slot for each packet, runs the program on all of them and goes
+through them once more.  That is some 20 memory accesses a packet, more than a virtual device of
+DPDK makes itself.  Of kinds with `one_pass` (port.py) a packet's edges never leave the registers.
+What is neither sent back nor dropped gets a slot all the same, and goes the usual way, behind the
+others of its batch.  So does a packet that a capture looks at, for as long as it looks.
+
+Programs that look ahead (scouting.py) see a whole batch first: they have the usual loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dataplane import port, stats
+from dataplane.capture_put import AT_EXIT
+from dataplane.port import OnePass
+from dataplane.worker_block import (
+    C_BATCH,
+    C_BATCH_SIZE,
+    C_HOWS,
+    C_PROGRAM_MEMORY,
+    C_TAPS,
+    C_WHERE,
+    C_WORKER_ID,
+    COUNT_UP,
+    F_IFINDEX,
+    F_QUEUE,
+    F_RX_QUEUE,
+    F_STATS,
+    WHERE,
+)
+from xdp_runtime import state as st
+from xdp_runtime.compiler.link import ENTRY
+from xdp_runtime.maps.pool import ENTER, LEAVE
+from xdp_runtime.maps.scout import STEPS
+from xdp_runtime.template import Template
+
+_RUNNING, _DISPOSING = WHERE.index("in the program"), WHERE.index("passing packets on")
+_, _DROP, _, _TX, _ = (int(v) for v in st.Verdict)
+_SHAPES = {"burst": ("ptr", "ptr", "i64"), "open": ("ptr", "ptr", "i64", "ptr"),
+           "release": ("ptr", "ptr", "ptr"), "transmit": ("ptr", "ptr", "ptr"),
+           "done": ("ptr", "ptr")}
+Factory = Callable[..., Any]
+
+
+def _begin_run(m: Any) -> Factory:
+    def begin_run(run, slot, ifindex, rx_queue, worker, memory):  # type: ignore
+        """The state that a program starts with, for the packet in this slot."""
+        data = m.load_ptr(slot, port.DATA)
+        m.store_ptr(run, st.DATA, data)
+        m.store_ptr(run, st.DATA_END, m.load_ptr(slot, port.DATA_END))
+        m.store_ptr(run, st.DATA_META, data)
+        m.store_ptr(run, st.HARD_START, m.load_ptr(slot, port.HARD_START))
+        m.store_ptr(run, st.FRAME_END, m.load_ptr(slot, port.FRAME_END))
+        m.store_u32(run, st.INGRESS_IFINDEX, ifindex)
+        m.store_u32(run, st.RX_QUEUE_INDEX, rx_queue)
+        m.store_u32(run, st.EGRESS_IFINDEX, 0)
+        m.store_u32(run, st.WORKER_ID, worker)
+        m.store_u32(run, st.REDIRECT_IFINDEX, 0)
+        m.store_u32(run, st.TAIL_CALLS, 0)
+        m.store_ptr(run, st.WORKER, memory)
+        m.store_u32(run, st.RX_KNOWN, 0)
+        m.store_u64(run, st.RX_TIMESTAMP, 0)
+        m.store_u64(run, st.REDIRECT_HOW, 0)  # and PROGRAM
+        return 0
+
+    return begin_run
+
+
+def _end_run(m: Any) -> Factory:
+    def end_run(run, slot, how, verdict):  # type: ignore
+        """What the program has made of the packet, into its slot; `how` is its place in C_HOWS."""
+        m.store_u64(how, 0, m.load_u64(run, st.REDIRECT_HOW))
+        m.store_u32(slot, port.VERDICT, verdict)
+        m.store_u32(slot, port.TARGET, m.load_u32(run, st.REDIRECT_IFINDEX))
+        m.store_ptr(slot, port.DATA, m.load_ptr(run, st.DATA))
+        m.store_ptr(slot, port.DATA_END, m.load_ptr(run, st.DATA_END))
+        m.store_ptr(slot, port.DATA_META, m.load_ptr(run, st.DATA_META))
+        return 0
+
+    return end_run
+
+
+BEGIN_RUN = Template("begin_run", _begin_run, "i64(ptr, ptr, i64, i64, i64, ptr)")
+END_RUN = Template("end_run", _end_run, "i64(ptr, ptr, ptr, i64)")
+
+
+def _tap_in(m: Any, show_taps: Template) -> Factory:
+    show = m.extern(show_taps)
+    last = (port.BATCH_MAX - 1) * port.SLOT_SIZE_BYTES  # used by nothing before the last packet
+
+    def tap_in(control, flow, data, end, cookie):  # type: ignore
+        """Show one packet as it came in."""
+        batch = m.load_ptr(control, C_BATCH)
+        slot = m.gep(batch, last)
+        m.store_ptr(slot, port.DATA, data)
+        m.store_ptr(slot, port.DATA_END, end)
+        m.store_u64(slot, port.COOKIE, cookie)
+        m.store_u64(slot, port.RX_TIMESTAMP, 0)
+        m.store_u32(slot, port.FRAGMENTS, 0)
+        m.store_ptr(control, C_BATCH, slot)
+        show(control, flow, 1)
+        m.store_ptr(control, C_BATCH, batch)
+        return 0
+
+    return tap_in
+
+
+def _tap_out(m: Any, show_taps: Template) -> Factory:
+    show = m.extern(show_taps)
+    last = port.BATCH_MAX - 1
+    slot_bytes, at_exit = port.SLOT_SIZE_BYTES, AT_EXIT
+
+    def tap_out(control, flow, how, verdict, target, data, end, meta):  # type: ignore
+        """Show it with its verdict."""
+        batch, hows = m.load_ptr(control, C_BATCH), m.load_ptr(control, C_HOWS)
+        slot = m.gep(batch, last * slot_bytes)
+        m.store_u64(hows, last * 8, how)
+        m.store_u32(slot, port.VERDICT, verdict)
+        m.store_u32(slot, port.TARGET, target)
+        m.store_ptr(slot, port.DATA, data)
+        m.store_ptr(slot, port.DATA_END, end)
+        m.store_ptr(slot, port.DATA_META, meta)
+        m.store_ptr(control, C_BATCH, slot)
+        m.store_ptr(control, C_HOWS, m.gep(hows, last * 8))
+        show(control, flow, 1 | at_exit)
+        m.store_ptr(control, C_BATCH, batch)
+        m.store_ptr(control, C_HOWS, hows)
+        return 0
+
+    return tap_out
+
+
+def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Template) -> Factory:
+    tap_in, tap_out = m.extern(into), m.extern(out)
+    count_up, enter, leave = m.extern(COUNT_UP), m.extern(ENTER), m.extern(LEAVE)
+    begin_run, end_run = m.extern(BEGIN_RUN), m.extern(END_RUN)
+    slots_flow, dispose_others = m.extern(of_slots), m.extern(dispose)
+    program, steps_of = m.symbol(ENTRY, "i32(ptr)"), m.symbol(STEPS, "i64()")
+    burst, open_, release, transmit, done = (
+        m.symbol(f"xdpu.one.{name}", f"i64({', '.join(shape)})")
+        for name, shape in _SHAPES.items())
+    state_bytes, hand_bytes, slot_bytes = st.STATE_SIZE_BYTES, port.HAND_BYTES, port.SLOT_SIZE_BYTES
+
+    def one_pass_flow(control, flow):  # type: ignore
+        if steps_of() != 0:
+            return slots_flow(control, flow)
+        q, hand = m.load_ptr(flow, F_QUEUE), m.alloca(hand_bytes)
+        count = burst(q, hand, m.load_u32(control, C_BATCH_SIZE))
+        if count == 0:
+            return 0
+        m.store_u32(control, C_WHERE, _RUNNING)
+        counters = m.load_ptr(flow, F_STATS)
+        count_up(counters, stats.BATCHES, 1)
+        run, slot = m.alloca(state_bytes), m.alloca(slot_bytes)
+        batch, hows = m.load_ptr(control, C_BATCH), m.load_ptr(control, C_HOWS)
+        ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
+        worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
+        received = unsent = others = unfit = tx_full = 0  # of each path as few as can be
+        taps = m.load_u32(control, C_TAPS)
+        enter(memory)
+        for i in range(count):
+            if open_(q, hand, i, slot) == 0:
+                unfit += 1
+                continue
+            start, stop = m.load_ptr(slot, port.DATA), m.load_ptr(slot, port.DATA_END)
+            length = m.diff(stop, start)
+            received += length
+            begin_run(run, slot, ifindex, rx_queue, worker, memory)
+            if taps != 0:
+                tap_in(control, flow, start, stop, m.load_u64(slot, port.COOKIE))
+            verdict = program(run)
+            if verdict == _TX:
+                data, end = m.load_ptr(run, st.DATA), m.load_ptr(run, st.DATA_END)
+                m.store_ptr(slot, port.DATA, data)
+                m.store_ptr(slot, port.DATA_END, end)
+                if taps != 0:  # in each branch, lest the verdict is forgotten before it is used
+                    tap_out(control, flow, 0, _TX, 0, data, end, m.load_ptr(run, st.DATA_META))
+                if transmit(q, hand, slot) == 0:
+                    tx_full += 1
+                    unsent += length
+                elif m.diff(data, start) != 0 or m.diff(end, stop) != 0:
+                    unsent += length - m.diff(end, data)
+            elif verdict == _DROP:
+                unsent += length
+                if taps != 0:
+                    tap_out(control, flow, 0, _DROP, 0, m.load_ptr(run, st.DATA),
+                            m.load_ptr(run, st.DATA_END), m.load_ptr(run, st.DATA_META))
+                release(q, hand, slot)
+            else:
+                unsent += length
+                if taps != 0:
+                    tap_out(control, flow, m.load_u64(run, st.REDIRECT_HOW), verdict,
+                            m.load_u32(run, st.REDIRECT_IFINDEX), m.load_ptr(run, st.DATA),
+                            m.load_ptr(run, st.DATA_END), m.load_ptr(run, st.DATA_META))
+                other = m.gep(batch, others * slot_bytes)
+                m.store_ptr(other, port.HARD_START, m.load_ptr(slot, port.HARD_START))
+                m.store_ptr(other, port.FRAME_END, m.load_ptr(slot, port.FRAME_END))
+                m.store_u64(other, port.COOKIE, m.load_u64(slot, port.COOKIE))
+                end_run(run, other, m.gep(hows, others * 8), verdict)
+                others += 1
+        sent = done(q, hand) + tx_full
+        packets = count - unfit
+        count_up(counters, stats.RX_PACKETS, packets)
+        count_up(counters, stats.RX_BYTES, received)
+        count_up(counters, stats.DROP, packets - sent - others)
+        count_up(counters, stats.TX, sent)
+        count_up(counters, stats.TX_BYTES, received - unsent)
+        count_up(counters, stats.TX_FULL, tx_full)
+        if others != 0:
+            m.store_u32(control, C_WHERE, _DISPOSING)
+            dispose_others(control, flow, batch, hows, others)
+        leave(memory)  # not before programs of a map's entry have run
+        return count
+
+    return one_pass_flow
+
+
+def flow(of_slots: Template, dispose: Template, show_taps: Template) -> Template:
+    """`of_slots(control, flow)` in one pass where that can be."""
+    def cold(m: Any) -> Factory:
+        inlined = m.extern(dispose)
+
+        def dispose_others(control, flow, batch, hows, count):  # type: ignore
+            return inlined(control, flow, batch, hows, count)
+
+        return dispose_others
+
+    others = Template("dispose_others", cold, dispose.signature, (dispose,), inline=False)
+    into = Template("tap_in", partial(_tap_in, show_taps=show_taps),
+                    "i64(ptr, ptr, ptr, ptr, i64)", (show_taps,), inline=False, cold=True)
+    out = Template("tap_out", partial(_tap_out, show_taps=show_taps),
+                   "i64(ptr, ptr, i64, i64, i64, ptr, ptr, ptr)", (show_taps,), inline=False,
+                   cold=True)
+    return Template("one_pass_flow", lambda m: _flow(m, of_slots, others, into, out),
+                    of_slots.signature, (of_slots, others, into, out, COUNT_UP, ENTER, LEAVE,
+                                         BEGIN_RUN, END_RUN))
+
+
+def wrappers(kind: OnePass) -> str:
+    """The names that the loop calls a kind's templates by."""
+    out = []
+    for name, shape in _SHAPES.items():
+        arguments = ", ".join(f"{one} %a{i}" for i, one in enumerate(shape))
+        out += [f'define i64 @"xdpu.one.{name}"({arguments}) alwaysinline {{',
+                f"  %r = call i64 @{getattr(kind, name).name}({arguments})", "  ret i64 %r", "}"]
+    return "\n".join(out)

@@ -1,0 +1,130 @@
+"""The DPDK port's templates for a batch in one pass (dataplane/one_pass.py).
+
+In the hand are the numbers of mbufs that are to be sent and to be freed, and what would have to be
+loaded again after a program's store.  Both arrays have room for a burst when it begins, so nothing
+is called before the batch ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataplane.port import BATCH_MAX, COOKIE, DATA, DATA_END, OnePass
+from dpdk.bursts import (
+    ATTACH,
+    FP_OPS,
+    FREE_ARRAY,
+    FREE_COUNT,
+    MBUF_POOL,
+    PRIVATE_BYTES,
+    QUEUE_OFFSET,
+    RX_ARRAY,
+    RX_SPARE,
+    TX_ARRAY,
+    TX_COUNT,
+    Factory,
+    Made,
+)
+from xdp_runtime.template import Template
+
+# of the hand; the last three are the packet's, as it was received
+_TO_SEND, _TO_FREE, _POOL, _BUFFER, _DATA, _END = range(0, 48, 8)
+_AHEAD = RX_SPARE  # packets' first lines are fetched so many packets before they are needed
+
+
+def make(plain: Made) -> OnePass:
+    """The templates for the same headers as `plain`."""
+    at, mark = plain.at, plain.mark
+    buf_addr, pool_at = at["BUF_ADDR"], at["POOL"]
+    packet = at["MBUF"] + PRIVATE_BYTES + at["HEADROOM"]  # where it begins in a fresh mbuf of ours
+    rx_burst, rx_data = at["RX_BURST"], at["RX_DATA"]
+
+    def make_burst(m: Any) -> Factory:
+        push, free = m.extern(plain.push), m.extern(plain.free)
+
+        def dpdk_burst(q, hand, budget):  # type: ignore
+            if m.call_burst(m.load_ptr(q, ATTACH), q, q, 0) == 0:
+                return 0
+            if m.load_u64(q, TX_COUNT) + budget > BATCH_MAX:
+                push(q)
+            if m.load_u64(q, FREE_COUNT) + budget > BATCH_MAX:
+                free(q)
+            ops, mbufs = m.load_ptr(q, FP_OPS), m.inside(q, RX_ARRAY)
+            queue = m.load_ptr(m.load_ptr(ops, rx_data), m.load_u64(q, QUEUE_OFFSET))
+            got = m.call_burst(m.load_ptr(ops, rx_burst), queue, mbufs, budget)
+            m.store_u64(hand, _TO_SEND, m.load_u64(q, TX_COUNT))
+            m.store_u64(hand, _TO_FREE, m.load_u64(q, FREE_COUNT))
+            m.store_ptr(hand, _POOL, m.load_ptr(q, MBUF_POOL))
+            return got
+
+        return dpdk_burst
+
+    def make_open(m: Any) -> Factory:
+        settle = m.extern(plain.settle)
+
+        def dpdk_open(q, hand, i, slot):  # type: ignore
+            later = m.load_ptr(q, RX_ARRAY + (i + _AHEAD) * 8)  # or one of long ago: no harm
+            m.prefetch(later, 0)
+            m.prefetch(later, packet)
+            if settle(q, m.load_ptr(hand, _POOL), i, slot) == 0:
+                return 0
+            m.store_ptr(hand, _BUFFER, m.load_ptr(m.load_ptr(slot, COOKIE), buf_addr))
+            m.store_ptr(hand, _DATA, m.load_ptr(slot, DATA))
+            m.store_ptr(hand, _END, m.load_ptr(slot, DATA_END))
+            return 1
+
+        return dpdk_open
+
+    def make_release(m: Any) -> Factory:
+        free_other = m.extern(plain.free_other)
+
+        def dpdk_one_release(q, hand, slot):  # type: ignore
+            mbuf = m.load_ptr(slot, COOKIE)
+            if m.diff(m.load_ptr(mbuf, pool_at), m.load_ptr(hand, _POOL)) != 0:
+                return free_other(q, mbuf)
+            count = m.load_u64(hand, _TO_FREE)
+            m.store_ptr(q, FREE_ARRAY + count * 8, mbuf)
+            m.store_u64(hand, _TO_FREE, count + 1)
+            return 0
+
+        return dpdk_one_release
+
+    release_template = Template(f"dpdk_one_release_{mark}", make_release, "i64(ptr, ptr, ptr)",
+                                (plain.free_other,))
+
+    def make_transmit(m: Any) -> Factory:
+        ready, release = m.extern(plain.ready), m.extern(release_template)
+
+        def dpdk_one_transmit(q, hand, slot):  # type: ignore
+            data, end = m.load_ptr(slot, DATA), m.load_ptr(slot, DATA_END)
+            same = m.diff(data, m.load_ptr(hand, _DATA)) == 0 \
+                and m.diff(end, m.load_ptr(hand, _END)) == 0
+            if not same:  # else its mbuf says so already
+                if ready(q, slot, m.load_ptr(hand, _BUFFER)) == 0:
+                    release(q, hand, slot)
+                    return 0
+            count = m.load_u64(hand, _TO_SEND)
+            m.store_ptr(q, TX_ARRAY + count * 8, m.load_ptr(slot, COOKIE))
+            m.store_u64(hand, _TO_SEND, count + 1)
+            return 1
+
+        return dpdk_one_transmit
+
+    def make_done(m: Any) -> Factory:
+        def dpdk_done(q, hand):  # type: ignore
+            before, after = m.load_u64(q, TX_COUNT), m.load_u64(hand, _TO_SEND)
+            m.store_u64(q, TX_COUNT, after)
+            m.store_u64(q, FREE_COUNT, m.load_u64(hand, _TO_FREE))
+            return after - before
+
+        return dpdk_done
+
+    return OnePass(
+        burst=Template(f"dpdk_burst_{mark}", make_burst, "i64(ptr, ptr, i64)",
+                       (plain.push, plain.free)),
+        open=Template(f"dpdk_open_{mark}", make_open, "i64(ptr, ptr, i64, ptr)", (plain.settle,)),
+        release=release_template,
+        transmit=Template(f"dpdk_one_transmit_{mark}", make_transmit, "i64(ptr, ptr, ptr)",
+                          (plain.ready, release_template)),
+        done=Template(f"dpdk_done_{mark}", make_done, "i64(ptr, ptr)"),
+    )
