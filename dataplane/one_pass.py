@@ -174,12 +174,14 @@ def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Te
             if taps != 0:
                 tap_in(control, flow, start, stop, m.load_u64(slot, port.COOKIE))
             verdict = program(run)
+            if taps != 0:
+                tap_out(control, flow, m.load_u64(run, st.REDIRECT_HOW), verdict,
+                        m.load_u32(run, st.REDIRECT_IFINDEX), m.load_ptr(run, st.DATA),
+                        m.load_ptr(run, st.DATA_END), m.load_ptr(run, st.DATA_META))
             if verdict == _TX:
                 data, end = m.load_ptr(run, st.DATA), m.load_ptr(run, st.DATA_END)
                 m.store_ptr(slot, port.DATA, data)
                 m.store_ptr(slot, port.DATA_END, end)
-                if taps != 0:  # in each branch, lest the verdict is forgotten before it is used
-                    tap_out(control, flow, 0, _TX, 0, data, end, m.load_ptr(run, st.DATA_META))
                 if transmit(q, hand, slot) == 0:
                     tx_full += 1
                     unsent += length
@@ -187,16 +189,9 @@ def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Te
                     unsent += length - m.diff(end, data)
             elif verdict == _DROP:
                 unsent += length
-                if taps != 0:
-                    tap_out(control, flow, 0, _DROP, 0, m.load_ptr(run, st.DATA),
-                            m.load_ptr(run, st.DATA_END), m.load_ptr(run, st.DATA_META))
                 release(q, hand, slot)
             else:
                 unsent += length
-                if taps != 0:
-                    tap_out(control, flow, m.load_u64(run, st.REDIRECT_HOW), verdict,
-                            m.load_u32(run, st.REDIRECT_IFINDEX), m.load_ptr(run, st.DATA),
-                            m.load_ptr(run, st.DATA_END), m.load_ptr(run, st.DATA_META))
                 other = m.gep(batch, others * slot_bytes)
                 m.store_ptr(other, port.HARD_START, m.load_ptr(slot, port.HARD_START))
                 m.store_ptr(other, port.FRAME_END, m.load_ptr(slot, port.FRAME_END))

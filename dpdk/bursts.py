@@ -74,7 +74,7 @@ Factory = Callable[..., Any]
 class Made:
     """A kind for certain headers: the offsets in them, and what the templates are marked with.
 
-    push(q) sends what was collected, free(q) frees it; settle(q, pool, i, slot) -> 1 | 0 fills a
+    push(q) sends what was collected, free(q) frees it; settle(q, i, slot) -> 1 | 0 fills a
     slot for mbuf i of RX_ARRAY, free_other(q, mbuf) frees what is of another pool, and
     ready(q, slot, buf_addr) -> 1 | 0 writes a packet's edges into its mbuf."""
 
@@ -164,9 +164,9 @@ def _make(at: dict[str, int]) -> Made:
                                    inline=False, cold=True)
 
     def make_copy(m: Any) -> Factory:
-        def dpdk_copy(q, pool, where):  # type: ignore
+        def dpdk_copy(q, where):  # type: ignore
             """What is not one segment of ours alone becomes one -> 1; 0: it fits none."""
-            if m.call_burst(m.load_ptr(q, SETTLE), pool, where, 1) == 0:
+            if m.call_burst(m.load_ptr(q, SETTLE), m.load_ptr(q, MBUF_POOL), where, 1) == 0:
                 m.store_u64(q, RX_UNFIT, m.load_u64(q, RX_UNFIT) + 1)
                 return 0
             m.store_u64(q, RX_COPIED, m.load_u64(q, RX_COPIED) + 1)
@@ -175,13 +175,13 @@ def _make(at: dict[str, int]) -> Made:
 
         return dpdk_copy
 
-    copy_template = Template(f"dpdk_copy_{mark}", make_copy, "i64(ptr, ptr, ptr)", inline=False,
+    copy_template = Template(f"dpdk_copy_{mark}", make_copy, "i64(ptr, ptr)", inline=False,
                              cold=True)
 
     def make_settle(m: Any) -> Factory:
         copy = m.extern(copy_template)
 
-        def dpdk_settle(q, pool, i, slot):  # type: ignore
+        def dpdk_settle(q, i, slot):  # type: ignore
             where = m.inside(q, RX_ARRAY + i * 8)
             mbuf = m.load_ptr(where, 0)
             fit = 1 if m.load_u32(mbuf, rearm + 2) == _WHOLE else 0
@@ -192,12 +192,13 @@ def _make(at: dict[str, int]) -> Made:
                 else:  # what receiving says of it is no wish for sending
                     m.store_u64(mbuf, flags_at, 0)
             if fit == 0:
-                if copy(q, pool, where) == 0:
+                if copy(q, where) == 0:
                     return 0
                 mbuf = m.load_ptr(where, 0)
             buffer = m.load_ptr(mbuf, buf_addr)
             data = m.inside(buffer, m.load_u16(mbuf, rearm))
-            room = ROOM_BYTES if m.diff(m.load_ptr(mbuf, pool_at), pool) == 0 else 0
+            own = m.diff(m.load_ptr(mbuf, pool_at), m.load_ptr(q, MBUF_POOL)) == 0
+            room = ROOM_BYTES if own else 0
             m.store_ptr(slot, DATA, data)
             m.store_ptr(slot, DATA_END, m.inside(data, m.load_u16(mbuf, data_len)))
             m.store_ptr(slot, HARD_START, m.gep(buffer, -room))
@@ -207,7 +208,7 @@ def _make(at: dict[str, int]) -> Made:
 
         return dpdk_settle
 
-    settle_template = Template(f"dpdk_settle_{mark}", make_settle, "i64(ptr, ptr, i64, ptr)",
+    settle_template = Template(f"dpdk_settle_{mark}", make_settle, "i64(ptr, i64, ptr)",
                                (copy_template,))
 
     def make_receive(m: Any) -> Factory:
@@ -222,9 +223,9 @@ def _make(at: dict[str, int]) -> Made:
             got = m.call_burst(m.load_ptr(ops, rx_burst), queue, mbufs, budget)
             for i in range(got):
                 m.prefetch(m.load_ptr(mbufs, i * 8), 0)
-            n, pool = 0, m.load_ptr(q, MBUF_POOL)
+            n = 0
             for i in range(got):
-                n += settle(q, pool, i, m.inside(batch, n * SLOT_SIZE_BYTES))
+                n += settle(q, i, m.inside(batch, n * SLOT_SIZE_BYTES))
             return n
 
         return dpdk_receive

@@ -28,7 +28,7 @@ from dpdk.bursts import (
 from xdp_runtime.template import Template
 
 # of the hand; the last three are the packet's, as it was received
-_TO_SEND, _TO_FREE, _POOL, _BUFFER, _DATA, _END = range(0, 48, 8)
+_TO_SEND, _TO_FREE, _BUFFER, _DATA, _END = range(0, 40, 8)
 _AHEAD = RX_SPARE  # packets' first lines are fetched so many packets before they are needed
 
 
@@ -54,7 +54,6 @@ def make(plain: Made) -> OnePass:
             got = m.call_burst(m.load_ptr(ops, rx_burst), queue, mbufs, budget)
             m.store_u64(hand, _TO_SEND, m.load_u64(q, TX_COUNT))
             m.store_u64(hand, _TO_FREE, m.load_u64(q, FREE_COUNT))
-            m.store_ptr(hand, _POOL, m.load_ptr(q, MBUF_POOL))
             return got
 
         return dpdk_burst
@@ -66,7 +65,7 @@ def make(plain: Made) -> OnePass:
             later = m.load_ptr(q, RX_ARRAY + (i + _AHEAD) * 8)  # or one of long ago: no harm
             m.prefetch(later, 0)
             m.prefetch(later, packet)
-            if settle(q, m.load_ptr(hand, _POOL), i, slot) == 0:
+            if settle(q, i, slot) == 0:
                 return 0
             m.store_ptr(hand, _BUFFER, m.load_ptr(m.load_ptr(slot, COOKIE), buf_addr))
             m.store_ptr(hand, _DATA, m.load_ptr(slot, DATA))
@@ -80,7 +79,7 @@ def make(plain: Made) -> OnePass:
 
         def dpdk_one_release(q, hand, slot):  # type: ignore
             mbuf = m.load_ptr(slot, COOKIE)
-            if m.diff(m.load_ptr(mbuf, pool_at), m.load_ptr(hand, _POOL)) != 0:
+            if m.diff(m.load_ptr(mbuf, pool_at), m.load_ptr(q, MBUF_POOL)) != 0:
                 return free_other(q, mbuf)
             count = m.load_u64(hand, _TO_FREE)
             m.store_ptr(q, FREE_ARRAY + count * 8, mbuf)
