@@ -174,13 +174,16 @@ def path(system: str, action: str, plan: Plan) -> Iterator[tuple[Way, Wires]]:
         wires = stack.enter_context(systems.wires(action, plan.queues, plan.port))
         job = wires.job(action, plan.port, plan.loop_cpus, plan.queues)
         reader: Sink | Reader | None = None
-        count = stack.enter_context(systems.SYSTEMS[system](job))
+        end, is_tap = wires.end_of_path(action), plan.port == "tap"
         if action == "pass":
             reader = stack.enter_context(Reader(wires.node, plan.reader_cpu))
-        elif (end := wires.end_of_path(action)) is not None:
-            reader = stack.enter_context(Sink(wires.found(end)))
-        if action == "drop" and plan.port != "tap":  # a veth whose end has no XDP sends none either
+        if end is not None and not is_tap:  # live frames go only where there is XDP already
+            reader = stack.enter_context(Sink(end))
+        if action in ("drop", "redirect") and not is_tap:
             stack.enter_context(systems.attach("drop", wires.source))
+        count = stack.enter_context(systems.SYSTEMS[system](job))
+        if end is not None and is_tap:
+            reader = stack.enter_context(Sink(wires.found(end)))
         sources = [stack.enter_context(Source(wires.source.ifname, wires.source.ns, cpu,
                                               dst_mac=wires.found(wires.node).mac))
                    for cpu in plan.source_cpus]

@@ -26,7 +26,7 @@ class _Look:
     at_s: float
     busy: dict[int, int]  # jiffies by CPU
     steal: dict[int, int]
-    processes: dict[int, tuple[str, int]]  # pid: (name, jiffies)
+    processes: dict[int, tuple[str, int, int]]  # pid: (name, jiffies, the CPU it ran on last)
     switches: int
 
 
@@ -76,9 +76,9 @@ class Watch:
         steal = sum(after.steal[cpu] - before.steal.get(cpu, 0) for cpu in self._own
                     if cpu in after.steal)
         who = []
-        for pid, (name, jiffies) in after.processes.items():
-            share = (jiffies - before.processes.get(pid, ("", jiffies))[1]) / _HZ / seconds
-            if pid != os.getpid() and share > 0.1:
+        for pid, (name, jiffies, cpu) in after.processes.items():
+            share = (jiffies - before.processes.get(pid, ("", jiffies, 0))[1]) / _HZ / seconds
+            if pid != os.getpid() and cpu not in self._own and share > 0.1:
                 who.append((name, pid, min(share, float(len(after.busy)))))
         who.sort(key=lambda one: -one[2])
         return Noise(seconds, busy / _HZ / seconds, who, steal / _HZ / seconds,
@@ -102,6 +102,6 @@ def _look() -> _Look:
         head, _, tail = text.rpartition(")")
         fields = tail.split()
         processes[int(stat.parent.name)] = (head.partition("(")[2],
-                                            int(fields[11]) + int(fields[12]))
+                                            int(fields[11]) + int(fields[12]), int(fields[36]))
     return _Look(time.monotonic(), busy, steal, processes,
                  resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw)
