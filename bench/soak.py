@@ -33,6 +33,7 @@ from typing import Any
 
 from bench.cases import EXAMPLES
 from bench.samples import cpus, machine
+from bench.systems import attach
 from bench.traffic import Flood
 from control.server import ask
 from dataplane.stats import Stats
@@ -157,13 +158,15 @@ def settle(look: Callable[[], object], limit_s: float = _QUIET_LIMIT_S) -> None:
 
 @contextmanager
 def networks(queues: int) -> Iterator[tuple[VethPair, VethPair]]:
-    """Source to node, and from there on; none says anything by itself."""
+    """Source to node, and from there on; none says anything by itself, and what comes out of the
+    node is dropped by XDP: to an end without it no live frames can be sent."""
     with VethPair(subnet=221, queues=queues) as way_in, \
             VethPair(None, way_in.b.ns, subnet=222, queues=queues) as way_out:
         for ns in (way_in.a.ns, way_in.b.ns, way_out.a.ns):
             in_ns(ns, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1",
                   "net.ipv6.conf.default.disable_ipv6=1")
-        yield way_in, way_out
+        with attach("drop", way_in.a), attach("drop", way_out.a):
+            yield way_in, way_out
 
 
 def soak(seconds: float, replace_every_s: float, queues: int, source_cpu: int,

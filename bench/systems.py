@@ -213,7 +213,7 @@ def _driver_counter(end: End, name: str) -> int:
 
 
 SYSTEMS: Mapping[str, System] = {
-    "ours": _ours(), "ours-xsk": _ours("--tx", "xsk"), "ours-frames": _ours("--tx", "live"), "c": c_loop,
+    "ours": _ours(), "ours-xsk": _ours("--tx", "xsk"), "c": c_loop,
     "native": _kernel(XdpFlag.DRV_MODE), "generic": _kernel(XdpFlag.SKB_MODE),
     "ours-live": _ours("--stack", "live"), "ours-tap": _ours("--stack", "tap"), "none": _nothing}
 
