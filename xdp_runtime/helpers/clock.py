@@ -1,8 +1,8 @@
 """Clocks, and where the worker runs.
 
 Each clock is the C library's of the same name: CLOCK_BOOTTIME, CLOCK_MONOTONIC_COARSE, CLOCK_TAI.
-jiffies64 counts 1/250 s from the kernel's start value, as most distributions' kernels do; there is
-no way to ask for the real one.
+jiffies64 counts the ticks of CLOCK_MONOTONIC_COARSE, whose resolution is that of the kernel it runs
+on, from the kernel's start value; the kernel's own may be some ticks behind.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Factory = Callable[..., Any]
 CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME, CLOCK_TAI = 6, 7, 11
-JIFFY_NS = 4_000_000  # CONFIG_HZ=250
-INITIAL_JIFFIES = (1 << 32) - 300 * 250  # the low 32 bits wrap five minutes after boot
+_SECOND_NS = 1_000_000_000
+_WRAP_S = 300  # seconds after boot at which the low 32 bits of jiffies64 wrap
 
 
 def _clock(name: str, number: int) -> Template:
@@ -50,7 +50,11 @@ def _jiffies64(m: Any) -> Factory:
     coarse = m.extern(COARSE)
 
     def jiffies64():  # type: ignore
-        return INITIAL_JIFFIES + m.udiv(coarse(), JIFFY_NS)
+        resolution = m.gep(m.alloca(16), 0)
+        m.c_clock_getres(CLOCK_MONOTONIC_COARSE, resolution)
+        tick_ns = m.load_u64(resolution, 8)
+        hz = m.udiv(_SECOND_NS + (tick_ns >> 1), tick_ns)
+        return (1 << 32) - _WRAP_S * hz + m.udiv(coarse(), tick_ns)
 
     return jiffies64
 
@@ -59,7 +63,9 @@ JIFFIES = Template("jiffies64", _jiffies64, "i64()", (COARSE,))
 
 
 def _interpret_jiffies64(machine: Machine) -> int:
-    return INITIAL_JIFFIES + time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) // JIFFY_NS
+    tick_ns = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * _SECOND_NS)
+    hz = (_SECOND_NS + tick_ns // 2) // tick_ns
+    return (1 << 32) - _WRAP_S * hz + time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) // tick_ns
 
 
 def _get_numa_node_id(m: Any) -> Factory:

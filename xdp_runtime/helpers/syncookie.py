@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from xdp_runtime.helpers.clock import CLOCK_MONOTONIC_COARSE, INITIAL_JIFFIES, JIFFIES, JIFFY_NS
+from xdp_runtime.helpers.clock import CLOCK_MONOTONIC_COARSE, COARSE
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.template import Template
 
@@ -28,7 +28,7 @@ Factory = Callable[..., Any]
 EACCES, EINVAL = 13, 22
 _TCP_BYTES = 20
 _SOURCE, _SEQUENCE, _ACKNOWLEDGED, _OFFSET = 0, 4, 8, 12  # in struct tcphdr
-_PERIOD = 60 * 250  # TCP_SYNCOOKIE_PERIOD, in jiffies
+_PERIOD_NS = 60 * 1_000_000_000  # TCP_SYNCOOKIE_PERIOD
 _MAX_AGE = 2  # MAX_SYNCOOKIE_AGE
 _END, _NOTHING, _MSS = 0, 1, 2  # TCP options
 _MSS_BYTES = 4
@@ -110,8 +110,7 @@ def announced_mss(tcp: bytes) -> int:
 
 def _minutes() -> int:
     """tcp_cookie_time()"""
-    jiffies = INITIAL_JIFFIES + time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) // JIFFY_NS
-    return jiffies // _PERIOD & _U32
+    return time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) // _PERIOD_NS & _U32
 
 
 def _hash_of(ip: _Version, header: bytes, tcp: bytes, count: int, which: int) -> int:
@@ -289,7 +288,7 @@ def _generate(ip: _Version, hashed: Template) -> Template:
     smallest, unannounced = ip.table[0], ip.unannounced
 
     def factory(m: Any) -> Factory:
-        cookie_hash, parse, jiffies = m.extern(hashed), m.extern(PARSE), m.extern(JIFFIES)
+        cookie_hash, parse, coarse = m.extern(hashed), m.extern(PARSE), m.extern(COARSE)
 
         def gen_syncookie(header, tcp, length):  # type: ignore
             length = length & _U32
@@ -305,7 +304,7 @@ def _generate(ip: _Version, hashed: Template) -> Template:
                 index, entry = 2, third
             elif mss >= second:
                 index, entry = 1, second
-            count = m.udiv(jiffies(), _PERIOD) & _U32
+            count = m.udiv(coarse(), _PERIOD_NS) & _U32
             cookie = cookie_hash(header, tcp, 0, 0) + m.swap32(m.load_u32(tcp, _SEQUENCE))
             cookie += (count << 24) + ((cookie_hash(header, tcp, count, 1) + index) & _LOW24)
             return (cookie & _U32) | (entry << 32)
@@ -313,15 +312,15 @@ def _generate(ip: _Version, hashed: Template) -> Template:
         return gen_syncookie
 
     return Template(f"gen_syncookie_{ip.number}", factory, "i64(ptr, ptr, i64)",
-                    (hashed, PARSE, JIFFIES), inline=False)
+                    (hashed, PARSE, COARSE), inline=False)
 
 
 def _check(ip: _Version, hashed: Template) -> Template:
     def factory(m: Any) -> Factory:
-        cookie_hash, jiffies = m.extern(hashed), m.extern(JIFFIES)
+        cookie_hash, coarse = m.extern(hashed), m.extern(COARSE)
 
         def check_syncookie(header, tcp):  # type: ignore
-            count = m.udiv(jiffies(), _PERIOD) & _U32
+            count = m.udiv(coarse(), _PERIOD_NS) & _U32
             # both numbers less one, which cancels out
             cookie = (m.swap32(m.load_u32(tcp, _ACKNOWLEDGED)) - cookie_hash(header, tcp, 0, 0)
                       - m.swap32(m.load_u32(tcp, _SEQUENCE))) & _U32
@@ -334,7 +333,7 @@ def _check(ip: _Version, hashed: Template) -> Template:
 
         return check_syncookie
 
-    return Template(f"check_syncookie_{ip.number}", factory, "i64(ptr, ptr)", (hashed, JIFFIES),
+    return Template(f"check_syncookie_{ip.number}", factory, "i64(ptr, ptr)", (hashed, COARSE),
                     inline=False)
 
 
