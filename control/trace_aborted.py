@@ -37,7 +37,7 @@ class AbortedPrinter:
         where = names.get(packet.ifindex, f"interface {packet.ifindex}")
         verdict = f" ({packet.verdict})" if packet.verdict else ""
         cut = f", the first {len(packet.data)}" if len(packet.data) < packet.length else ""
-        return (f"program {self.engine.program_name(packet.program)}, {where}, queue "
+        return (f"program {packet.program}, {where}, queue "
                 f"{packet.queue}, worker {packet.worker}, {packet.length} bytes{cut}: "
                 f"{packet.reason}{verdict}\n{hexdump(packet.data)}")
 

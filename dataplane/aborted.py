@@ -8,7 +8,8 @@ the first packets, as many as somebody wants to see.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,11 +110,10 @@ NOTE = Template("note_aborted", _note, "i64(ptr, ptr, ptr, i64, i64, i64, i64)",
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """One packet, as the program left it: `data` are its first bytes of `length`.
+    """One packet, as the program left it: `data` are its first bytes of `length`.  `verdict` is
+    what the program returned."""
 
-    `program` is the number in the module, `verdict` what it returned."""
-
-    program: int
+    program: str
     reason: str
     verdict: int
     ifindex: int
@@ -130,13 +130,32 @@ class Area:
         self._block = Block(_RECORDS + wanted * RECORD_BYTES)
         self._block.set(_WANTED, wanted)
         self.address = self._block.address
+        self._names: list[tuple[int, Sequence[str]]] = [(0, ())]  # from which record on
+        self._before: Counter[tuple[str, str]] = Counter()
 
-    def counts(self) -> Iterator[tuple[int, str, int]]:
+    def begin(self, names: Sequence[str]) -> None:
+        """From now on the programs of the module have these names, by their number.  Only between
+        two batches of the worker."""
+        for program, reason, count in self.counts():
+            self._before[program, reason] = count
+        self._block.write(_TABLE, bytes(_WANTED))
+        self._names.append((self._block.get(_KEPT), names))
+
+    def _name(self, number: int, record: int | None = None) -> str:
+        """Of a program now, or when this record was made."""
+        names = next(names for first, names in reversed(self._names)
+                     if record is None or first <= record)
+        return names[number] if number < len(names) else f"number {number}"
+
+    def counts(self) -> Iterator[tuple[str, str, int]]:
         """(program, reason, packets) of those that there were."""
+        total = self._before.copy()
         cells = struct.unpack(f"={_PROGRAMS * _COLUMNS}Q", self._block.read(_TABLE, _WANTED))
         for number, count in enumerate(cells):
             if count:
-                yield number // _COLUMNS, REASONS[number % _COLUMNS], count
+                total[self._name(number // _COLUMNS), REASONS[number % _COLUMNS]] += count
+        for (program, reason), count in total.items():
+            yield program, reason, count
 
     def packets(self, first: int = 0) -> list[Aborted]:
         """Those kept, from the `first`th on."""
@@ -145,6 +164,6 @@ class Area:
             at = _RECORDS + number * RECORD_BYTES
             length, program, reason, verdict, ifindex, queue, worker, copied = struct.unpack(
                 "=8I", self._block.read(at, _PACKET))
-            out.append(Aborted(program, REASONS[reason], verdict, ifindex, queue, worker, length,
-                               self._block.read(at + _PACKET, copied)))
+            out.append(Aborted(self._name(program, number), REASONS[reason], verdict, ifindex,
+                               queue, worker, length, self._block.read(at + _PACKET, copied)))
         return out

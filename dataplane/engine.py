@@ -169,6 +169,7 @@ class Worker:
         self._code = program.code.function(loop.WORKER, ctypes.c_int64, ctypes.c_void_p)
         struct.pack_into("<Q", self._memory, layout.C_PROGRAM_MEMORY,
                          program.worker_memory(self.number))
+        self.aborted.begin(program.names)
 
     def start(self) -> None:
         def body() -> None:
@@ -535,18 +536,12 @@ class Engine:
                 raise XdpuError(f"worker {worker.number}",
                                 f"came to no batch boundary within {timeout_s:g} s")
 
-    def program_name(self, number: int) -> str:
-        """Of a program of the module that runs (state.py, PROGRAM)."""
-        programs = link.compiled_programs(self.program.object, self.program.spec)
-        return programs[number].name if number < len(programs) else f"number {number}"
-
     def aborted(self) -> dict[tuple[str, str], int]:
         """Aborted packets by program and reason (aborted.py), of maps' entries as well."""
         out: dict[tuple[str, str], int] = {}
         for worker in self.workers:
-            for number, reason, count in worker.aborted.counts():
-                key = self.program_name(number), reason
-                out[key] = out.get(key, 0) + count
+            for program, reason, count in worker.aborted.counts():
+                out[program, reason] = out.get((program, reason), 0) + count
         return out
 
     @property

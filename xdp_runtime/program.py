@@ -73,6 +73,7 @@ class Program:
         from xdp_runtime.compiler.target import Code
 
         self.object, self.spec, self.workers, self.image = obj, spec, workers, image
+        self.names = tuple(one.name for one in link.compiled_programs(obj, spec))  # by number
         self.all_maps = [*maps, *(m for m in kept if m not in maps)]
         self.maps: dict[str, Map] = {m.spec.name: m for m in maps}
         self._memory = mmap.mmap(-1, _round(st.WORKER_SIZE_BYTES) * workers)
@@ -157,9 +158,8 @@ class Program:
     def program_number(self, name: str) -> int:
         """A program's place in this module, or KeyError.  Plus 1 it is what a slot of a PROG_ARRAY
         holds, and what entries of DEVMAP, DEVMAP_HASH and CPUMAP hold as their program."""
-        for number, program in enumerate(link.compiled_programs(self.object, self.spec)):
-            if name == program.name:
-                return number
+        if name in self.names:
+            return self.names.index(name)
         raise KeyError(f"program {name!r} is not compiled with {self.spec.name}")
 
     def second_numbers(self) -> dict[str, int]:

@@ -14,6 +14,8 @@ from dataplane.engine import Engine
 from dataplane.memory import MemoryPort
 from dataplane.stats import Stats
 from tests.control.run_xdpu import EXAMPLES, until
+from tests.dataplane.kernel_redirect import OBJECT as REDIRECTS
+from tests.dataplane.test_chains import OBJECT as CHAINS
 from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.maps.map import Map
@@ -145,3 +147,31 @@ def test_ports_come_and_go_under_traffic(tmp_path: Path) -> None:
         total = sum(counted(m) for m in engine.program.all_maps if not m.spec.global_kind)
         assert total == engine.stats.total()["rx_packets"]
     first.close()
+
+
+def test_aborted_packets_stay_those_of_their_program() -> None:
+    """Counts and records keep the name of the program that aborted them when another takes over."""
+    obj = read_settled(str(CHAINS))
+    frames = [bytes(14) + bytes(20) + bytes(66)]  # verdict 0
+    one = port(queues=1, frames=frames)
+    engine = Engine(obj, [one], program="linear", busy_poll=True, trace_aborted=3)
+    engine.start()
+    try:
+        until(lambda: engine.stats.total()["aborted"], "aborted packets")
+        engine.replace(read_settled(str(REDIRECTS)), "aborts")
+        before = engine.aborted()
+        until(lambda: len(engine.aborted()) > 1, "packets that the new program aborts")
+        engine.replace(obj, "linear")
+        after = engine.aborted()
+        (area,) = (worker.aborted for worker in engine.workers)
+        assert [packet.program for packet in area.packets()] == ["linear"] * 3
+    finally:
+        engine.stop()
+        total = engine.stats.total()["aborted"]
+        last = engine.aborted()
+        engine.close()
+        one.close()
+    reason = "the program returned XDP_ABORTED"
+    assert next(iter(before)) == ("linear", reason)
+    assert {name for name, _ in after} == {"linear", "aborts"}
+    assert sum(last.values()) == total

@@ -162,7 +162,7 @@ def test_why_packets_are_aborted() -> None:
             got.total["invalid_verdict"]) == (2, 3, 1)
     assert sorted(count for _, _, count in got.aborted) == [1, 2, 3]
     assert [row.data for row in got.kept] == [g for g in given if g[0] != 4]
-    assert {row.program for row in got.kept} == {0}
+    assert {row.program for row in got.kept} == {"aborts"}
 
 
 # ---- beside the kernel ---------------------------------------------------------------------------
