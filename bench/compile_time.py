@@ -50,7 +50,7 @@ _TIMES = ("verify", "compile", "load")
 
 
 def program_of(count: int) -> Object:
-    """`count` instructions, of which each is run, in blocks of eleven."""
+    """`count` instructions, in stretches of eleven; every 32nd ends in a branch."""
     insns: list[Insn] = [Mov(True, 0, Imm(2)), Load(3, 1, 12, 4), Mov(True, 4, Reg(3)),
                          Mov(True, 9, Reg(1))]
     for n in range((count - len(insns) - 2) // 11):
@@ -59,6 +59,7 @@ def program_of(count: int) -> Object:
                   Load(4, 10, slot, 8), Alu(AluOp.XOR, True, 4, Imm(n)),
                   Alu(AluOp.RSH, True, 4, Imm(3)), Alu(AluOp.ADD, False, 3, Reg(4)),
                   Alu(AluOp.MUL, True, 3, Imm(n | 1)), Mov(True, 7, Reg(3)),
+                  Alu(AluOp.SUB, True, 7, Imm(n)) if n % 32 else
                   JumpIf(JmpOp.EQ, True, 7, Imm(n), 1), Alu(AluOp.ADD, True, 3, Imm(1))]
     insns += [Alu(AluOp.ADD, True, 3, Imm(1))] * (count - len(insns) - 2)
     insns += [Mov(True, 0, Reg(3)), Exit()]

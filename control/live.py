@@ -149,7 +149,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
         args.frags, args.metadata = spec.has_frags, asked_by(obj)
         foreseen = foresee(args)
         choose_cpus(args.cpu, foreseen.workers, ())  # refuses what cannot be
-        _compile_ahead(args, obj, spec, foreseen)
+        image = _compile_ahead(args, obj, spec, foreseen)
     report = None
     try:
         with ExitStack() as undo:
@@ -168,7 +168,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
             signals.check()
             engine.start()
             try:
-                _announce(args, live, engine)
+                _announce(args, live, engine, image)
                 watch.run()
             finally:
                 stop_engine(engine, undo)
@@ -189,9 +189,10 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
 
 # ---- before anything is touched ------------------------------------------------------------------
 
-def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec, foreseen: Foreseen) -> None:
+def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec,
+                   foreseen: Foreseen) -> link.Image:
     around = loop.unit(foreseen.kinds, foreseen.stacks, spec.has_frags)
-    link.compile_program(obj, spec, foreseen.workers, args.opt, [around], args.fuel)
+    return link.compile_program(obj, spec, foreseen.workers, args.opt, [around], args.fuel)
 
 
 # ---- up, step by step ----------------------------------------------------------------------------
@@ -260,12 +261,13 @@ def _run_name(ifaces: Sequence[str]) -> str:
 
 # ---- what the user is told -----------------------------------------------------------------------
 
-def _announce(args: Namespace, live: Live, engine: Engine) -> None:
+def _announce(args: Namespace, live: Live, engine: Engine, image: link.Image) -> None:
     spec = engine.program.spec
     for port in live.ports.values():
         note(f"{spec.name} of {engine.program.object.name} runs on {port.name}: {port.mode}")
     count = len(engine.workers)
     note(f"{count} worker{'s' * (count > 1)}, {say_cpus(live.cpus)}, pid {os.getpid()}")
+    note(f"machine code: {image.origin}")
     for name in live.stacks:
         say_way_in(live, name)
     for name in live.ports:
@@ -285,7 +287,9 @@ def _announce(args: Namespace, live: Live, engine: Engine) -> None:
             "taps": {name: tap.name for name, tap in live.stacks.items()
                      if isinstance(tap, TapPort)},
             "stack": {name: stack.mode for name, stack in live.stacks.items()},
-            "workers": count, "cpus": live.cpus}), flush=True)
+            "workers": count, "cpus": live.cpus,
+            "code": {"pipeline": image.pipeline, "cached": image.from_cache,
+                     "compile_s": round(image.compile_s, 3)}}), flush=True)
 
 
 def say_way_in(live: Live, name: str) -> None:

@@ -119,6 +119,7 @@ def test_the_host_answers_through_the_tap(net: VethPair, server: bytes, port: st
     with live(net, "pass", "--port", port) as run:
         start = run.wait_for("start")
         assert start["taps"] == {net.b.ifname: f"xdpu-{net.b.ifname}"[:15]}
+        assert start["code"]["pipeline"] == "O3" and start["code"]["cached"] in (False, True)
         assert ping(net, net.b.ip4) and ping(net, net.b.ip6)
         assert fetch(net, net.b.ip4, tmp_path) == server
         assert fetch(net, f"[{net.b.ip6}]", tmp_path) == server
@@ -131,6 +132,7 @@ def test_the_host_answers_through_the_tap(net: VethPair, server: bytes, port: st
     assert total["aborted"] == total["drop"] == total["tx"] == 0
     assert f"runs on {net.b.ifname}: " in run.errors
     assert "XDP_PASS" in run.errors and "CPU" in run.errors
+    assert re.search(r"machine code: O3, (from the compile cache|compiled in [\d.]+ s)", run.errors)
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -8,6 +8,7 @@ all at once.  What comes out is an object file that any process on this machine 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,6 +59,14 @@ class Image:
     symbols: tuple[str, ...]  # external data symbols to be bound
     pipeline: str = ""  # the passes it got (target.pipeline)
     from_cache: bool = field(default=False, compare=False)
+    compile_s: float = field(default=0.0, compare=False)  # verifying included
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from and which passes it got, for people."""
+        if self.from_cache:
+            return f"{self.pipeline}, from the compile cache"
+        return f"{self.pipeline}, compiled in {self.compile_s:.2f} s"
 
 
 def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
@@ -110,10 +119,11 @@ def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
         return _unpack(found)
     from xdp_runtime.compiler import target
 
+    began_s = time.monotonic()
     module, exports, symbols = build_module(obj, entry, workers, units, fuel=fuel)
     slots = sum(len(program.insns) for program in programs)
     image = Image(target.compile_module(module, opt, slots), exports, symbols,
-                  target.pipeline(opt, slots))
+                  target.pipeline(opt, slots), compile_s=time.monotonic() - began_s)
     cache.put(key, _pack(image))
     return image
 
