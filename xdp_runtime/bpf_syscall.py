@@ -42,6 +42,7 @@ class Cmd(IntEnum):
     PROG_TEST_RUN = 10
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    BTF_LOAD = 18
     MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_FREEZE = 22
     LINK_CREATE = 28
@@ -197,18 +198,21 @@ def map_freeze(fd: int) -> None:
 
 def prog_load(code: bytes, prog_type: int = ProgType.XDP, license: str = "GPL", name: str = "",
               flags: int = 0, expected_attach_type: int = AttachType.NONE,
-              ifindex: int = 0) -> int:
+              ifindex: int = 0, btf_fd: int = 0, func_info: bytes = b"") -> int:
     """BPF_PROG_LOAD -> file descriptor, bound to the device `ifindex` where that is not 0.  A
-    refusal is asked again for the log: VerifyError."""
+    refusal is asked again for the log: VerifyError.
+
+    `func_info` is (first slot, type in the BTF of `btf_fd`) of each function, as u32."""
+    program = (code, prog_type, license, name, flags, expected_attach_type, ifindex, btf_fd,
+               func_info)
     try:
-        return _prog_load(code, prog_type, license, name, flags, expected_attach_type, ifindex,
-                          None)
+        return _prog_load(*program, None)
     except OSError as error:
         refusal = error
     what = f"program {name or 'without a name'}"
     log = _buffer(_LOG_SIZE_BYTES)
     try:
-        return _prog_load(code, prog_type, license, name, flags, expected_attach_type, ifindex, log)
+        return _prog_load(*program, log)
     except OSError:
         text = log.value.decode(errors="replace")
     if text.strip():
@@ -218,13 +222,22 @@ def prog_load(code: bytes, prog_type: int = ProgType.XDP, license: str = "GPL", 
 
 
 def _prog_load(code: bytes, prog_type: int, license: str, name: str, flags: int,
-               attach_type: int, ifindex: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
+               attach_type: int, ifindex: int, btf_fd: int, func_info: bytes,
+               log: ctypes.Array[ctypes.c_char] | None) -> int:
     insns, license_buffer = _buffer(code), _buffer(license.encode() + b"\0")
+    functions = _buffer(func_info)
     return bpf(Cmd.PROG_LOAD, _pack(
-        "IIQQIIQII16sII", prog_type, len(code) // 8, ctypes.addressof(insns),
+        "IIQQIIQII16sIIIIQI4x", prog_type, len(code) // 8, ctypes.addressof(insns),
         ctypes.addressof(license_buffer), 1 if log is not None else 0,
         len(log) if log is not None else 0, ctypes.addressof(log) if log is not None else 0,
-        0, flags, _object_name(name), ifindex, attach_type))
+        0, flags, _object_name(name), ifindex, attach_type, btf_fd, 8 if func_info else 0,
+        ctypes.addressof(functions) if func_info else 0, len(func_info) // 8))
+
+
+def btf_load(data: bytes) -> int:
+    """BPF_BTF_LOAD -> file descriptor."""
+    types = _buffer(data)
+    return bpf(Cmd.BTF_LOAD, _pack("QQIII", ctypes.addressof(types), 0, len(data), 0, 0))
 
 
 def _verify_error(what: str, log: str) -> VerifyError:

@@ -121,6 +121,7 @@ class _Frame:
     program: ProgramSpec
     pc: int
     stack: Stack
+    depth: int = 0  # calls below the program's start
     registers: list[Value | None] = field(default_factory=lambda: [None] * 11)
     rounds: int = _LOOP_ROUNDS
 
@@ -353,9 +354,10 @@ class Machine:
         return [Pointer(self.memory, 0) if packet else 0, len(packet)]
 
     def _enter(self, program: ProgramSpec, slot: int, arguments: Sequence[Value | None]) -> None:
-        if len(self._frames) == MAX_CALL_FRAMES:
+        depth = self._frames[-1].depth + 1 if self._frames and not self._next_program else 0
+        if depth == MAX_CALL_FRAMES:
             raise Trap(TrapKind.CALL_DEPTH, f"{MAX_CALL_FRAMES} frames")
-        frame = _Frame(program, slot, new_stack(len(self._frames)))
+        frame = _Frame(program, slot, new_stack(len(self._frames)), depth)
         frame.registers[1 : 1 + len(arguments)] = arguments
         frame.registers[10] = Pointer(frame.stack, STACK_SIZE_BYTES)
         self._frames.append(frame)
@@ -539,7 +541,7 @@ class Machine:
         if helper.changes_packet:
             self.packet.changed()
         if self._next_program is not None:
-            self._frames.pop()
+            self._frames.pop()  # whose caller the next program returns to
             self._enter(self._next_program, 0, [Pointer(self._context, 0)])
             self._next_program = None
             return

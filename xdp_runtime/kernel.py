@@ -4,7 +4,8 @@
         result = program.run(frame)
         program.maps["counters"].lookup(key)
 
-Nothing of the BTF is handed over: the kernel judges the instructions alone.  Programs that start
+Nothing of the BTF is handed over, but that functions are functions where it has to be said
+(kernel_functions.py): the kernel judges the instructions alone.  Programs that start
 with `kind` "xdp" load as BPF_PROG_TYPE_XDP, "tc", "tcx" and "classifier" as SCHED_CLS.
 """
 
@@ -22,6 +23,7 @@ from xdp_runtime import bpf_syscall as sys_bpf
 from xdp_runtime.bpf_syscall import AttachType, ProgFlag, ProgType
 from xdp_runtime.errors import LoadError, PortError
 from xdp_runtime.isa import encode
+from xdp_runtime.kernel_functions import typed
 from xdp_runtime.kernel_map import CONSTANT, KernelMap
 from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
 
@@ -153,8 +155,14 @@ def _make_map(spec: MapSpec) -> KernelMap:
 def _load_program(obj: Object, spec: ProgramSpec, map_fds: list[int]) -> int:
     prog_type, attach_type = _type_of(spec)
     flags = ProgFlag.XDP_HAS_FRAGS if spec.kind.startswith("xdp.frags") else 0
-    return sys_bpf.prog_load(encode(spec.insns, map_fds), prog_type, obj.license, spec.name,
-                             flags, attach_type)
+    types, func_info = typed(spec.insns)
+    btf_fd = sys_bpf.btf_load(types) if types else 0
+    try:
+        return sys_bpf.prog_load(encode(spec.insns, map_fds), prog_type, obj.license, spec.name,
+                                 flags, attach_type, btf_fd=btf_fd, func_info=func_info)
+    finally:
+        if btf_fd:
+            os.close(btf_fd)
 
 
 def _type_of(spec: ProgramSpec) -> tuple[ProgType, AttachType]:

@@ -10,10 +10,12 @@ import pytest
 
 from tests.xdp_runtime.test_policy import class_of, make
 from xdp_runtime.asm import assemble
+from xdp_runtime.btf import Btf
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.fuel import stretches, why_not
 from xdp_runtime.interp import Machine
+from xdp_runtime.kernel_functions import typed
 from xdp_runtime.object import Object
 from xdp_runtime.policy import enforce, infer
 from xdp_runtime.policy_uses import find_uses
@@ -119,6 +121,24 @@ def test_a_chain_of_tail_calls_shares_one_budget() -> None:
     counters = [int.from_bytes(one["O3"][1], "little") for one in found.values()]
     assert counters == sorted(counters) and counters[0] < counters[2]
     assert found[30]["O3"][0] == 0 and found[10_000]["O3"][0] == 1
+
+
+def test_the_budget_ends_callers_of_a_function_that_tail_calls() -> None:
+    """What ran out in a program that a function tail-called is not the function's result."""
+    obj = make(CHAIN.replace("""    r1 = r6
+    r2""", """    r1 = r6
+    call next
+    r0 += 3
+    exit
+next:
+    r2"""))
+    slots = obj.maps[obj.map_index("programs")]
+    obj = replace(obj, btf=Btf.parse(typed(obj.programs[0].insns)[0]),
+                  maps=tuple(replace(m, slots=((0, "main"),)) if m is slots else m
+                             for m in obj.maps))
+    found = {budget: outcomes(obj, budget) for budget in (30, 90, 200, 10_000)}
+    assert all(len(set(one.values())) == 1 for one in found.values()), found
+    assert [found[budget]["O3"][0] for budget in (30, 200, 10_000)] == [0, 0, 1 + 34 * 3]
 
 
 def test_what_is_proven_is_not_counted() -> None:

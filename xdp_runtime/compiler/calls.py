@@ -11,8 +11,7 @@ from typing import assert_never
 from xdp_runtime import state as st
 from xdp_runtime.compiler.frames import callbacks_of
 from xdp_runtime.compiler.kinds import MapValue, Packet, Scalar, StackPtr, State, Uninit
-from xdp_runtime.compiler.provenance import number_is_tail_call
-from xdp_runtime.compiler.tail_calls import TailCalls
+from xdp_runtime.compiler.registers import Registers
 from xdp_runtime.helpers.proto import TIMERS, Arg, Helper, Ret
 from xdp_runtime.helpers.timer import TIMER_INIT, TIMER_SET_CALLBACK
 from xdp_runtime.maps import family_of, timers
@@ -25,11 +24,8 @@ from xdp_runtime.template import Template
 CALLBACK_SHIFT = 16  # of a callback's slot in its number
 
 
-class Calls(TailCalls):
+class Calls(Registers):
     def lower_call(self, helper: Helper, after: State) -> None:
-        if number_is_tail_call(helper):
-            self.lower_tail_call()
-            return
         if helper.id in TIMERS:
             self.lower_timer(helper)
             return

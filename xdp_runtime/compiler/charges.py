@@ -33,6 +33,8 @@ class Charges(Registers):
         self.emit(f"store i64 {self.value(f'add i64 {count}, 1')}, ptr {counter}")
         if self.entry.memory_bytes is None:
             self.put_state(st.REDIRECT_HOW, "i32", str(st.HOW_SPENT))
+        self.emit("br label %ended")
+        self.start("ended")
         self.emit(f"ret i{self.entry.result_bits} {ABORTED}")
         made, self.lines = self.lines, before
         return made

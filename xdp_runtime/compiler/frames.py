@@ -29,6 +29,7 @@ from xdp_runtime.isa import (
 
 MAX_UNFOLDED_SLOTS = 1_000_000
 CALLING_BACK = (164, 181, 209)  # bpf_for_each_map_elem, bpf_loop, bpf_user_ringbuf_drain
+TAIL_CALL = 12
 HEADER = 1 << 32  # added to the slot of such a call: the node where it asks whether to go on
 
 
@@ -98,12 +99,28 @@ def _function(insns: Insns, entry: int) -> tuple[tuple[int, ...], tuple[tuple[in
         if isinstance(insn, Call) and insn.helper in CALLING_BACK:
             calls.append((slot, _callback(insns, slot)))
             leaders.update((slot, slot + 1))
+        if isinstance(insn, Call) and insn.helper == TAIL_CALL:
+            leaders.add(slot + 1)
         returns |= isinstance(insn, Exit)
         following = successors(insns, slot)
         if isinstance(insn, Jump | JumpIf | MayGoto):
             leaders.update(following)
         todo.extend(following)
     return tuple(sorted(leaders)), tuple(sorted(calls)), returns, len(seen)
+
+
+def tail_calls_in_functions(insns: Insns) -> bool:
+    """May a function that the program calls do a tail call?  Then what is called returns to the
+    caller of that function."""
+    tail_calls = {slot for slot, insn in enumerate(insns)
+                  if isinstance(insn, Call) and insn.helper == TAIL_CALL}
+    todo, seen = [0] if tail_calls else [], set()
+    while todo:
+        slot = todo.pop()
+        if slot not in seen:
+            seen.add(slot)
+            todo += successors(insns, slot)
+    return bool(tail_calls - seen)
 
 
 def callbacks_of(insns: Insns, slot: int) -> list[int]:

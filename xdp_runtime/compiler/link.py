@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from xdp_runtime import cache
@@ -135,21 +135,26 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
 
     `triple` is what it will be compiled for, this machine's if not given."""
     from xdp_runtime.compiler import target, templates
+    from xdp_runtime.compiler.frames import tail_calls_in_functions
     from xdp_runtime.compiler.lower import Lowering
     from xdp_runtime.compiler.scopes import alias_scopes
     from xdp_runtime.compiler.scout import scouts
+    from xdp_runtime.entry import XDP
 
     for spec in obj.maps:
         family_of(spec)  # a map that does not exist here is the first thing to say
     needed: dict[str, Template] = {}
     programs, called = compiled_programs(obj, entry), len(tail_call_targets(obj, entry))
+    # what a function tail-calls returns all of r0 to the function's caller
+    wide = any(tail_calls_in_functions(program.insns) for program in programs)
+    run = replace(XDP, result_bits=64) if wide else XDP
     bodies = []
     callbacks: list[tuple[int, tuple[int, int]]] = []
     for number, program in enumerate(programs):
         facts = proven_facts(obj, program)
         alone = number >= called and len(tail_call_targets(obj, program)) == 1
         numbers = (number,) if alone else range(called if number < called else len(programs))
-        lowered = Lowering(program, number, obj.maps, workers, numbers, facts,
+        lowered = Lowering(program, number, obj.maps, workers, numbers, facts, run,
                            fuelled=fuel is not None).lower()
         needed |= lowered.templates
         bodies.append(lowered.text)
@@ -186,8 +191,8 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         *(declaration(template) for template in wanted),
         intrinsics(),
         f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{', *_fill_up(fuel),
-        '  %verdict = call i32 @"prog.0"(ptr %state)', "  ret i32 %verdict", "}",
-        _second(programs, [programs.index(p) for p in second_programs(obj, entry)], fuel),
+        *_call_program(0, wide), "  ret i32 %v0", "}",
+        _second(programs, [programs.index(p) for p in second_programs(obj, entry)], fuel, wide),
         _targets(obj.maps, devices, workers),
         _timers(obj.maps, callbacks),
         *(unit.text for unit in units),
@@ -200,14 +205,23 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     return module, tuple(exports), (*symbols, *externals)
 
 
-def _second(programs: Sequence[ProgramSpec], numbers: Sequence[int], fuel: int | None) -> str:
+def _call_program(number: int, wide: bool) -> list[str]:
+    """Its verdict as %v<number>."""
+    if not wide:
+        return [f'  %v{number} = call i32 @"prog.{number}"(ptr %state)']
+    return [f'  %r{number} = call i64 @"prog.{number}"(ptr %state)',
+            f"  %v{number} = trunc i64 %r{number} to i32"]
+
+
+def _second(programs: Sequence[ProgramSpec], numbers: Sequence[int], fuel: int | None,
+            wide: bool) -> str:
     cases = " ".join(f"i64 {n + 1}, label %p{n}" for n in numbers)
     out = [f'define i32 @"{SECOND}"(i64 %number, ptr %state) noinline {{', *_fill_up(fuel),
            f"  switch i64 %number, label %none [ {cases} ]"]
     for n in numbers:
         out += [f"p{n}: ; {programs[n].name}", f"  %at{n} = getelementptr inbounds i8, ptr %state, "
                 f"i64 {st.PROGRAM}", f"  store i32 {n}, ptr %at{n}",
-                f'  %v{n} = call i32 @"prog.{n}"(ptr %state)', f"  ret i32 %v{n}"]
+                *_call_program(n, wide), f"  ret i32 %v{n}"]
     return "\n".join([*out, "none:", "  ret i32 -1", "}"])
 
 

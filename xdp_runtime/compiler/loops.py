@@ -99,6 +99,16 @@ class Loops(Calls, Edges):
             self.put(self.reg(number), "p", self.value(f"load ptr, ptr {field}, align 8"))
         return self.value(f"icmp ne i64 {following}, -1")
 
+    def lower_return(self) -> None:
+        """The end of a called function."""
+        assert self.frame.parent is not None
+        left = self.provenance.leave(self.state, self.frame)
+        if self.frame.callback:
+            self.lower_loop_return(self.frame.parent, self.frame.call_slot, left)
+            return
+        target = (self.frame.parent.id, self.frame.call_slot + 1)
+        self.emit(f"br label %{self.jump_to(target, left)}")
+
     def lower_loop_return(self, frame: Frame, slot: int, left: State) -> None:
         """The callback returned: 0 for another round."""
         where = self.loop_location(frame, slot)

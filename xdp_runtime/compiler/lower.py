@@ -27,8 +27,8 @@ from xdp_runtime.compiler.accesses import Accesses
 from xdp_runtime.compiler.arithmetic import Arithmetic
 from xdp_runtime.compiler.calls import timer_name
 from xdp_runtime.compiler.frames import HEADER, Node, width
-from xdp_runtime.compiler.loops import Loops
 from xdp_runtime.compiler.registers import Lowered
+from xdp_runtime.compiler.tail_calls import TailCalls
 from xdp_runtime.isa import (
     STACK_SIZE_BYTES,
     AddressCast,
@@ -60,7 +60,7 @@ from xdp_runtime.isa import (
 MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 
 
-class Lowering(Arithmetic, Accesses, Loops):
+class Lowering(Arithmetic, Accesses, TailCalls):
     """Lowers one program.  `programs` maps the names that PROG_ARRAY slots may hold to numbers."""
 
     def lower(self) -> Lowered:
@@ -81,7 +81,7 @@ class Lowering(Arithmetic, Accesses, Loops):
         self.emit(f"br label %{self.block((0, self.analysis.frames[0].entry))}")
         start, self.lines = self.lines, []
         # a program that no other tail-calls is called from one place, the loop, and belongs there
-        inline = " alwaysinline" if len(self.tail_targets) == 1 else ""
+        inline = " alwaysinline" if len(self.tail_targets) == 1 and not self.recursive else ""
         memory = "" if self.entry.memory_bytes is None else ", ptr %memory"
         name = f"prog.{self.number}"
         if self.timer is not None:
@@ -177,12 +177,7 @@ class Lowering(Arithmetic, Accesses, Loops):
             bits = self.entry.result_bits
             self.emit(f"ret i{bits} {self.narrow(self.number_of(0), bits)}")
             return
-        left = self.provenance.leave(self.state, self.frame)
-        if self.frame.callback:
-            self.lower_loop_return(self.frame.parent, self.frame.call_slot, left)
-            return
-        target = (self.frame.parent.id, self.frame.call_slot + 1)
-        self.emit(f"br label %{self.jump_to(target, left)}")
+        self.lower_return()
 
     def lower_insn(self, insn: Insn) -> None:
         """Emit one instruction that neither branches nor changes frames; advance the state."""

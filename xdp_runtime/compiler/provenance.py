@@ -13,7 +13,15 @@ from heapq import heappop, heappush
 from typing import assert_never
 
 from xdp_runtime.arena import arenas_of, cast, start_of
-from xdp_runtime.compiler.frames import HEADER, Frame, Node, successors, unfold, width
+from xdp_runtime.compiler.frames import (
+    HEADER,
+    TAIL_CALL,
+    Frame,
+    Node,
+    successors,
+    unfold,
+    width,
+)
 from xdp_runtime.compiler.kinds import (
     NOTHING,
     NUMBER,
@@ -74,7 +82,7 @@ from xdp_runtime.verifier.facts import NUMBER as SEEN_NUMBER
 from xdp_runtime.verifier.facts import POINTER as SEEN_POINTER
 from xdp_runtime.verifier.facts import Facts
 
-TAIL_CALL, DRAIN = 12, 209
+DRAIN = 209
 MAPS = (MapPtr, MapOneOf, InnerMap)
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.MAP_VALUE_UNINIT, Arg.FIXED_UNINIT,
@@ -314,11 +322,8 @@ class Provenance:
                 self.written(state, state.regs[position], 0, 8)
         state.regs[1:6] = [NOTHING] * 5
         state.regs[0] = result
-        if helper.changes_packet:  # what pointed into the packet is a mere number now
-            state.regs = [NUMBER if isinstance(k, Packet) else k for k in state.regs]
-            state.saved = tuple(tuple(NUMBER if isinstance(k, Packet) else k for k in frame)
-                                for frame in state.saved)
-            state.spills = {s: k for s, k in state.spills.items() if not isinstance(k, Packet)}
+        if helper.changes_packet:
+            _forget_packet(state)
 
     # --- the fixed point ----------------------------------------------------------------------
 
@@ -371,14 +376,11 @@ class Provenance:
                 return [((frame.id, slot + HEADER), self.loop_again(state, state)),
                         ((frame.id, slot + 1), self.loop_over(state))]
             if isinstance(insn, Exit):
-                if frame.parent is None:
-                    return []
-                if frame.callback:
-                    left, called = self.leave(state, frame), (frame.parent.id, frame.call_slot)
-                    return [((called[0], called[1] + HEADER), self.loop_again(left, at[called])),
-                            ((called[0], called[1] + 1), self.loop_over(left))]
-                return [((frame.parent.id, frame.call_slot + 1), self.leave(state, frame))]
+                return self.returns(frame, state, at)
             self.step(state, slot, frame)
+            if isinstance(insn, Call) and insn.helper == TAIL_CALL:
+                return [((frame.id, slot + 1), state),
+                        *self.returns(frame, self.tail_called(state), at)]
             if not isinstance(insn, Jump | JumpIf | MayGoto):
                 slot += width(insn) if insn is not None else 1
                 if slot in frame.starts:
@@ -394,6 +396,24 @@ class Provenance:
                     out.append(((frame.id, following[1]), self.refine(state, insn, True)))
                 return out
             return [((frame.id, target), state) for target in dict.fromkeys(following)]
+
+    def returns(self, frame: Frame, state: State,
+                at: dict[Node, State]) -> list[tuple[Node, State]]:
+        """Where the end of a function leads: to its caller, or to another round of a loop."""
+        if frame.parent is None:
+            return []
+        left, called = self.leave(state, frame), (frame.parent.id, frame.call_slot)
+        if frame.callback:
+            return [((called[0], called[1] + HEADER), self.loop_again(left, at[called])),
+                    ((called[0], called[1] + 1), self.loop_over(left))]
+        return [((called[0], called[1] + 1), left)]
+
+    def tail_called(self, state: State) -> State:
+        """When a program that a function tail-called has ended; it may have moved the packet."""
+        after = state.copy()
+        after.regs[0] = NUMBER
+        _forget_packet(after)
+        return after
 
     def sides(self, slot: int) -> tuple[bool, bool]:
         """(may fall through, may be taken), as the verifier saw."""
@@ -459,6 +479,14 @@ class Provenance:
         outer.regs[10] = StackPtr(frame.depth - 1, 0)
         outer.forget_spills(frame.depth)
         return outer
+
+
+def _forget_packet(state: State) -> None:
+    """What pointed into the packet is a mere number."""
+    state.regs = [NUMBER if isinstance(k, Packet) else k for k in state.regs]
+    state.saved = tuple(tuple(NUMBER if isinstance(k, Packet) else k for k in frame)
+                        for frame in state.saved)
+    state.spills = {s: k for s, k in state.spills.items() if not isinstance(k, Packet)}
 
 
 def _fold(op: AluOp, left: Scalar, right: Scalar, is64: bool) -> Scalar:
