@@ -72,7 +72,7 @@ from dataplane.worker_block import (
     WHERE,
 )
 from xdp_runtime import state as st
-from xdp_runtime.compiler.link import ENTRY, ON_LINES, Unit
+from xdp_runtime.compiler.link import AROUND, ENTRY, Unit
 from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.maps.scout import LARGE_BYTES
 from xdp_runtime.maps.timers import TIMERS
@@ -478,7 +478,7 @@ def unit(front: Sequence[PortKind], back: Sequence[PortKind], several: bool = Fa
     text = "\n".join([
         dispatch("front", front, several), dispatch("back", back),
         wrappers(one_pass) if one_pass else "",
-        f'define i64 @"{WORKER}"(ptr %control) {ON_LINES} {{',
+        f'define i64 @"{WORKER}"(ptr %control) {AROUND} {{',
         f"  %result = call i64 @{loop.name}(ptr %control)", "  ret i64 %result", "}",
     ])
     return Unit("loop", text, tuple(dict.fromkeys(templates)), (WORKER,),

@@ -21,8 +21,8 @@ import llvmlite.binding as llvm
 from xdp_runtime import state as st
 from xdp_runtime.compiler import map_ops, target
 from xdp_runtime.compiler.link import (
+    AROUND,
     ENTRY,
-    ON_LINES,
     Unit,
     build_module,
     compiled_programs,
@@ -137,7 +137,7 @@ _TEMPLATE = Template("aot_batch", _batch, "i64(ptr, i64, ptr, i64)", (ENTER, LEA
 
 def _unit(obj: Object, workers: int) -> Unit:
     text = [f'define i64 @"{BATCH}"(ptr %packets, i64 %count, ptr %memory, i64 %worker) '
-            f'{ON_LINES} {{\n'
+            f'{AROUND} {{\n'
             "  %r = call i64 @aot_batch(ptr %packets, i64 %count, ptr %memory, i64 %worker)\n"
             "  ret i64 %r\n}\n"]
     templates, exports = [_TEMPLATE], [BATCH]

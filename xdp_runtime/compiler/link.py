@@ -26,10 +26,11 @@ from xdp_runtime.verifier.facts import Facts
 _FROZEN = (GlobalKind.RODATA, GlobalKind.KCONFIG)
 ENTRY = "xdpu.program"  # i32(ptr state): what a loop template calls
 SECOND = "xdpu.second"  # i32(i64 number + 1, ptr state): a program of a map's entry; -1: none
-# Of a function that programs are inlined into: its stack begins a cache line.  A vector of 64 bytes
-# that finds no register is spilled there; across two lines that costs some 3 ns, by chance of where
-# the stack is.
-ON_LINES = '"stackrealign"'
+# Of a function that programs are inlined into.  Its stack begins a cache line: a vector of 64 bytes
+# that finds no register is spilled there, and across two lines that costs some 3 ns, by chance of
+# where the stack is.  And no memory goes away while it runs, by its own doing or another thread's:
+# without the two words LLVM does not believe that what was shown to exist still does.
+AROUND = 'nosync nofree "stackrealign"'
 TARGETS = "xdpu.targets"  # i64(i64 map, i64 worker, ptr out, i64 cursor): as a devmap's operation
 
 
@@ -301,7 +302,8 @@ def region_symbols(maps: Iterable[MapSpec], workers: int) -> list[str]:
 
 def intrinsics() -> str:
     swaps = [f"declare i{n} @llvm.bswap.i{n}(i{n})" for n in (16, 32, 64)]
-    return "\n".join([*swaps, "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"])
+    return "\n".join([*swaps, "declare void @llvm.assume(i1)",
+                      "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"])
 
 
 def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt: int,

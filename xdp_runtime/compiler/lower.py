@@ -40,6 +40,7 @@ from xdp_runtime.isa import (
     CallReg,
     Exit,
     Insn,
+    JmpOp,
     Jump,
     JumpIf,
     Load,
@@ -51,20 +52,27 @@ from xdp_runtime.isa import (
     MayGoto,
     Mov,
     Neg,
+    Reg,
     Store,
     StoreRelease,
     Swap,
     SwapOrder,
 )
 
+# comparisons with the packet's end: is a pointer on the left inside where the jump is taken?
+_INSIDE = {JmpOp.GT: False, JmpOp.GE: False, JmpOp.LT: True, JmpOp.LE: True}
 MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 
 
 class Lowering(Arithmetic, Accesses, TailCalls):
     """Lowers one program.  `programs` maps the names that PROG_ARRAY slots may hold to numbers."""
 
+    loops: bool  # does it jump backwards?
+
     def lower(self) -> Lowered:
         self.pending = []
+        self.loops = any(isinstance(insn, Jump | JumpIf) and insn.off < 0
+                         for insn in self.provenance.insns)
         for node in self.analysis.order:
             self.lower_block(node)
         body = self.lines
@@ -168,9 +176,31 @@ class Lowering(Arithmetic, Accesses, TailCalls):
                   for where, state, may in ((target, yes, may_take), (slot + 1, no, may_fall))
                   if may]
         if len(labels) == 2:
-            self.emit(f"br i1 {condition}, label %{labels[0]}, label %{labels[1]}")
+            self.lower_sides(insn, slot, condition, *labels)
         else:
             self.emit(f"br label %{labels[0]}")
+
+    def lower_sides(self, insn: JumpIf, slot: int, condition: str, taken: str, falls: str) -> None:
+        """In a program with loops LLVM is told which bytes a comparison with the packet's end shows
+        to exist: it may then load what the program does not load on every path, and loops with a
+        second exit become vector code."""
+        shown, op = self.provenance.facts.edges.get(slot, 0), insn.op
+        if shown == 0 or op not in _INSIDE or not self.loops:
+            self.emit(f"br i1 {condition}, label %{taken}, label %{falls}")
+            return
+        assert isinstance(insn.src, Reg)
+        end = self.pointer(insn.dst if shown > 0 else insn.src.n)
+        start = self.value(f"getelementptr i8, ptr {end}, i64 {-abs(shown)}")
+        known = self.label("known")
+        if _INSIDE[op] == (shown > 0):
+            inside, taken = taken, known
+        else:
+            inside, falls = falls, known
+        self.emit(f"br i1 {condition}, label %{taken}, label %{falls}")
+        self.start(known)
+        self.emit(f'call void @llvm.assume(i1 true) [ "dereferenceable"(ptr {start}, '
+                  f"i64 {abs(shown)}) ]")
+        self.emit(f"br label %{inside}")
 
     def lower_exit(self) -> None:
         if self.frame.parent is None:

@@ -186,12 +186,17 @@ def _is_start(ptr: Ptr) -> bool:
     return ptr.kind is Kind.PACKET and ptr.off == 0 and ptr.var is None
 
 
+def in_reach(ptr: Ptr) -> bool:
+    """May a comparison show that the bytes before it exist?"""
+    beyond = 0 if ptr.var is None else ptr.var.umax
+    return ptr.off >= 0 and beyond + ptr.off <= MAX_PACKET_OFF
+
+
 def _prove(state: State, ptr: Ptr, strict: bool) -> None:
     """ptr <= end (strict: ptr < end), so the bytes before it exist."""
-    if ptr.off < 0 or (ptr.off == 0 and strict):  # the kernel takes `data < end` for nothing
+    if ptr.off == 0 and strict:  # the kernel takes `data < end` for nothing
         return
-    if ptr.off > MAX_PACKET_OFF or (ptr.var is not None
-                                    and ptr.var.umax + ptr.off > MAX_PACKET_OFF):
+    if not in_reach(ptr):
         return
     proven = ptr.off + (1 if strict else 0)
     kind, number = ptr.kind, ptr.id

@@ -25,6 +25,7 @@ from xdp_runtime.isa import (
     CallKfunc,
     CallLocal,
     Exit,
+    Imm,
     Jump,
     JumpIf,
     Load,
@@ -156,6 +157,9 @@ class Explorer:
             for obligation in rest:
                 transfer.prove(env, state, obligation)
             if isinstance(insn, JumpIf):
+                left = regs[insn.dst]
+                if isinstance(left, Ptr) and not isinstance(insn.src, Imm):
+                    facts.see_comparison(slot, left, regs[insn.src.n])
                 falls, taken = branches.outcomes(state, insn)
                 if taken is not None:
                     facts.taken[slot] = 1

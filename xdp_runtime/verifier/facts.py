@@ -6,7 +6,8 @@ over all visits; an operand that was a pointer on one path and a number on anoth
 
 from __future__ import annotations
 
-from xdp_runtime.verifier.domain import Num, Ptr, Reg
+from xdp_runtime.verifier.branches import in_reach
+from xdp_runtime.verifier.domain import Kind, Num, Ptr, Reg
 from xdp_runtime.verifier.scalar import Scalar, union
 
 NUMBER, POINTER, NULLABLE = 1, 2, 4
@@ -18,6 +19,9 @@ class Facts:
     before the instruction.  `ranges[slot, reg]`: union of its values where it is a number; on
     paths that were pruned this holds only for numbers that decided something, such as those that
     moved a pointer.  `sums`: where ranges are noted, None: everywhere.
+    `edges[slot]`: of a comparison of pointers, n if the left one is in the packet, n bytes behind
+    where it or its variable offset begins, and the right one is the packet's end; -n if it is the
+    other way around; else 0.
     `longest`: instructions on the longest path, those of called functions included; -1: not known.
     """
 
@@ -25,6 +29,7 @@ class Facts:
         "arena_at",
         "constants",
         "context_at",
+        "edges",
         "falls",
         "longest",
         "ranges",
@@ -40,6 +45,7 @@ class Facts:
         self.falls = bytearray(slots)
         self.taken = bytearray(slots)
         self.longest = -1
+        self.edges: dict[int, int] = {}
         self.sums: frozenset[int] | None = None
         self.arena_at: dict[int, bool] = {}  # do they work on an arena?  (env.py)
         self.context_at: dict[int, bool] = {}  # memory instructions: do they use the context?
@@ -55,6 +61,20 @@ class Facts:
         facts = cls(slots)
         facts.visited = facts.falls = facts.taken = bytearray(b"\1" * slots)
         return facts
+
+    def see_comparison(self, slot: int, left: Ptr, right: Reg) -> None:
+        bytes_before = 0
+        if isinstance(right, Ptr):
+            if right.kind is Kind.PACKET_END:
+                bytes_before = _bytes_before(left)
+            elif left.kind is Kind.PACKET_END:
+                bytes_before = -_bytes_before(right)
+        known = self.edges.get(slot, bytes_before)
+        if known * bytes_before <= 0:
+            bytes_before = 0
+        elif abs(known) < abs(bytes_before):
+            bytes_before = known
+        self.edges[slot] = bytes_before
 
     def see_load(self, slot: int, value: Reg) -> None:
         """What a load from a map's value gave: a constant, if the map is frozen."""
@@ -75,3 +95,10 @@ class Facts:
         elif isinstance(value, Ptr):
             self.shape[key] = self.shape.get(key, 0) | (
                 POINTER | NULLABLE if value.nullable else POINTER)
+
+
+def _bytes_before(pointer: Ptr) -> int:
+    """In the packet, if it is not beyond its end."""
+    if pointer.kind is not Kind.PACKET or not in_reach(pointer):
+        return 0
+    return pointer.off
