@@ -38,6 +38,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ from bench.search import Trial, zero_loss
 from bench.sink import Sink, percentile_ns
 from bench.source import Sent, Source
 from bench.systems import PORTS, Counter, Wires
+from tests.nets import End, entered
 from xdp_runtime.errors import ConfigError, XdpuError
 
 ACTIONS = ("drop", "tx", "redirect", "pass")
@@ -109,6 +111,7 @@ class Way:
     count: Counter
     reader: Sink | Reader | None
     complaints: list[str] = field(default_factory=list)
+    ends: Sequence[End] = ()  # interfaces that have to be there all the time
 
     @contextmanager
     def watched(self, cpus: set[int]) -> Iterator[None]:
@@ -122,6 +125,13 @@ class Way:
         for source in self.sources:
             source.begin(seconds, rate / len(self.sources))
         sent = [source.wait() for source in self.sources]
+        for end in self.ends:
+            with entered(end.ns):
+                try:
+                    socket.if_nametoindex(end.ifname)
+                except OSError as error:
+                    raise RuntimeError(f"interface {end.ifname} vanished while it was measured"
+                                       ) from error
         return Sent(sum(s.frames for s in sent), max(s.seconds for s in sent), rate,
                     max(s.longest_gap_s for s in sent))
 
@@ -187,7 +197,8 @@ def path(system: str, action: str, plan: Plan) -> Iterator[tuple[Way, Wires]]:
         sources = [stack.enter_context(Source(wires.source.ifname, wires.source.ns, cpu,
                                               dst_mac=wires.found(wires.node).mac))
                    for cpu in plan.source_cpus]
-        yield Way(sources, reader.packets if reader is not None else count, reader), wires
+        yield Way(sources, reader.packets if reader is not None else count, reader,
+                  ends=(wires.source, *job.ifaces)), wires
 
 
 def limit(plan: Plan) -> float:
@@ -262,7 +273,11 @@ def run(actions: Sequence[str], plan: Plan, record: Record | None = None,
     try:
         with interruptible():
             for action in actions:
-                row = measure(action, plan)
+                try:
+                    row = measure(action, plan)
+                except RuntimeError as error:  # what else was measured stays
+                    row = {"action": action, "systems": {}, "ratios": {},
+                           "complaints": [f"not measured: {error}"]}
                 record.add(row)
                 waiting.remove(action)
                 told(row)
@@ -355,7 +370,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(result, indent=1) if args.json else markdown(result))
     for system, why in result["missing"].items():
         print(f"bench.io: without {system}: {why}", file=sys.stderr)
-    return 130 if result["interrupted"] else 1 if result["unwritten"] else 0
+    if result["interrupted"]:
+        return 130
+    return 1 if result["unwritten"] or not all(row["systems"] for row in result["rows"]) else 0
 
 
 if __name__ == "__main__":
