@@ -1,6 +1,6 @@
 """What a map operation costs inside a program, here and in the kernel, and how writers scale.
 
-    python -m bench.maps [--rounds 5] [--entries 65536] [--md | --json] [TYPE...]
+    python -m bench.maps [--rounds 5] [--entries 65536] [--json] [TYPE...]
     python -m bench.maps --scaling [--entries 1048576] [TYPE...]
 
 The same XDP program runs on both: 64 operations a packet, each on a key that the program draws at
@@ -32,6 +32,7 @@ from xdp_runtime.program import Program, load
 
 LOOPS, LANES = 64, 64
 _RUNS = 400  # packets a measurement: some milliseconds
+_CALL_NS = 50e6  # of a thread's calls when it scales
 _LANE_BYTES = 128  # two cache lines: the next one may be fetched, too
 _KEYED = {MapType.HASH: 8, MapType.LRU_HASH: 8, MapType.PERCPU_HASH: 8,
           MapType.LRU_PERCPU_HASH: 8, MapType.ARRAY: 4, MapType.PERCPU_ARRAY: 4,
@@ -214,12 +215,13 @@ def _together(side: Side, count: int, seconds: float) -> float:
 
     def work(lane: int) -> None:
         os.sched_setaffinity(0, {cpus[lane % len(cpus)]})
-        side.run(lane, 50)
+        # a call is long, so that threads do not wait for each other in Python
+        share = max(_RUNS, int(_CALL_NS / max(side.run(lane, _RUNS), 1.0)))
         ready.wait()
         runs, began = 0, time.perf_counter()
         while (taken := time.perf_counter() - began) < seconds:
-            side.run(lane, _RUNS)
-            runs += _RUNS
+            side.run(lane, share)
+            runs += share
         done[lane] = runs, taken
 
     threads = [threading.Thread(target=work, args=(lane,)) for lane in range(count)]
