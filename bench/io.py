@@ -2,7 +2,8 @@
 
     python -m bench.io [--port afxdp|afpacket|tap|dpdk] [--action drop,tx,redirect,pass]
                        [--queues 1] [--rounds 5] [--seconds 1] [--no-search] [--tolerance 0]
-                       [--source-cpus N[,N]] [--loop-cpus N[,N]] [--out DIR] [-j]
+                       [--source live|afpacket] [--source-cpus N[,N]] [--loop-cpus N[,N]]
+                       [--out DIR] [-j]
 
 Namespaces and veths are built here, fresh for every turn.  A source of its own CPU (source.py)
 sends frames into a veth; a system (systems.py) at its other end drops them, sends them back, out of
@@ -25,12 +26,12 @@ TCP connection through the system.
 
 A source that stalled or could not keep its rate, and neighbours on the machine, are said.
 
-JSON: {"bench": "io", "port", "queues", "seconds", "rounds", "source_cpus", "loop_cpus", "machine",
-"source_mpps": [its limit, each round], "missing": {system: why}, "rows": [{"action", "systems":
-{name: {"flood": [{"mpps", "offered_mpps", "taken"}], "zero_loss_mpps", "is_source", "trials":
-[[rate, sent, lost, 1 if the source kept the rate]], "loads": [{"share", "rate", "sent", "lost",
-"p50_ns", "p99_ns", "p999_ns", "histogram": {bucket: packets}}], "tcp_mbps": [...]}}, "ratios":
-{"ours/c": [each round]}, "complaints": [...]}]}.
+JSON: {"bench": "io", "port", "queues", "seconds", "rounds", "source", "source_cpus", "loop_cpus",
+"machine", "source_mpps": [its limit, each round], "missing": {system: why}, "rows": [{"action",
+"systems": {name: {"flood": [{"mpps", "offered_mpps", "taken"}], "zero_loss_mpps", "is_source",
+"trials": [[rate, sent, lost, 1 if the source kept the rate]], "loads": [{"share", "rate", "sent",
+"lost", "p50_ns", "p99_ns", "p999_ns", "histogram": {bucket: packets}}], "tcp_mbps": [...]}},
+"ratios": {"ours/c": [each round]}, "complaints": [...]}]}.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from bench.record import Record, interruptible
 from bench.samples import Spread, machine
 from bench.search import Trial, zero_loss
 from bench.sink import Sink, percentile_ns
-from bench.source import Sent, Source
+from bench.source import KINDS, Sent, Source
 from bench.systems import PORTS, Counter, Wires
 from tests.nets import End, entered
 from xdp_runtime.errors import ConfigError, XdpuError
@@ -80,6 +81,7 @@ class Plan:
     source_cpus: tuple[int, ...] = ()
     loop_cpus: tuple[int, ...] = ()
     reader_cpu: int = 0
+    source: str = "live"
 
     @classmethod
     def on(cls, queues: int = 1, sources: Sequence[int] = (), loops: Sequence[int] = (),
@@ -195,7 +197,8 @@ def path(system: str, action: str, plan: Plan) -> Iterator[tuple[Way, Wires]]:
         if end is not None and is_tap:
             reader = stack.enter_context(Sink(wires.found(end)))
         sources = [stack.enter_context(Source(wires.source.ifname, wires.source.ns, cpu,
-                                              dst_mac=wires.found(wires.node).mac))
+                                              dst_mac=wires.found(wires.node).mac,
+                                              kind=plan.source, held=action == "pass"))
                    for cpu in plan.source_cpus]
         yield Way(sources, reader.packets if reader is not None else count, reader,
                   ends=(wires.source, *job.ifaces)), wires
@@ -206,7 +209,8 @@ def limit(plan: Plan) -> float:
     with systems.wires("drop", plan.queues, "afxdp") as wires, systems.attach("drop", wires.node), \
             ExitStack() as stack:
         sources = [stack.enter_context(Source(wires.source.ifname, wires.source.ns, cpu,
-                                              dst_mac=wires.node.mac)) for cpu in plan.source_cpus]
+                                              dst_mac=wires.node.mac, kind=plan.source))
+                   for cpu in plan.source_cpus]
         return Way(sources, lambda: 0, None).send(plan.seconds).mpps
 
 
@@ -265,7 +269,7 @@ def run(actions: Sequence[str], plan: Plan, record: Record | None = None,
     for action in actions:
         missing |= systems.of(action, plan.port)[1]
     record.begin({"bench": "io", "port": plan.port, "queues": plan.queues, "rounds": plan.rounds,
-                  "seconds": plan.seconds, "tolerance": plan.tolerance,
+                  "seconds": plan.seconds, "tolerance": plan.tolerance, "source": plan.source,
                   "source_cpus": plan.source_cpus, "loop_cpus": plan.loop_cpus,
                   "missing": missing, "machine": machine(),
                   "source_mpps": [limit(plan) for _ in range(min(plan.rounds, 3))]})
@@ -337,10 +341,20 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [f"| {result['port']}, {queues} | {' | '.join(HEADER[1:])} |",
              "|---|" + "---:|" * (len(HEADER) - 1)]
     lines += [f"| {' | '.join(row)} |" for row in table(result)]
-    said = [f"{row['action']}: {text}" for row in result["rows"] for text in row["complaints"]]
-    lines += ["", f"The source alone: {_spread(result['source_mpps'])} Mpps.",
-              *(f"{text}." for text in said)]
+    lines += ["", f"The source alone: {_spread(result['source_mpps'])} Mpps."]
+    for row in result["rows"]:
+        lines += [f"{row['action']}: {text}." for text in summary(row["complaints"])]
     return "\n".join(lines)
+
+
+def summary(complaints: Sequence[str]) -> list[str]:
+    """The first of each kind, and how often there was one; they begin with where, and a colon."""
+    kinds: dict[str, list[str]] = {}
+    for text in complaints:
+        what = text.partition(": ")[2]
+        kinds.setdefault(" ".join(what.split()[:3]), []).append(text)
+    return [texts[0] + (f" (and {len(texts) - 1} more like this)" if len(texts) > 1 else "")
+            for texts in kinds.values()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -353,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--no-search", action="store_true", help="no rate without loss, no latency")
     parser.add_argument("--tolerance", type=float, default=0.0, help="share that may be lost")
+    parser.add_argument("--source", choices=KINDS, default="live")
     parser.add_argument("--source-cpus", default="")
     parser.add_argument("--loop-cpus", default="")
     parser.add_argument("--out", type=Path, help="folder for bench.json")
@@ -364,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [[int(word) for word in text.split(",") if word]
               for text in (args.source_cpus, args.loop_cpus)]
     plan = Plan.on(args.queues, *chosen, port=args.port, rounds=args.rounds, seconds=args.seconds,
-                   search=not args.no_search, tolerance=args.tolerance)
+                   search=not args.no_search, tolerance=args.tolerance, source=args.source)
     result = run(actions, plan, Record(args.out), lambda row: print(
         f"{row['action']} done", file=sys.stderr, flush=True))
     print(json.dumps(result, indent=1) if args.json else markdown(result))

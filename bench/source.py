@@ -9,6 +9,9 @@ kernel (BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES, the programs of probe
 of as few as the rate allows, since a call costs some 16 us and a frame a quarter of one.  So what
 comes out is small bursts: of 3 frames at 0.1 Mpps, 50 at 1 Mpps.  `Sent` says if it could not keep
 the rate, and the longest time in which it sent nothing though it should have.
+
+`kind="afpacket"` sends as a program with a socket does (native/skb_source.c): a quarter of the
+rate, but skbs, which any interface takes.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ _CALL_S, _FRAME_S, _SHARE = 16e-6, 0.25e-6, 0.6  # of a CPU that sending may tak
 _BURST_MAX, _FLOOD, _BATCH = 1024, 1 << 14, 64
 STALL_S = 0.005  # without a frame that was due
 _KEPT = 0.98  # of the rate
+_HELD_CALLS_A_S = 10_000
+KINDS = ("live", "afpacket")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +71,16 @@ class Sent:
         return said
 
 
-def burst_of(rate: float) -> int:
-    """Frames a call."""
+def burst_of(rate: float, held: bool = False) -> int:
+    """Frames a call.
+
+    Where they are `held` behind the path, in a socket's buffer, each call leaves the kernel a page
+    pool for a second or more, and of these there are 65534: then there are fewer calls.
+    """
     spare_s = _SHARE / rate - _FRAME_S
-    return _BURST_MAX if spare_s <= 0 else max(1, min(_BURST_MAX, round(_CALL_S / spare_s)))
+    least = -(-rate // _HELD_CALLS_A_S) if held else 1
+    wanted = _BURST_MAX if spare_s <= 0 else round(_CALL_S / spare_s)
+    return int(max(least, min(_BURST_MAX, wanted)))
 
 
 class _Call:
@@ -94,8 +105,8 @@ def _flood(call: _Call, seconds: float) -> Sent:
     return Sent(frames, max(now_s, time.monotonic()) - start_s)
 
 
-def _keep(call: _Call, seconds: float, rate: float) -> Sent:
-    burst = burst_of(rate)
+def _keep(call: _Call, seconds: float, rate: float, held: bool) -> Sent:
+    burst = burst_of(rate, held)
     interval_s = burst / rate
     frames, longest_s = 0, 0.0
     start_s = due_s = last_s = time.monotonic()
@@ -114,32 +125,39 @@ def _keep(call: _Call, seconds: float, rate: float) -> Sent:
     return Sent(frames, max(time.monotonic(), due_s) - start_s, rate, longest_s)
 
 
+def marked_frame(length: int, dst_mac: str) -> bytes:
+    """What a sink counts."""
+    frame = bytearray(udp_frame(length, dst_mac))
+    struct.pack_into("=I", frame, _STAMP_AT, MAGIC)
+    return bytes(frame)
+
+
 # ---- the process ---------------------------------------------------------------------------------
 
 def serve(ifname: str, cpu: int, length: int, dst_mac: str) -> None:
-    """{"seconds", "rate"} a line on standard input -> a Sent on standard output."""
+    """{"seconds", "rate", "held"} a line on standard input -> a Sent on standard output."""
     os.sched_setaffinity(0, {cpu})
     try:
         ifindex = socket.if_nametoindex(ifname)
     except OSError as error:
         raise PortError(f"interface {ifname}", "there is none in this namespace") from error
-    frame = bytearray(udp_frame(length, dst_mac))
-    struct.pack_into("=I", frame, _STAMP_AT, MAGIC)
+    frame = marked_frame(length, dst_mac)
     obj = read_object(PROBE)
     with ExitStack() as stack:
         calls = []
         for name in ("source", "stamped"):
             program = stack.enter_context(load_into_kernel(obj, name))
             program.maps["settings"].update(struct.pack("=I", 0),
-                                            struct.pack("=I12s", ifindex, bytes(frame[:12])))
+                                            struct.pack("=I12s", ifindex, frame[:12]))
             spare = stack.enter_context(spare_veth(name[:2]))
             stack.callback(os.close, attach_xdp_link(program.fd, spare, XdpFlag.DRV_MODE))
-            calls.append(_Call(program.fd, bytes(frame)))
+            calls.append(_Call(program.fd, frame))
         print("ready", flush=True)
         for line in sys.stdin:
             asked = json.loads(line)
             seconds, rate = float(asked["seconds"]), float(asked["rate"])
-            sent = _keep(calls[1], seconds, rate) if rate else _flood(calls[0], seconds)
+            sent = _keep(calls[1], seconds, rate, asked["held"]) if rate \
+                else _flood(calls[0], seconds)
             print(json.dumps(asdict(sent)), flush=True)
 
 
@@ -147,10 +165,19 @@ class Source:
     """The other side of `serve`."""
 
     def __init__(self, ifname: str, ns: str, cpu: int, length: int = 64,
-                 dst_mac: str = "02:00:00:00:00:02") -> None:
+                 dst_mac: str = "02:00:00:00:00:02", kind: str = "live",
+                 held: bool = False) -> None:
+        self._held = held
         enter = ["ip", "netns", "exec", ns] if ns else []
+        argv = [sys.executable, "-m", "bench.source", ifname, str(cpu), str(length), dst_mac]
+        if kind == "afpacket":
+            native = ROOT / "bench" / "native"
+            subprocess.run(["make", "-s", "-C", str(native), "skb_source"], check=True,
+                           capture_output=True)
+            argv = ["taskset", "-c", str(cpu), str(native / "skb_source"), ifname,
+                    marked_frame(length, dst_mac).hex()]
         self._process = subprocess.Popen(
-            [*enter, sys.executable, "-m", "bench.source", ifname, str(cpu), str(length), dst_mac],
+            [*enter, *argv],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True)
         self._read()
@@ -169,7 +196,8 @@ class Source:
 
     def begin(self, seconds: float, rate: float = 0.0) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"seconds": seconds, "rate": rate}) + "\n")
+        self._process.stdin.write(json.dumps(
+            {"seconds": seconds, "rate": rate, "held": self._held}) + "\n")
         self._process.stdin.flush()
 
     def wait(self) -> Sent:

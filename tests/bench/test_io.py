@@ -104,6 +104,13 @@ def test_who_was_the_limit_is_said() -> None:
     assert io.cells("ours", searched)[3:] == [">1.50", "2 4 9, lost 1.00%"]
 
 
+def test_many_complaints_are_few_lines() -> None:
+    noisy = [f"ours, round {n}: a noisy neighbour: other CPUs did {n}0%" for n in range(1, 4)]
+    said = io.summary([*noisy, "c, search: the source stalled for 9.0 ms"])
+    assert said == [f"{noisy[0]} (and 2 more like this)",
+                    "c, search: the source stalled for 9.0 ms"]
+
+
 def test_cpus() -> None:
     with pytest.raises(ConfigError, match="need a source's and a loop's CPU each"):
         io.Plan.on(1000)

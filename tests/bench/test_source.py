@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from bench.sink import BUCKETS, FINE_BITS, Sink, percentile_ns, upper_ns
-from bench.source import Sent, Source, burst_of
+from bench.source import KINDS, Sent, Source, burst_of
+from tests.control.run_xdpu import until
 from tests.nets import VethPair
 from tests.privileges import needs_bpf
 
@@ -24,12 +27,22 @@ def pair() -> Iterator[VethPair]:
         yield made
 
 
-@pytest.mark.parametrize("rate", [pytest.param(rate, marks=netns) for rate in (0, 1000, 20_000)])
-def test_what_is_sent_arrives(pair: VethPair, rate: int) -> None:
-    with Sink(pair.b) as sink, Source(pair.a.ifname, pair.a.ns, CPU, dst_mac=pair.b.mac) as source:
+def _have(sink: Sink, packets: int) -> bool:
+    return sink.packets() >= packets
+
+
+needs_c = pytest.mark.skipif(not shutil.which("gcc"), reason="sockets' source is C: needs gcc")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[*netns, needs_c]) for kind in KINDS])
+@pytest.mark.parametrize("rate", [0, 1000, 20_000])
+def test_what_is_sent_arrives(pair: VethPair, rate: int, kind: str) -> None:
+    with Sink(pair.b) as sink, Source(pair.a.ifname, pair.a.ns, CPU, dst_mac=pair.b.mac,
+                                      kind=kind) as source:
         for _ in range(2):  # one after the other by the same process
             before = sink.read()
             sent = source.send(0.1, rate)
+            until(partial(_have, sink, before.packets + sent.frames), "the last ones")
             arrived = sink.read().since(before)
             assert arrived.packets == sent.frames > 0
             assert sum(arrived.histogram) == (sent.frames if rate else 0)
@@ -66,6 +79,7 @@ def test_complaints() -> None:
 def test_bursts_are_as_small_as_the_rate_allows() -> None:
     sizes = [burst_of(rate) for rate in (1e3, 1e5, 5e5, 1e6, 2e6, 1e7)]
     assert sizes[0] == 1 and sizes == sorted(sizes) and sizes[-1] == 1024
+    assert [burst_of(rate, held=True) for rate in (1e3, 1e5, 1e6)] == [1, 10, 100]
 
 
 def test_percentiles() -> None:
