@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from xdp_runtime import isa
 from xdp_runtime.errors import LoadError
-from xdp_runtime.helper_names import HELPER_NUMBERS
+from xdp_runtime.helper_names import CALL_NAMES
 from xdp_runtime.isa import AluOp, AtomicOp, Imm, Insn, Insns, JmpOp, Operand, Reg, SwapOrder
 
+_CALLS = {name: number for number, name in CALL_NAMES.items()}
 ALU_SIGNS = {
     AluOp.ADD: "+", AluOp.SUB: "-", AluOp.MUL: "*", AluOp.DIV: "/", AluOp.OR: "|", AluOp.AND: "&",
     AluOp.LSH: "<<", AluOp.RSH: ">>", AluOp.MOD: "%", AluOp.XOR: "^", AluOp.ARSH: "s>>",
@@ -58,9 +59,9 @@ class _Scope:
             return isa.CallKfunc(fit(int(btf_id), 32, "BTF id"), fit(int(offset or 0), 16,
                                                                        "offset"))
         name, _, number = text.partition("#")
-        if number or name not in HELPER_NUMBERS:
+        if number or name not in _CALLS:
             name = number or name
-        return isa.Call(HELPER_NUMBERS[name] if name in HELPER_NUMBERS else
+        return isa.Call(_CALLS[name] if name in _CALLS else
                         fit(integer(name), 32, "helper"))
 
 

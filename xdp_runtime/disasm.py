@@ -19,7 +19,7 @@ from typing import assert_never
 
 from xdp_runtime import isa
 from xdp_runtime.asm import ALU_SIGNS, ATOMIC_SIGNS, JMP_SIGNS, NAME, assemble
-from xdp_runtime.helper_names import HELPER_NAMES
+from xdp_runtime.helper_names import CALL_NAMES
 from xdp_runtime.isa import AtomicOp, Insn, Operand, Reg
 from xdp_runtime.object import Line, Object, ProgramSpec
 
@@ -94,8 +94,8 @@ def format_insn(insn: Insn, slot: int | None = None, object: Object | None = Non
         case isa.MayGoto(off):
             return f"may_goto {target(off)}"
         case isa.Call(helper):
-            known = 0 < helper < len(HELPER_NAMES)
-            return f"call {HELPER_NAMES[helper]}#{helper}" if known else f"call {helper}"
+            known = CALL_NAMES.get(helper)
+            return f"call {known}#{helper}" if known else f"call {helper}"
         case isa.CallKfunc(btf_id, offset):
             return f"call kfunc#{btf_id}" + (f"@{offset}" if offset else "")
         case isa.CallLocal(off):

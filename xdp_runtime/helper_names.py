@@ -94,3 +94,6 @@ KERNEL_FUNCTIONS = {
         "bpf_strnstr",
     ))
 }
+
+CALL_NAMES: dict[int, str] = {number: name for name, number in (
+    HELPER_NUMBERS | KERNEL_FUNCTIONS).items()}  # all that a call by number may mean here

@@ -548,7 +548,8 @@ class Machine:
         frame.registers[1:6] = [None] * 5
         frame.registers[0] = (
             None if helper.ret is Ret.VOID
-            else result if isinstance(result, Pointer) else result & U64)
+            else result if isinstance(result, Pointer)
+            else result & (0xFFFFFFFF if helper.is_function else U64))
 
     def _arguments(self, frame: _Frame, helper: Helper) -> list[object]:
         """What `interpret` gets: the map, bytes for memory that is read, numbers."""

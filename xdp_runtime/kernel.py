@@ -23,6 +23,7 @@ from xdp_runtime import bpf_syscall as sys_bpf
 from xdp_runtime.bpf_syscall import AttachType, ProgFlag, ProgType
 from xdp_runtime.errors import LoadError, PortError
 from xdp_runtime.isa import encode
+from xdp_runtime.kernel_calls import for_kernel
 from xdp_runtime.kernel_functions import typed
 from xdp_runtime.kernel_map import CONSTANT, KernelMap
 from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
@@ -158,8 +159,9 @@ def _load_program(obj: Object, spec: ProgramSpec, map_fds: list[int]) -> int:
     types, func_info = typed(spec.insns)
     btf_fd = sys_bpf.btf_load(types) if types else 0
     try:
-        return sys_bpf.prog_load(encode(spec.insns, map_fds), prog_type, obj.license, spec.name,
-                                 flags, attach_type, btf_fd=btf_fd, func_info=func_info)
+        code = encode(for_kernel(spec.insns), map_fds)
+        return sys_bpf.prog_load(code, prog_type, obj.license, spec.name, flags, attach_type,
+                                 btf_fd=btf_fd, func_info=func_info)
     finally:
         if btf_fd:
             os.close(btf_fd)

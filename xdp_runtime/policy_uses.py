@@ -62,9 +62,11 @@ def arguments_of(helper: str) -> dict[int, tuple[str, str]]:
 
 
 def helper_name(text: str) -> str:
-    """As here, without "bpf_"; "" for what the kernel does not have either."""
+    """Of a helper or kernel function, without "bpf_"; "" for what the kernel does not have either.
+    """
     name = text.removeprefix("bpf_")
-    return name if f"bpf_{name}" in HELPER_NAMES[1:] else ""
+    known = f"bpf_{name}" in HELPER_NAMES[1:] or f"bpf_{name}" in KERNEL_FUNCTIONS
+    return name if known else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,16 @@ def test_every_lack_is_listed() -> None:
     assert len(refused.value.detail.splitlines()) == len(missing)
 
 
+def test_a_dynptr_of_the_packet_is_the_packet() -> None:
+    """What is read and written through it has no limits that are known."""
+    obj = read_object(FUNCTIONS[0])
+    grants = class_of("packet: {read: 64, write: 64}\nhelpers: [dynptr_from_xdp, dynptr_slice]\n"
+                      "verdicts: XDP_PASS")
+    missing = {(one.use.kind, one.use.name) for one in check(obj, obj.program("whole"), grants)}
+    assert {("packet.read", ""), ("packet.write", ""), ("helper", "dynptr_copy")} <= missing
+    assert ("helper", "dynptr_slice") not in missing
+
+
 # ---- what pruning must not hide ------------------------------------------------------------------
 def test_verdicts_of_paths_that_meet() -> None:
     """The second way into `join` differs only in r6, which nothing but the verdict depends on."""
@@ -298,7 +308,9 @@ def test_longest_path_and_verdicts_bound_what_runs() -> None:
 
 
 # ---- infer ---------------------------------------------------------------------------------------
-OBJECTS = [*sorted(EXAMPLES.glob("*.o")), *sorted(PROGRAMS.glob("*.o"))]
+FUNCTIONS = [ROOT / "tests" / "xdp_runtime" / "helpers" / f"{name}.o"
+             for name in ("slices", "iterators", "text")]
+OBJECTS = [*sorted(EXAMPLES.glob("*.o")), *sorted(PROGRAMS.glob("*.o")), *FUNCTIONS]
 
 
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda p: p.stem)

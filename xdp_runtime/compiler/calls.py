@@ -71,6 +71,8 @@ class Calls(Registers):
             self.packet_pointers_to_numbers()
         match helper.ret:
             case Ret.SCALAR:
+                if helper.is_function:
+                    result = self.widen(self.narrow(result, 32), 32)
                 self.set_number(0, result)
             case Ret.MAP_VALUE_OR_NULL | Ret.RECORD_OR_NULL | Ret.DATA_OR_NULL:
                 self.put("r0", "p", result)

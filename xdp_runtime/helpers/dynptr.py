@@ -163,7 +163,7 @@ def _interpret_from_xdp(machine: Machine, ctx: Pointer, flags: int, place: Point
 
 def _interpret_size(machine: Machine, place: Pointer) -> int:
     dynptr = get(place)
-    return -EINVAL & _U32 if dynptr is None else dynptr.size
+    return -EINVAL if dynptr is None else dynptr.size
 
 
 def _interpret_is_null(machine: Machine, place: Pointer) -> int:
@@ -317,7 +317,7 @@ def _from_xdp(m: Any, pieces: Pieces) -> Factory:
 def _size(m: Any) -> Factory:
     def dynptr_size(place):  # type: ignore
         if m.is_null(m.load_ptr(place, DYNPTR_DATA)):
-            return -EINVAL & _U32
+            return -EINVAL
         return m.load_u32(place, DYNPTR_SIZE) & DYNPTR_SIZE_MAX
 
     return dynptr_size

@@ -80,7 +80,7 @@ def _interpret_slice_rdwr(machine: Machine, place: Pointer, offset: int, buffer:
 def _interpret_clone(machine: Machine, place: Pointer, clone: Pointer) -> int:
     one = dynptr.get(place)
     dynptr.put(clone, one)
-    return 0 if one is not None else -EINVAL & _U32
+    return 0 if one is not None else -EINVAL
 
 
 def _read(machine: Machine, place: Pointer, offset: int, size: int) -> bytes | int:
@@ -148,11 +148,11 @@ def _interpret_copy(machine: Machine, to: Pointer, to_offset: int, source: Point
         error = _write(machine, to, to_offset, here.read(size), only_check=True)
         for at, part in [] if error else _parts(machine, to, to_offset, size):
             _write(machine, to, to_offset + at, here.moved(at).read(part))
-        return error & _U32
+        return error
     if not isinstance(there, int):
         content = _read(machine, source, source_offset, size)
         if isinstance(content, int):
-            return content & _U32
+            return content
         for at, part in _parts(machine, source, source_offset, size):
             content = _read(machine, source, source_offset + at, part)
             assert not isinstance(content, int)
@@ -161,12 +161,12 @@ def _interpret_copy(machine: Machine, to: Pointer, to_offset: int, source: Point
     for place, offset in ((to, to_offset), (source, source_offset)):
         one = dynptr.get(place)
         if not (dynptr.has(one, offset, size) if one is not None else offset == size == 0):
-            return -E2BIG & _U32
+            return -E2BIG
     for at in range(0, size, _CHUNK):
         chunk = _read(machine, source, source_offset + at, min(_CHUNK, size - at))
         error = chunk if isinstance(chunk, int) else _write(machine, to, to_offset + at, chunk)
         if error:
-            return error & _U32
+            return error
     return 0
 
 
@@ -178,13 +178,13 @@ def _interpret_memset(machine: Machine, place: Pointer, offset: int, size: int, 
         return 0
     one = dynptr.get(place)
     if one is not None and one.read_only:
-        return -EINVAL & _U32
+        return -EINVAL
     if not (dynptr.has(one, offset, size) if one is not None else offset == size == 0):
-        return -E2BIG & _U32
+        return -E2BIG
     for at in range(0, size, _CHUNK):
         error = _write(machine, place, offset + at, fill * min(_CHUNK, size - at))
         if error:
-            return error & _U32
+            return error
     return 0
 
 
@@ -270,7 +270,7 @@ def _clone(m: Any) -> Factory:
     def dynptr_clone(place, clone):  # type: ignore
         if m.is_null(m.load_ptr(place, DYNPTR_DATA)):
             init(clone, m.null(), 0)
-            return -EINVAL & _U32
+            return -EINVAL
         m.move(clone, place, 16)
         return 0
 
@@ -288,16 +288,16 @@ def _copied(m: Any, look: Template, change: Template, read: Template, write: Tem
         there = room(to, to_offset, m.null(), size)
         if not m.is_null(here):
             if m.is_null(there):
-                return store(to, to_offset, here, size, 0) & _U32
+                return store(to, to_offset, here, size, 0)
             m.move(there, here, size)
             return 0
         if not m.is_null(there):
-            return load(there, size, source, source_offset, 0) & _U32
+            return load(there, size, source, source_offset, 0)
         if (size > m.load_u32(to, DYNPTR_SIZE) & DYNPTR_SIZE_MAX
                 or to_offset > (m.load_u32(to, DYNPTR_SIZE) & DYNPTR_SIZE_MAX) - size
                 or size > m.load_u32(source, DYNPTR_SIZE) & DYNPTR_SIZE_MAX
                 or source_offset > (m.load_u32(source, DYNPTR_SIZE) & DYNPTR_SIZE_MAX) - size):
-            return -E2BIG & _U32
+            return -E2BIG
         buffer = m.gep(m.alloca(256), 0)
         at = 0
         while at < size:
@@ -306,7 +306,7 @@ def _copied(m: Any, look: Template, change: Template, read: Template, write: Tem
             if error == 0:
                 error = store(to, to_offset + at, buffer, chunk, 0)
             if error != 0:
-                return error & _U32
+                return error
             at += chunk
         return 0
 
@@ -335,9 +335,9 @@ def _filled(m: Any, change: Template, write: Template) -> Factory:
             return fill(where, value, size)
         info = m.load_u32(place, DYNPTR_SIZE)
         if info & DYNPTR_READ_ONLY != 0:
-            return -EINVAL & _U32
+            return -EINVAL
         if size > info & DYNPTR_SIZE_MAX or offset > (info & DYNPTR_SIZE_MAX) - size:
-            return -E2BIG & _U32
+            return -E2BIG
         buffer = m.gep(m.alloca(256), 0)
         fill(buffer, value, m.smaller(_CHUNK, size))
         at = 0
@@ -345,7 +345,7 @@ def _filled(m: Any, change: Template, write: Template) -> Factory:
             chunk = m.smaller(_CHUNK, size - at)
             error = store(place, offset + at, buffer, chunk, 0)
             if error != 0:
-                return error & _U32
+                return error
             at += chunk
         return 0
 

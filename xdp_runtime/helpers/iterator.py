@@ -32,7 +32,7 @@ def _interpret_new(machine: Machine, iterator: Pointer, start: int, end: int) ->
     error = -EINVAL if start > end else -E2BIG if end - start > MAX_LOOPS else 0
     if error:
         iterator.write(bytes(8))
-        return error & _U32
+        return error
     iterator.write((start - 1 & _U32).to_bytes(4, "little") + (end & _U32).to_bytes(4, "little"))
     return 0
 
@@ -58,9 +58,9 @@ def _new(m: Any) -> Factory:
         end = ((end & _U32) ^ 0x80000000) - 0x80000000
         m.store_u64(iterator, 0, 0)
         if start > end:
-            return -EINVAL & _U32
+            return -EINVAL
         if end - start > MAX_LOOPS:
-            return -E2BIG & _U32
+            return -E2BIG
         m.store_u32(iterator, 0, start - 1)
         m.store_u32(iterator, _END, end)
         return 0

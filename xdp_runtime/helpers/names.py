@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from xdp_runtime.helper_names import HELPER_NAMES, KERNEL_FUNCTIONS
+from xdp_runtime.helper_names import CALL_NAMES
 
 
 def kernel_name(id: int) -> str:
     """"bpf_map_lookup_elem" for 1; a number the kernel does not know is called so."""
-    if 1 <= id < len(HELPER_NAMES):
-        return HELPER_NAMES[id]
-    for name, number in KERNEL_FUNCTIONS.items():
-        if number == id:
-            return name
+    if id in CALL_NAMES:
+        return CALL_NAMES[id]
     return f"helper {id} (unknown to the kernel)"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from xdp_runtime.helper_names import FIRST_FUNCTION
 from xdp_runtime.object import MapType
 from xdp_runtime.template import Template
 
@@ -109,6 +110,11 @@ class Helper:
         """Is there code for it?  (The tail call, bpf_loop and timers are lowering's.)"""
         return self.template is not None or self.map_op is not None or self.id in (
             TAIL_CALL, LOOP, *TIMERS)
+
+    @property
+    def is_function(self) -> bool:
+        """A kernel function: its number is an int, in a register whose upper half is zero."""
+        return self.id >= FIRST_FUNCTION
 
     def size_of(self, position: int) -> int:
         """Bytes of the FIXED argument there."""

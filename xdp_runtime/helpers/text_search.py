@@ -3,7 +3,7 @@
 The kernel takes any address and reads until a zero byte, XATTR_SIZE_MAX bytes at most, or until
 nothing is there (-EFAULT).  Here a text ends, with -EFAULT, where what the pointer points into
 ends: each is passed with how much there is.  Results are those of kernel/bpf/helpers.c of Linux
-6.18, as C ints: where it was found, or an error.
+6.18: where it was found, or an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Factory = Callable[..., Any]
 ENOENT, E2BIG, EFAULT = 2, 7, 14
 MOST = 65536  # XATTR_SIZE_MAX
-_U32 = 0xFFFFFFFF
 _UNTIL_ZERO = -1  # of a character: only the end is looked for
 
 
@@ -107,20 +106,20 @@ def _search(text: bytes, part: bytes, count: int) -> int:
 
 def _interpreted(function: Callable[..., int], *constants: Any) -> Callable[..., int]:
     def interpret(machine: Machine, *arguments: Any) -> int:
-        return function(*arguments, *constants) & _U32
+        return function(*arguments, *constants)
 
     return interpret
 
 
 def _interpret_character(last: bool, end: bool) -> Callable[..., int]:
     def interpret(machine: Machine, text: bytes, wanted: int) -> int:
-        return _character(text, MOST, wanted & 0xFF, last, end) & _U32
+        return _character(text, MOST, wanted & 0xFF, last, end)
 
     return interpret
 
 
 def _interpret_strnchr(machine: Machine, text: bytes, count: int, wanted: int) -> int:
-    return _character(text, count, wanted & 0xFF, False, False) & _U32
+    return _character(text, count, wanted & 0xFF, False, False)
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -142,15 +141,15 @@ def _comparing(m: Any, fold: int) -> Factory:
     def text_compare(one, room, other, other_room):  # type: ignore
         for at in range(MOST):
             if at >= room or at >= other_room:
-                return -EFAULT & _U32
+                return -EFAULT
             a, b = m.load_u8(one, at), m.load_u8(other, at)
             if fold != 0:
                 a, b = low(a), low(b)
             if a != b:
-                return -1 & _U32 if a < b else 1
+                return -1 if a < b else 1
             if a == 0:
                 return 0
-        return -E2BIG & _U32
+        return -E2BIG
 
     return text_compare
 
@@ -186,7 +185,7 @@ def _characters(m: Any, how: int) -> Factory:
     find = m.extern(_FIND)
 
     def text_character(text, room, wanted):  # type: ignore
-        return find(text, room, MOST, wanted & 0xFF, how) & _U32
+        return find(text, room, MOST, wanted & 0xFF, how)
 
     return text_character
 
@@ -195,7 +194,7 @@ def _strnchr(m: Any) -> Factory:
     find = m.extern(_FIND)
 
     def text_strnchr(text, room, count, wanted):  # type: ignore
-        return find(text, room, count, wanted & 0xFF, 0) & _U32
+        return find(text, room, count, wanted & 0xFF, 0)
 
     return text_strnchr
 
@@ -206,8 +205,8 @@ def _strnlen(m: Any) -> Factory:
     def text_strnlen(text, room, count):  # type: ignore
         at = find(text, room, count, _UNTIL_ZERO, 2)
         if at == -ENOENT:
-            return count & _U32
-        return at & _U32
+            return count
+        return at
 
     return text_strnlen
 
@@ -216,7 +215,7 @@ def _strlen(m: Any) -> Factory:
     find = m.extern(_FIND)
 
     def text_strlen(text, room):  # type: ignore
-        return find(text, room, MOST, _UNTIL_ZERO, 2) & _U32
+        return find(text, room, MOST, _UNTIL_ZERO, 2)
 
     return text_strlen
 
@@ -227,16 +226,16 @@ def _spanning(m: Any, while_in: int) -> Factory:
     def text_span(text, room, set_, set_room):  # type: ignore
         for at in range(MOST):
             if at >= room:
-                return -EFAULT & _U32
+                return -EFAULT
             byte = m.load_u8(text, at)
             if byte == 0:
                 return at
             inside = find(set_, set_room, MOST, byte, 0)
             if inside == -EFAULT or inside == -E2BIG:
-                return inside & _U32
+                return inside
             if (1 if inside >= 0 else 0) != while_in:
                 return at
-        return -E2BIG & _U32
+        return -E2BIG
 
     return text_span
 
@@ -247,25 +246,25 @@ def _searching(m: Any) -> Factory:
             ahead = 0
             while True:
                 if m.ult(count, at + ahead):
-                    return -ENOENT & _U32
+                    return -ENOENT
                 if ahead == MOST:
-                    return -E2BIG & _U32
+                    return -E2BIG
                 if ahead >= part_room:
-                    return -EFAULT & _U32
+                    return -EFAULT
                 wanted = m.load_u8(part, ahead)
                 if wanted == 0:
                     return at
                 if at + ahead == count:
-                    return -ENOENT & _U32
+                    return -ENOENT
                 if at + ahead >= room:
-                    return -EFAULT & _U32
+                    return -EFAULT
                 byte = m.load_u8(text, at + ahead)
                 if byte == 0:
-                    return -ENOENT & _U32
+                    return -ENOENT
                 if byte != wanted:
                     break
                 ahead += 1
-        return -E2BIG & _U32
+        return -E2BIG
 
     return text_search
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from xdp_runtime.helper_names import FIRST_FUNCTION, KERNEL_FUNCTIONS
+from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.proto import TAIL_CALL, Arg, Helper, Ret
 from xdp_runtime.isa import POISON
@@ -54,7 +54,7 @@ def helper_of(env: Env, number: int) -> Helper:
         which = name if name.startswith("helper ") else f"helper {name} (number {number})"
         raise Refused("helper", f"{which} is "
                       + ("not supported" if helper is None else "not for XDP programs"))
-    if (helper.gpl_only or number >= FIRST_FUNCTION) and env.obj.license not in _GPL:
+    if (helper.gpl_only or helper.is_function) and env.obj.license not in _GPL:
         raise Refused("helper", f"{kernel_name(number)} is for programs under the GPL, this one "
                       f"is {env.obj.license!r}", 'char _license[] SEC("license") = "GPL";')
     return helper

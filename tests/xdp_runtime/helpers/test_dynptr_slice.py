@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.privileges import needs_bpf
-from tests.xdp_runtime.helpers.in_kernel import for_kernel
 from xdp_runtime.elf import read_object
 from xdp_runtime.interp import Machine
 from xdp_runtime.kernel import load_into_kernel
@@ -76,7 +75,7 @@ def overlaps(packet: bytes) -> bool:
                                                          ("pieces", 9000, LINEAR)])
 def test_kernel(name: str, longest: int, linear: int | None) -> None:
     given = [packet for packet in packets(2, 2000, longest) if not overlaps(packet)]
-    with load_into_kernel(for_kernel(OBJECT), name) as program:
+    with load_into_kernel(OBJECT, name) as program:
         for packet, expected in zip(given, interpreted(given, name, linear), strict=True):
             run = program.run(packet, linear_bytes=linear)
             assert (run.retval, run.data_out) == expected, (

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.privileges import needs_bpf
-from tests.xdp_runtime.helpers.in_kernel import for_kernel
 from xdp_runtime.elf import read_object
 from xdp_runtime.interp import Machine
 from xdp_runtime.kernel import load_into_kernel
@@ -54,6 +53,6 @@ def test_compiled_is_interpreted(opt: int) -> None:
 def test_kernel() -> None:
     given = packets(2, 300)
     expected, cells = interpreted(given)
-    with load_into_kernel(for_kernel(OBJECT)) as program:
+    with load_into_kernel(OBJECT) as program:
         assert [program.run(packet).data_out for packet in given] == expected
         assert [program.maps["cells"].lookup(struct.pack("<I", n)) for n in range(16)] == cells

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from tests.privileges import needs_bpf
 from xdp_runtime.elf import read_object
 from xdp_runtime.interp import Machine
+from xdp_runtime.kernel import load_into_kernel
 from xdp_runtime.program import load
 
 OBJECT = Path(__file__).with_name("packet_dynptrs.o")
@@ -54,22 +53,13 @@ def test_compiled_is_interpreted(opt: int) -> None:
 
 @pytest.mark.root
 @needs_bpf()[1]
-def test_kernel(tmp_path: Path) -> None:
-    """bpftool, as functions of the kernel are found by its types."""
-    where = f"/sys/fs/bpf/xdpu-test-dynptr-{os.getpid()}"
-    subprocess.run(["bpftool", "prog", "load", OBJECT, where], check=True)
-    try:
-        given = packets(2, 250)
+def test_kernel() -> None:
+    given = packets(2, 1500)
+    with load_into_kernel(read_object(OBJECT), "packet") as program:
         for packet, expected in zip(given, interpreted(given), strict=True):
-            (tmp_path / "in").write_bytes(packet)
-            out = subprocess.run(
-                ["bpftool", "-j", "prog", "run", "pinned", where, "data_in", tmp_path / "in",
-                 "data_out", tmp_path / "out"], check=True, capture_output=True)
-            verdict = int(out.stdout.split(b'"retval":')[1].split(b",")[0])
-            assert (verdict, (tmp_path / "out").read_bytes()) == expected, (
+            run = program.run(packet)
+            assert (run.retval, run.data_out) == expected, (
                 COMMAND.unpack_from(packet), len(packet))
-    finally:
-        Path(where).unlink()
 
 
 def test_every_error_is_met() -> None:

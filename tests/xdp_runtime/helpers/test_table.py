@@ -12,7 +12,6 @@ import pytest
 
 from tests.privileges import needs_bpf
 from tests.xdp_runtime.oracle import one_program
-from tests.xdp_runtime.verifier.kernel_load import kfunc_ids
 from tests.xdp_runtime.verifier.kernel_load import load as ask
 from xdp_runtime.errors import LoadError
 from xdp_runtime.helper_names import FIRST_FUNCTION, KERNEL_FUNCTIONS
@@ -27,6 +26,7 @@ from xdp_runtime.helpers.table import (
     write,
 )
 from xdp_runtime.isa import Call, CallKfunc, Exit, Imm, Mov
+from xdp_runtime.kernel_calls import function_ids
 from xdp_runtime.program import load
 from xdp_runtime.refused_functions import REFUSED_FUNCTIONS
 
@@ -69,7 +69,7 @@ def test_every_kernel_function_is_listed() -> None:
     """As the kernel's verifier has it: of those that an XDP program may call none is missing, and
     none is listed that it may not call."""
     callable_ = {"__bpf_trap"}  # whose name does not begin as the others'
-    for name, number in kfunc_ids().items():
+    for name, number in function_ids().items():
         answer = ask((CallKfunc(number, 0), Mov(True, 0, Imm(2)), Exit()), [])
         if not any(word in answer.line for word in _NOT_FOR_XDP):
             callable_.add(name)

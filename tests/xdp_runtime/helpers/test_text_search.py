@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.privileges import needs_bpf
-from tests.xdp_runtime.helpers.in_kernel import for_kernel
 from xdp_runtime.elf import read_object
 from xdp_runtime.interp import Machine
 from xdp_runtime.kernel import load_into_kernel
@@ -71,7 +70,7 @@ def test_kernel() -> None:
     not cut off again, and the other functions do."""
     given = [packet for packet in packets(2, 4500)
              if packet[0] != STRRCHR or packet[8] < 0x80]
-    with load_into_kernel(for_kernel(OBJECT)) as program:
+    with load_into_kernel(OBJECT) as program:
         for packet, expected in zip(given, results(given), strict=True):
             found = program.run(packet).data_out
             assert found == expected, (COMMAND.unpack(packet), COMMAND.unpack(found)[3],

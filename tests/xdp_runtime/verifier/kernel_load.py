@@ -12,12 +12,12 @@ import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
 
 from tests.xdp_runtime.verifier.cases import Case
 from xdp_runtime import bpf_syscall as sys_bpf
 from xdp_runtime.bpf_syscall import AttachType, ProgFlag, ProgType
 from xdp_runtime.isa import CallKfunc, Insns, encode
+from xdp_runtime.kernel_calls import function_ids
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 
 _LOG = ctypes.create_string_buffer(1 << 20)
@@ -66,7 +66,8 @@ def ask(case: Case, level: int = 4) -> Answer:
                                      case.btf.functions[function.name][0])
     if case.btf is not None and case.kfuncs:
         names = {number: name for name, number in case.btf.externs.items()}
-        insns = tuple(CallKfunc(kfunc_ids()[names[i.btf_id]], 0) if isinstance(i, CallKfunc) else i
+        ids = function_ids()
+        insns = tuple(CallKfunc(ids[names[i.btf_id]], 0) if isinstance(i, CallKfunc) else i
                       for i in insns)
     try:
         for spec in obj.maps:
@@ -151,25 +152,3 @@ def load_btf(data: bytes) -> int:
         return sys_bpf.bpf(_Cmd.BTF_LOAD, attr)  # type: ignore[arg-type]
     except OSError as error:
         raise ValueError(f"the kernel refuses the BTF: {error}\n{log.value.decode()}") from error
-
-
-@cache
-def kfunc_ids() -> dict[str, int]:
-    """Ids of the kernel's own functions, from /sys/kernel/btf/vmlinux."""
-    with open("/sys/kernel/btf/vmlinux", "rb") as file:
-        data = file.read()
-    type_off, type_len, str_off, _ = struct.unpack_from("<4I", data, 8)
-    at, end, strings = 24 + type_off, 24 + type_off + type_len, 24 + str_off
-    each = {3: 0, 4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}  # bytes a record
-    after = {1: 4, 3: 12, 14: 4, 17: 4}
-    unpack = struct.Struct("<III").unpack_from
-    found: dict[str, int] = {}
-    number = 0
-    while at < end:
-        name, info, _ = unpack(data, at)
-        kind = info >> 24 & 31
-        number += 1
-        if kind == 12 and data.startswith(b"bpf_", strings + name):
-            found[data[strings + name:data.index(0, strings + name)].decode()] = number
-        at += 12 + after.get(kind, 0) + each.get(kind, 0) * (info & 0xFFFF)
-    return found
