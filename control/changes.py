@@ -17,6 +17,7 @@ from control.captures import Captures
 from control.host import refuse_shared
 from control.watch import note
 from dataplane.engine import Engine
+from dataplane.port import Port
 from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import ConfigError
 
@@ -150,9 +151,16 @@ class Changes:
 
     def _counters(self, request: Request) -> Change:
         def change() -> dict[str, Any]:
-            return {port.name: port.statistics() for port in self.live.every}
+            return {port.name: port.statistics() | _said_by_driver(port)
+                    for port in self.live.every}
 
         return change
+
+
+def _said_by_driver(port: Port) -> dict[str, int]:
+    """What only a driver of DPDK knows: the link, and its extended statistics by its own names."""
+    more: Callable[[], dict[str, int]] | None = getattr(port, "extended_statistics", None)
+    return more() if more is not None else {}
 
 
 def _listed(names: list[str]) -> str:

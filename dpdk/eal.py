@@ -2,7 +2,8 @@
 
 It can begin once only, so its options are those of the first port.  Whatever it logs goes into a
 memfd, and from there into our errors.  Nothing is shared with other processes (--in-memory): no
-files in hugetlbfs or /var/run/dpdk, no telemetry socket.
+files in hugetlbfs or /var/run/dpdk, no telemetry socket.  Options may have it otherwise: what
+processes of ours that were killed left there is removed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from xdp_runtime.errors import ConfigError, OutOfMemory, PortError
 MEMORY_MB = 512
 _HUGE = Path("/sys/kernel/mm/hugepages")
 _RUN = Path("/var/run/dpdk")
+_PAGES = re.compile(r"xdpu-(\d+)map_\d+$")  # a file in hugetlbfs: the prefix, and a number
 _running: list[Eal] = []
 
 
@@ -35,6 +38,7 @@ class Eal:
             words = shlex.split(extra)
         except ValueError as error:
             raise ConfigError("--dpdk-args", str(error)) from error
+        _remove_pages()
         self._log = os.memfd_create("xdpu-dpdk-log", os.MFD_CLOEXEC)
         arguments, self.mode = command_line(words, pci)
         kept = [self.ffi.new("char[]", text.encode()) for text in ["xdpu", *arguments]]
@@ -76,6 +80,16 @@ def start(extra: str = "", pci: Sequence[str] = ()) -> Eal:
         raise ConfigError(f"PCI device {missing[0]}", "the EAL runs already without it",
                           "name PCI devices with the first port")
     return eal
+
+
+def _remove_pages() -> None:
+    """Those of processes that were killed: huge pages are theirs as long as the file is there."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        for path in Path(place).glob("xdpu-*") if kind == "hugetlbfs" else ():
+            owner = _PAGES.match(path.name)
+            if owner is not None and not Path(f"/proc/{owner[1]}").exists():
+                path.unlink(missing_ok=True)  # another process may do the same
 
 
 def _remove_folders(ending: bool = False) -> None:

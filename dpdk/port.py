@@ -137,15 +137,18 @@ class DpdkPort:
         return dict(total)
 
     def extended_statistics(self) -> dict[str, int]:
-        """Whatever the driver counts, by its own names (rte_eth_xstats_get)."""
-        count = 0 if self._final is not None else self._lib.xdpu_xstats(
-            self.number, self._ffi.NULL, self._ffi.NULL, 0)
-        if count <= 0:
+        """The link and the free mbufs, and whatever the driver counts, by its own names
+        (rte_eth_xstats_get)."""
+        if self._final is not None:
             return {}
+        count = max(self._lib.xdpu_xstats(self.number, self._ffi.NULL, self._ffi.NULL, 0), 0)
         names = self._ffi.new("char[]", 64 * count)
         values = self._ffi.new("uint64_t[]", count)
         got = self._lib.xdpu_xstats(self.number, names, values, count)
-        return {self._ffi.string(names + 64 * i).decode(): int(values[i]) for i in range(got)}
+        up, mbps = self.link()
+        return {"link_up": int(up), "link_mbps": mbps,
+                "mbufs_free": sum(free for free, _ in self.mbufs())} | {
+            self._ffi.string(names + 64 * i).decode(): int(values[i]) for i in range(got)}
 
     def link(self) -> tuple[bool, int]:
         """(up, Mbit/s)"""
