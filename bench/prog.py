@@ -270,7 +270,7 @@ def main_of(args: Namespace) -> int:
     print_out = (lambda text: None) if args.json else (lambda text: print(text, flush=True))
     cases: list[Case] = []
     for where in args.obj:
-        if Path(where).exists():
+        if Path(where).is_file():
             found = paths.find(Path(where), args, plan.engines)
             cases += found.cases
             record.notes += found.notes
