@@ -1,5 +1,8 @@
 """Random programs, wider than those of the unit tests: all map families, more helpers, tail calls.
 
+One seed in four has statements with kernel functions, too: loops by iterators, slices of dynptrs,
+text, sections.
+
 Registers are those of tests/xdp_runtime/compiler/generate.py.  What changes the packet's edges
 reads them again afterwards, and leaves with XDP_DROP where fewer than 64 bytes remain.
 """
@@ -14,6 +17,7 @@ from tests.xdp_runtime.compiler.generate import (
     SPILLED_PACKET,
     Generator,
 )
+from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.isa import (
     Alu,
     AluOp,
@@ -46,6 +50,9 @@ _FAMILIES = {
 _LOOKUP, _UPDATE, _DELETE, _PUSH, _POP, _PEEK = 1, 2, 3, 87, 88, 89
 _TAIL_CALL, _REDIRECT, _ADJUST_HEAD, _ADJUST_META, _ADJUST_TAIL = 12, 23, 44, 54, 65
 _STRTOL, _STRTOUL, _BUFF_LEN, _LOAD_BYTES, _STORE_BYTES = 105, 106, 188, 189, 190
+_FUNCTION = {name.removeprefix("bpf_"): number for name, number in KERNEL_FUNCTIONS.items()}
+_WITH_FUNCTIONS = 4  # every so many seeds
+_TEXT, _DYNPTR, _ITERATOR, _BUFFER = -104, -128, -136, -160  # places on the stack
 _NUMBERS_AFTER = (0, 1, 2, 3, 4, 5)
 
 
@@ -56,6 +63,7 @@ class FuzzGenerator(Generator):
         super().__init__(seed)
         self.index = {spec.name: number for number, spec in enumerate(maps)}
         self.jumps_on = jumps_on
+        self.functions_on = seed % _WITH_FUNCTIONS == 3
 
     def statement(self) -> None:
         mine: list[Callable[[], None]] = [self.edges, self.buffer, self.text, self.may_goto,
@@ -67,6 +75,8 @@ class FuzzGenerator(Generator):
                 mine.append(lambda name=name: self.keyed(name))  # type: ignore[misc]
         if self.jumps_on:
             mine.append(self.tail_call)
+        if self.functions_on:
+            mine += [self.iterate, self.slice, self.search, self.section]
         if self.random.random() < 0.22:
             self.random.choice(mine)()
         else:
@@ -184,6 +194,67 @@ class FuzzGenerator(Generator):
         self.emit(Mov(True, 1, Reg(6)), LoadMap(2, self.index["jumps"]),
                   Load(3, 7, self.random.randrange(60), 1), Alu(AluOp.AND, True, 3, Imm(3)),
                   Call(_TAIL_CALL))
+        self.fresh(_NUMBERS_AFTER)
+
+
+    # --- kernel functions -------------------------------------------------------------------------
+    def at(self, register: int, off: int) -> list[Insn]:
+        return [Mov(True, register, Reg(10)), Alu(AluOp.ADD, True, register, Imm(off))]
+
+    def iterate(self) -> None:
+        start = self.random.choice((0, -3, 7, -(1 << 31), (1 << 31) - 4))
+        end = min(start + self.random.choice((0, 1, 5, 12, -2)), (1 << 31) - 1)
+        there = [*self.at(1, _ITERATOR), Call(_FUNCTION["iter_num_next"])]
+        body: list[Insn] = [Load(0, 0, 0, 4), Alu(AluOp.MUL, True, 9, Imm(31)),
+                            Alu(AluOp.XOR, True, 9, Reg(0))]
+        self.emit(*self.at(1, _ITERATOR), Mov(True, 2, Imm(start)),
+                  Mov(True, 3, Imm(max(end, -(1 << 31)))), Call(_FUNCTION["iter_num_new"]))
+        self.outcome()
+        self.emit(*there, JumpIf(JmpOp.EQ, True, 0, Imm(0), len(body) + 1), *body,
+                  Jump(-(len(there) + len(body) + 2)),
+                  *self.at(1, _ITERATOR), Call(_FUNCTION["iter_num_destroy"]))
+        self.fresh(_NUMBERS_AFTER)
+
+    def slice(self) -> None:
+        """Of the packet, with a buffer or without; one that is written now and then."""
+        write = self.random.random() < 0.4
+        body: list[Insn] = [Load(0, 0, self.random.choice((0, 8)), 8),
+                            Alu(AluOp.XOR, True, 9, Reg(0))]
+        if write:
+            body.insert(0, Store(0, self.random.randrange(16), 1, Imm(self.imm())))
+        self.emit(Mov(True, 1, Reg(6)), Mov(True, 2, Imm(int(self.random.random() < 0.1))),
+                  *self.at(3, _DYNPTR), Call(_FUNCTION["dynptr_from_xdp"]))
+        self.outcome()
+        if self.random.random() < 0.4:
+            self.emit(*self.at(1, _DYNPTR), Mov(True, 2, Imm(self.random.choice((0, 1, 14, 64)))),
+                      Mov(True, 3, Imm(self.random.choice((14, 60, 64, 100, 1500)))),
+                      Call(_FUNCTION["dynptr_adjust"]))
+            self.outcome()
+        self.emit(*self.at(1, _DYNPTR),
+                  Mov(True, 2, Imm(self.random.choice((0, 1, 14, 48, 49, 84, 1484, 1485, -1)))),
+                  *(self.at(3, _BUFFER) if self.random.random() < 0.5 else [Mov(True, 3, Imm(0))]),
+                  Mov(True, 4, Imm(16)),
+                  Call(_FUNCTION["dynptr_slice_rdwr" if write else "dynptr_slice"]),
+                  JumpIf(JmpOp.EQ, True, 0, Imm(0), len(body)), *body)
+        self.fresh(_NUMBERS_AFTER)
+
+    def search(self) -> None:
+        """In seven bytes, of which some are of the packet, and a zero."""
+        name = self.random.choice(("strlen", "strnlen", "strchr", "strchrnul", "strrchr"))
+        self.emit(Load(0, 7, self.random.randrange(56), 8), Store(10, _TEXT, 8, Reg(0)),
+                  Store(10, _TEXT + self.random.randrange(7), 1, Imm(self.random.choice((0, 65)))),
+                  Store(10, _TEXT + 7, 1, Imm(0)), *self.at(1, _TEXT))
+        if name != "strlen":
+            self.emit(Mov(True, 2, Imm(self.random.choice((0, 1, 5, 65, 100)))))
+        self.emit(Call(_FUNCTION[name]))
+        self.outcome()
+        self.fresh(_NUMBERS_AFTER)
+
+    def section(self) -> None:
+        begin, end = self.random.choice((("rcu_read_lock", "rcu_read_unlock"),
+                                         ("preempt_disable", "preempt_enable")))
+        self.emit(Call(_FUNCTION[begin]), Alu(AluOp.XOR, True, 9, Imm(self.imm())),
+                  Call(_FUNCTION[end]))
         self.fresh(_NUMBERS_AFTER)
 
 
