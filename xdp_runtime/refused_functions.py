@@ -23,8 +23,8 @@ _CRYPTO = "the cipher's context is an object of the kernel, made by a program of
 _RES_LOCK = "locks that find deadlocks are not there yet; bpf_spin_lock is"
 _WORK = "work queues run in the kernel, where a callback may sleep; bpf_timer runs"
 _STREAM = "a program's streams are read through the kernel; bpf_trace_vprintk runs"
-_COUNT = "the kernel counts the elements of preallocated hashes only for iterators of maps"
-_THROW = "exceptions unwind the kernel's stack; return a verdict instead"
+_COUNT = "the elements of a hash are not counted here; `xdpu map` and Map.items go through them"
+_THROW = "exceptions are not there yet; return a verdict instead"
 _TRAP = "the compiler put it where a variable is used before it has a value"
 _TEST = "it is there for the kernel's own tests"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import shutil
 import struct
@@ -59,6 +60,24 @@ def test_a_library_answers_as_the_program_does(name: str, tmp_path: Path) -> Non
                 mine = {key: value[0] if isinstance(value, list) else value
                         for key, value in one.items()}
                 assert theirs == mine, one.spec.name
+
+
+@pytest.mark.parametrize(("name", "program"), [("slices", "whole"), ("text", "text"),
+                                               ("iterators", "loops")])
+def test_kernel_functions_in_a_library(name: str, program: str, tmp_path: Path) -> None:
+    obj = read_object(HELPERS / f"{name}.o")
+    build(obj, obj.program(program), tmp_path / f"{name}.so")
+    library = Library(tmp_path / f"{name}.so")
+    module = importlib.import_module(f"tests.xdp_runtime.helpers.test_{MADE[name]}")
+    given = module.packets(5, 200, 600) if name == "slices" else module.packets(5, 200)
+    with load(obj, program) as loaded:
+        for packet in given:
+            run = loaded.run(packet)
+            assert library.run([packet], 0)[0][:2] == (run.retval, run.data_out)
+
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+MADE = {"slices": "dynptr_slice", "text": "text_search", "iterators": "iterator"}
 
 
 def test_maps_of_a_library_refuse_as_bpf_does(tmp_path: Path) -> None:
