@@ -318,7 +318,7 @@ def cells(name: str, one: Row) -> list[str]:
         row.append(f"{'>' if one['is_source'] else ''}{one['zero_loss_mpps']:.2f}")
         row += [_latency(load) for load in one["loads"]]
     if "tcp_mbps" in one:
-        row.append(f"TCP {_spread([mbps / 1000 for mbps in one['tcp_mbps']])} Gbit/s")
+        row[0] += f", TCP {_spread([mbps / 1000 for mbps in one['tcp_mbps']])} Gbit/s"
     return row
 
 
