@@ -91,7 +91,10 @@ class Calls(Registers):
         elif isinstance(kind, StackPtr):
             end = self.stack_address(kind.depth, 0)
         else:
-            return str(self.facts.rooms[self.slot, position])
+            known = self.facts.rooms[self.slot, position]
+            if not known:  # packet and stack, or stacks of two functions
+                raise self.provenance.unsupported(self.slot, "text that is elsewhere by path")
+            return str(known)
         high, low = (self.value(f"ptrtoint ptr {one} to i64") for one in (end, where))
         return self.value(f"sub i64 {high}, {low}")
 

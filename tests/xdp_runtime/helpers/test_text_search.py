@@ -9,9 +9,29 @@ from pathlib import Path
 import pytest
 
 from tests.privileges import needs_bpf
+from tests.xdp_runtime.oracle import one_program, packet_in
 from xdp_runtime.elf import read_object
+from xdp_runtime.errors import LoadError
+from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.interp import Machine
+from xdp_runtime.isa import (
+    Alu,
+    AluOp,
+    Call,
+    Exit,
+    Imm,
+    JmpOp,
+    JumpIf,
+    Load,
+    LoadImm64,
+    LoadMap,
+    LoadMapValue,
+    Mov,
+    Reg,
+    Store,
+)
 from xdp_runtime.kernel import load_into_kernel
+from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 from xdp_runtime.program import load
 
 OBJECT = read_object(Path(__file__).with_name("text.o"))
@@ -87,3 +107,34 @@ def test_everything_is_met() -> None:
     assert all(ENOENT in seen[number] for number in (2, 4, 5, 10, 11, 13))
     assert all(EFAULT in seen[number] for number in (0, 2, 3, 6, 8, 9, 10))
     assert all(len(seen[number]) > 5 for number in range(2, 12))
+
+
+def test_text_in_two_places_is_refused() -> None:
+    """In the packet on one path, on the stack on the other: nobody could say where it ends."""
+    insns = [*packet_in(6, 16), Store(10, -8, 8, Imm(0)), Mov(True, 1, Reg(6)),
+             Load(2, 6, 0, 1), JumpIf(JmpOp.EQ, True, 2, Imm(0), 2), Mov(True, 1, Reg(10)),
+             Alu(AluOp.ADD, True, 1, Imm(-8)), Call(KERNEL_FUNCTIONS["bpf_strlen"]), Exit()]
+    with pytest.raises(LoadError, match="text that is elsewhere by path"):
+        load(one_program(insns))
+
+
+def test_constant_text_may_be_anywhere() -> None:
+    """It ends by itself, so the other one's end serves both."""
+    words = MapSpec("words", MapType.ARRAY, 4, 8, 1, int(MapFlag.RDONLY_PROG), initial=b"abc\0",
+                    global_kind=GlobalKind.RODATA)
+    value = MapSpec("value", MapType.ARRAY, 4, 64, 1)
+    insns = [*packet_in(6, 16), Load(7, 6, 0, 1), Store(10, -4, 4, Imm(0)), LoadMap(1, 1),
+             Mov(True, 2, Reg(10)), Alu(AluOp.ADD, True, 2, Imm(-4)), Call(1),
+             JumpIf(JmpOp.EQ, True, 0, Imm(0), 10), LoadImm64(1, 0x7878787878787878),
+             Store(0, 0, 8, Reg(1)), Store(0, 8, 8, Reg(1)), Mov(True, 1, Reg(0)),
+             JumpIf(JmpOp.EQ, True, 7, Imm(0), 2), LoadMapValue(1, 0, 0),
+             Call(KERNEL_FUNCTIONS["bpf_strlen"]), Store(6, 0, 8, Reg(0)), Mov(True, 0, Imm(2)),
+             Exit()]
+    obj = one_program(insns, (words, value))
+    machine = Machine(obj, obj.programs[0])
+    with load(obj) as program:
+        for first, length in ((0, 16), (1, 3)):
+            packet = bytes([first]) + bytes(63)
+            found = program.run(packet).data_out
+            assert found == machine.run(packet).data_out
+            assert found[:8] == struct.pack("<Q", length)
