@@ -1,4 +1,5 @@
-"""Random programs, wider than those of the unit tests: all map families, more helpers, tail calls.
+"""Random programs, wider than those of the unit tests: all map families, more helpers (calling.py
+has those that call back), tail calls.
 
 One seed in four has statements with kernel functions, too: loops by iterators, slices of dynptrs,
 text, sections.
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bench.fuzz.calling import EXTRA, NUMBERS_AFTER, CallingGenerator
 from tests.xdp_runtime.compiler.generate import (
     MAPS,
     PACKET,
     SPILLED_PACKET,
-    Generator,
 )
+from xdp_runtime.btf import Btf
 from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.isa import (
     Alu,
@@ -36,6 +38,7 @@ from xdp_runtime.isa import (
     Reg,
     Store,
 )
+from xdp_runtime.kernel_functions import typed
 from xdp_runtime.object import Function, MapSpec, MapType, Object, ProgramSpec
 
 _NO_PREALLOC = 1
@@ -53,10 +56,9 @@ _STRTOL, _STRTOUL, _BUFF_LEN, _LOAD_BYTES, _STORE_BYTES = 105, 106, 188, 189, 19
 _FUNCTION = {name.removeprefix("bpf_"): number for name, number in KERNEL_FUNCTIONS.items()}
 _WITH_FUNCTIONS = 4  # every so many seeds
 _TEXT, _DYNPTR, _ITERATOR, _BUFFER = -104, -128, -136, -160  # places on the stack
-_NUMBERS_AFTER = (0, 1, 2, 3, 4, 5)
 
 
-class FuzzGenerator(Generator):
+class FuzzGenerator(CallingGenerator):
     """As its parent, with statements for `maps` (past the first two) and the packet's edges."""
 
     def __init__(self, seed: int, maps: tuple[MapSpec, ...], jumps_on: bool) -> None:
@@ -64,10 +66,11 @@ class FuzzGenerator(Generator):
         self.index = {spec.name: number for number, spec in enumerate(maps)}
         self.jumps_on = jumps_on
         self.functions_on = seed % _WITH_FUNCTIONS == 3
+        self.callbacks = []
 
     def statement(self) -> None:
         mine: list[Callable[[], None]] = [self.edges, self.buffer, self.text, self.may_goto,
-                                          self.diff, self.redirect]
+                                          self.diff, self.redirect, *self.calling()]
         for name in self.index:
             if name in ("queue", "stack"):
                 mine.append(lambda name=name: self.take(name))  # type: ignore[misc]
@@ -86,11 +89,7 @@ class FuzzGenerator(Generator):
         self.emit(Load(7, 6, 0, 4), Load(2, 6, 4, 4), Mov(True, 3, Reg(7)),
                   Alu(AluOp.ADD, True, 3, Imm(PACKET)), JumpIf(JmpOp.LE, True, 3, Reg(2), 2),
                   Mov(True, 0, Imm(1)), Exit(), Store(10, SPILLED_PACKET, 8, Reg(7)))
-        self.fresh(_NUMBERS_AFTER)
-
-    def outcome(self) -> None:
-        """What a helper said becomes part of the result."""
-        self.emit(Alu(AluOp.MUL, True, 9, Imm(33)), Alu(AluOp.XOR, True, 9, Reg(0)))
+        self.fresh(NUMBERS_AFTER)
 
     def edges(self) -> None:
         helper = self.random.choice((_ADJUST_HEAD, _ADJUST_TAIL, _ADJUST_META))
@@ -128,7 +127,7 @@ class FuzzGenerator(Generator):
                   Call(self.random.choice((_STRTOL, _STRTOUL))))
         self.outcome()
         self.emit(Load(0, 10, -112, 8), Alu(AluOp.XOR, True, 9, Reg(0)))
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
     def diff(self) -> None:
         """csum_diff from one part of the stack to another, either of them possibly empty."""
@@ -137,14 +136,14 @@ class FuzzGenerator(Generator):
                   Mov(True, 3, Reg(10)), Alu(AluOp.ADD, True, 3, Imm(-32)), Mov(True, 4, Imm(new)),
                   Mov(False, 5, Reg(9)), Call(28))
         self.outcome()
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
     def redirect(self) -> None:
         """Only what it returns counts: nothing is sent in a test run."""
         self.emit(Mov(True, 1, Imm(self.random.choice((0, 1, 2, 0x7FFFFFFF)))),
                   Mov(True, 2, Imm(self.random.choice((0, 0, 1, 8, -1)))), Call(_REDIRECT))
         self.outcome()
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
     def may_goto(self) -> None:
         """A loop whose own condition ends it long before the kernel's rounds are used up."""
@@ -178,7 +177,7 @@ class FuzzGenerator(Generator):
                     Store(0, self.random.randrange(12), 4, Imm(self.imm())),
                     Store(0, 8, 8, Reg(9))]
             self.emit(Call(_LOOKUP), JumpIf(JmpOp.EQ, True, 0, Imm(0), len(body)), *body)
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
     def take(self, name: str) -> None:
         which = self.random.choice((_PUSH, _PUSH, _POP, _PEEK))
@@ -188,13 +187,13 @@ class FuzzGenerator(Generator):
             self.emit(Mov(True, 3, Imm(self.random.choice((0, 0, 2)))))
         self.emit(Call(which))
         self.outcome()
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
     def tail_call(self) -> None:
         self.emit(Mov(True, 1, Reg(6)), LoadMap(2, self.index["jumps"]),
                   Load(3, 7, self.random.randrange(60), 1), Alu(AluOp.AND, True, 3, Imm(3)),
                   Call(_TAIL_CALL))
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
 
     # --- kernel functions -------------------------------------------------------------------------
@@ -213,7 +212,7 @@ class FuzzGenerator(Generator):
         self.emit(*there, JumpIf(JmpOp.EQ, True, 0, Imm(0), len(body) + 1), *body,
                   Jump(-(len(there) + len(body) + 2)),
                   *self.at(1, _ITERATOR), Call(_FUNCTION["iter_num_destroy"]))
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
     def slice(self) -> None:
         """Of the packet, with a buffer or without; one that is written now and then."""
@@ -236,7 +235,7 @@ class FuzzGenerator(Generator):
                   Mov(True, 4, Imm(16)),
                   Call(_FUNCTION["dynptr_slice_rdwr" if write else "dynptr_slice"]),
                   JumpIf(JmpOp.EQ, True, 0, Imm(0), len(body)), *body)
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
     def search(self) -> None:
         """In seven bytes, of which some are of the packet, and a zero."""
@@ -248,28 +247,31 @@ class FuzzGenerator(Generator):
             self.emit(Mov(True, 2, Imm(self.random.choice((0, 1, 5, 65, 100)))))
         self.emit(Call(_FUNCTION[name]))
         self.outcome()
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
     def section(self) -> None:
         begin, end = self.random.choice((("rcu_read_lock", "rcu_read_unlock"),
                                          ("preempt_disable", "preempt_enable")))
         self.emit(Call(_FUNCTION[begin]), Alu(AluOp.XOR, True, 9, Imm(self.imm())),
                   Call(_FUNCTION[end]))
-        self.fresh(_NUMBERS_AFTER)
+        self.fresh(NUMBERS_AFTER)
 
 
 def fuzz_object(seed: int) -> Object:
     """The same Object for the same seed."""
     rng = FuzzGenerator(seed ^ 0x5EED, (), False).random
     names = rng.sample(sorted(_FAMILIES), rng.randrange(3))
-    maps = (*MAPS, *(_FAMILIES[name] for name in names))
+    names += [name for name in sorted(EXTRA) if rng.random() < 0.3]
+    maps = (*MAPS, *((_FAMILIES | EXTRA)[name] for name in names))
     jumps = rng.random() < 0.15
     if jumps:
         maps = (*maps, MapSpec("jumps", MapType.PROG_ARRAY, 4, 4, 4, slots=((1, "second"),)))
     programs = [_program("first", seed, maps, jumps, rng.choice((10, 25, 40, 60)))]
     if jumps:
         programs.append(_program("second", ~seed, maps, False, 8))
-    return Object(f"fuzz-{seed}", tuple(programs), maps, "GPL")
+    types = next((one for one, _ in (typed(p.insns) for p in programs) if one), b"")
+    return Object(f"fuzz-{seed}", tuple(programs), maps, "GPL",
+                  btf=Btf.parse(types) if types else None)
 
 
 def _program(name: str, seed: int, maps: tuple[MapSpec, ...], jumps: bool,
