@@ -25,6 +25,7 @@ from xdp_runtime.maps.limits import refusal
 from xdp_runtime.maps.map import Map
 from xdp_runtime.maps.model import ModelArena
 from xdp_runtime.object import MapFlag, MapSpec, MapType, Object, ProgramSpec
+from xdp_runtime.policy_uses import find_uses
 from xdp_runtime.program import load
 from xdp_runtime.verifier.report import verify
 
@@ -248,6 +249,12 @@ def test_verifier(name: str) -> None:
     else:
         with pytest.raises(VerifyError):
             load_into_kernel(obj)
+
+
+def test_what_a_policy_sees() -> None:
+    obj = program(HEAD + at(2, 8) + "r4 = *(u64 *)(r2 + 0)\n*(u64 *)(r2 + 0) = r4\n" + END)
+    assert [(use.insn, use.kind) for use in find_uses(obj, obj.programs[0]).all
+            if use.name == "arena"] == [(5, "map.read"), (6, "map.write")]
 
 
 def test_one_arena_a_program() -> None:
