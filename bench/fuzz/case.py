@@ -1,6 +1,7 @@
 """A disagreement as a text file: maps, packets, map operations, assembly.  Both ways.
 
     map table 1 8 16 64 0        name, type, key, value, entries, flags
+    holds words 2564...          constants, of the map before
     packet 00ff...
     step table update KEY VALUE 1
     program first
@@ -11,12 +12,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bench.fuzz.engines import Step
 from xdp_runtime.asm import assemble
+from xdp_runtime.btf import Btf
 from xdp_runtime.disasm import format_program
 from xdp_runtime.isa import CallLocal, Insns, LoadFunc
-from xdp_runtime.object import Function, MapSpec, Object, ProgramSpec
+from xdp_runtime.kernel_functions import typed
+from xdp_runtime.object import Function, GlobalKind, MapSpec, Object, ProgramSpec
 
 Case = tuple[Object, list[bytes], list[Step]]
 
@@ -27,6 +31,8 @@ def write_case(obj: Object, packets: Sequence[bytes], steps: Sequence[Step]) -> 
         slots = "".join(f" {index}={name}" for index, name in m.slots)
         out.append(f"map {m.name} {int(m.type)} {m.key_size} {m.value_size} {m.max_entries} "
                    f"{m.flags}{slots}")
+        if m.initial:  # of a section of constants
+            out.append(f"holds {m.name} {m.initial.hex()}")
     out += [f"packet {packet.hex()}" for packet in packets]
     out += [f"step {name} {operation} {key.hex() or '-'} {value.hex() or '-'} {flags}"
             for name, operation, key, value, flags in steps]
@@ -48,6 +54,9 @@ def read_case(text: str) -> Case:
                               (word.partition("=") for word in words[7:]))
                 kind, key, value, entries, flags = (int(word) for word in words[2:7])
                 maps.append(MapSpec(words[1], kind, key, value, entries, flags, slots=slots))
+            case ["holds"] if not bodies:
+                maps[-1] = replace(maps[-1], initial=bytes.fromhex(words[2]),
+                                   global_kind=GlobalKind.RODATA)
             case ["packet"] if not bodies:
                 packets.append(bytes.fromhex(words[1]))
             case ["step"] if not bodies:
@@ -60,7 +69,13 @@ def read_case(text: str) -> Case:
     names = [spec.name for spec in maps]
     programs = tuple(program_of(name, assemble("\n".join(lines), names))
                      for name, lines in bodies)
-    return Object("case", programs, tuple(maps), "GPL"), packets, steps
+    return with_types(Object("case", programs, tuple(maps), "GPL")), packets, steps
+
+
+def with_types(obj: Object) -> Object:
+    """With BTF where the verifiers ask for types of functions."""
+    types = next((one for one, _ in (typed(p.insns) for p in obj.programs) if one), b"")
+    return replace(obj, btf=Btf.parse(types) if types else None)
 
 
 def _bytes(word: str) -> bytes:

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.fuzz.calling import EXTRA, NUMBERS_AFTER, CallingGenerator
+from bench.fuzz.case import with_types
 from tests.xdp_runtime.compiler.generate import (
     MAPS,
     PACKET,
     SPILLED_PACKET,
 )
-from xdp_runtime.btf import Btf
 from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.isa import (
     Alu,
@@ -38,7 +38,6 @@ from xdp_runtime.isa import (
     Reg,
     Store,
 )
-from xdp_runtime.kernel_functions import typed
 from xdp_runtime.object import Function, MapSpec, MapType, Object, ProgramSpec
 
 _NO_PREALLOC = 1
@@ -269,9 +268,7 @@ def fuzz_object(seed: int) -> Object:
     programs = [_program("first", seed, maps, jumps, rng.choice((10, 25, 40, 60)))]
     if jumps:
         programs.append(_program("second", ~seed, maps, False, 8))
-    types = next((one for one, _ in (typed(p.insns) for p in programs) if one), b"")
-    return Object(f"fuzz-{seed}", tuple(programs), maps, "GPL",
-                  btf=Btf.parse(types) if types else None)
+    return with_types(Object(f"fuzz-{seed}", tuple(programs), maps, "GPL"))
 
 
 def _program(name: str, seed: int, maps: tuple[MapSpec, ...], jumps: bool,
