@@ -32,6 +32,7 @@ from dataplane.stats import Stats
 from tests.nets import End, VethPair, entered, in_ns, popen_in_ns
 from xdp_runtime.bpf_syscall import XdpFlag, attach_xdp_link
 from xdp_runtime.elf import read_object
+from xdp_runtime.errors import ConfigError
 from xdp_runtime.kernel import load_into_kernel
 
 NATIVE = ROOT / "bench" / "native"
@@ -219,7 +220,11 @@ SYSTEMS: Mapping[str, System] = {
 
 
 def of(action: str, port: str) -> tuple[list[str], dict[str, str]]:
-    """Names of the systems that can do this, and why others cannot."""
+    """Names of the systems that can do this, and why others cannot.  Raises ConfigError where the
+    port cannot."""
+    if port == "tap" and action not in ("drop", "tx"):
+        raise ConfigError(f"--action {action}", "is not measured on a TAP of the run's own: there "
+                          "is no second one, and no stack behind it", "--action drop,tx")
     if action == "pass":
         ours = ["ours-live", "ours-tap"] if port == "afxdp" else ["ours"]
         return [*ours, "native", "generic", "none"], {}

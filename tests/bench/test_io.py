@@ -121,6 +121,8 @@ def test_cpus() -> None:
 def test_only_known_actions() -> None:
     with pytest.raises(SystemExit):
         io.main(["--action", "dance"])
+    with pytest.raises(ConfigError, match="not measured on a TAP"):
+        systems.of("redirect", "tap")
 
 
 @pytest.mark.perf
