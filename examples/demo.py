@@ -20,8 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -140,11 +140,11 @@ class Network:
     def build(self) -> None:
         remove_leftovers()
         for place in ("client", "node", "server1", "server2"):
-            # Undone even if a signal comes between the making and the next line.
-            self._undo.callback(subprocess.run, ["ip", "netns", "del", self.name(place)],
-                                capture_output=True, check=False)
-            done = subprocess.run(["ip", "netns", "add", self.name(place)], capture_output=True,
-                                  text=True, check=False)
+            with undisturbed():  # else it may be made by a child that nobody waits for any more
+                done = subprocess.run(["ip", "netns", "add", self.name(place)],
+                                      capture_output=True, text=True, check=False)
+                self._undo.callback(subprocess.run, ["ip", "netns", "del", self.name(place)],
+                                    capture_output=True, check=False)
             expect(done.returncode == 0, f"no network namespace can be made: {done.stderr.strip()}")
             # IPv6 would only mix its own packets with those that are counted.
             self.must(place, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
@@ -197,6 +197,16 @@ class Network:
                                         for link in links],
                 "XDP": [link.get("xdp") for link in links],
                 "routes": self.must(place, "ip", "route", "show", "table", "all")}
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals wait until its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def remove_leftovers() -> None:

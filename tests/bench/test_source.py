@@ -50,7 +50,7 @@ def test_what_is_sent_arrives(pair: VethPair, rate: int, kind: str) -> None:
                 assert sent.frames <= rate * 0.1 + burst_of(rate)
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(0.4, marks=netns)])
+@pytest.mark.parametrize("seconds", [pytest.param(1.6, marks=netns)])
 def test_a_source_that_stalls_is_told(pair: VethPair, seconds: float) -> None:
     with Sink(pair.b), Source(pair.a.ifname, pair.a.ns, CPU, dst_mac=pair.b.mac) as source:
         source.send(0.05, 1000)  # it is there, and warm
