@@ -167,6 +167,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
             bodies.append(lowered.text)
             set_here += sorted(lowered.timers - set(set_here))
         callbacks += [(number, callback) for callback in set_here]
+        del facts, lowered  # of a large program hundreds of megabytes, which LLVM can use
     large = max((unit.scout for unit in units), default=0)
     if large:
         text, more = scouts(programs[:called], obj.maps, workers, large,
