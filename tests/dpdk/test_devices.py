@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dataplane import pcapfile
 from dpdk.port import OWN_IFINDEX
 from tests.dpdk.rig import MARKS, ROOT
 from tests.nets import entered, namespace, popen_in_ns
@@ -141,6 +142,22 @@ def test_a_worker_for_each_queue_and_what_status_tells() -> None:
     assert told["rx_q0_packets"] and told["rx_q1_packets"]
     total = end(process)["total"]
     assert total["drop"] == total["rx_packets"]
+
+
+def test_a_capture_sees_packets_before_and_after(tmp_path: Path) -> None:
+    here, there, rest = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02", b"\x88\xb5" + bytes(range(60))
+    given = pcapfile.CapturedPacket(0, there + here + rest, 74)
+    (tmp_path / "in").write_bytes(pcapfile.pcap_header() + pcapfile.pcap_record(given))
+    device = f"net_pcap0,rx_pcap={tmp_path}/in,infinite_rx=1"
+    process = start(str(EXAMPLES / "tx.o"), "--port", f"dpdk:{device}", "--name", "seen")
+    for point, wanted in (("entry", there + here), ("exit", here + there)):
+        subprocess.run([*_RUN[:-1], "capture", "-i", "seen", "--at", point, "-c", "50", "-w",
+                        str(tmp_path / point)], cwd=ROOT, check=True, capture_output=True,
+                       timeout=60)
+        seen = [packet.data for packet in pcapfile.read_packets(tmp_path / point)]
+        assert len(seen) >= 50 and set(seen) == {wanted + rest}
+    total = end(process)["total"]
+    assert total["tx"] == total["rx_packets"]
 
 
 def test_what_a_killed_run_left_goes_with_the_next() -> None:
