@@ -31,6 +31,10 @@ _COUNTERS = {"tx_full": bursts.TX_FULL, "no_mbuf": bursts.NO_MBUF, "rx_unfit": b
 _TOTALS = ("ipackets", "opackets", "imissed", "ierrors", "oerrors", "rx_nombuf")
 
 
+_open: list[DpdkPort] = []
+_closed: list[DpdkPort] = []  # their pools are not freed yet
+
+
 def device_name(devargs: str) -> str:
     """net_memif0 of "net_memif0,role=client".  Raises ConfigError if it names no device."""
     name = devargs.split(",")[0]
@@ -57,7 +61,7 @@ class DpdkPort:
         self.number, self.pools = number, tuple(pools)
         self._eal, self._lib, self._ffi = runtime, runtime.lib, runtime.ffi
         self._final: dict[str, int] | None = None
-        self.left: list[int] = []  # mbufs that were not in their pool at the end
+        self.left: list[int] = []  # mbufs that were not in their pool when that was freed
         self._blocks: list[Block] = []
         ops = int(self._ffi.cast("uintptr_t", self._lib.xdpu_fp_ops(number)))
         for index, pool in enumerate(self.pools):
@@ -73,8 +77,11 @@ class DpdkPort:
             q.set(bursts.MULTI_SEGS, int(sends_segments))
             q.set(bursts.ROOM, BUFFER_BYTES - runtime.lib.XDPU_HEADROOM)
             self._blocks.append(q)
-        self.queues: Sequence[PortQueue] = [PortQueue(index, q.address, -1)
+        # a device sends mbufs of any pool, and whoever frees one gives it back to its own
+        everywhere = int(self._ffi.cast("uintptr_t", self._lib.xdpu_fp_ops(0)))
+        self.queues: Sequence[PortQueue] = [PortQueue(index, q.address, -1, everywhere)
                                             for index, q in enumerate(self._blocks)]
+        _open.append(self)
 
     @classmethod
     def open(cls, devargs: str, queues: int = 1, *, dpdk_args: str = "",
@@ -166,7 +173,8 @@ class DpdkPort:
         return self._final is not None
 
     def close(self) -> None:
-        """Stop and remove the device, then free its pools.  The worker must have stopped."""
+        """Stop and remove the device; the last one frees the pools of all.  The worker must have
+        stopped."""
         if self._final is not None:
             return
         self._final = self.statistics()
@@ -180,11 +188,19 @@ class DpdkPort:
                                     q.get(bursts.RX_END) - q.get(bursts.RX_FIRST))
         self._lib.xdpu_stop(self.number)
         self._lib.xdpu_remove(self.number)
+        for q in self._blocks:
+            q.close()
+        _open.remove(self)
+        _closed.append(self)
+        if not _open:  # no other device has mbufs of ours any more
+            for port in _closed:
+                port.free_pools()
+            _closed.clear()
+
+    def free_pools(self) -> None:
         self.left = [size - free for free, size in self.mbufs()]
         for pool in self.pools:
             self._lib.xdpu_pool_free(pool)
-        for q in self._blocks:
-            q.close()
 
 
 def _ifindex(devargs: str, number: int) -> int:

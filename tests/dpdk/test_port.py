@@ -46,6 +46,46 @@ print(json.dumps({"total": total, "port": said, "free": free, "left": port.left 
 """
 
 
+_REDIRECT = """
+import json, struct, sys, time
+from pathlib import Path
+from dataplane.engine import Engine
+from dpdk.port import DpdkPort
+from xdp_runtime.elf import read_object
+first, second, third = (DpdkPort.open(f"net_null{n}") for n in range(3))
+engine = Engine(read_object(Path(sys.argv[1])), [first, second, third], program="one",
+                busy_poll=True)
+for key in range(8):
+    engine.program.maps["ports"].update(struct.pack("<I", key),
+                                        struct.pack("<II", second.ifindex, 0))
+engine.pause(second.name)
+engine.pause(third.name)
+engine.start()
+deadline = time.monotonic() + 60
+while engine.stats.total()["redirect"] < 100_000 and time.monotonic() < deadline:
+    time.sleep(0.01)
+engine.remove_port(first.name)
+first.close()  # before the one that sends its mbufs
+engine.stop()
+total, sent, (free, size) = engine.stats.total(), second.statistics(), second.mbufs()[0]
+third.close(); second.close(); engine.close()
+print(json.dumps({"total": total, "sent": sent["opackets"], "free": free, "size": size,
+                  "left": [port.left for port in (first, second, third)]}))
+"""
+
+
+def test_redirected_mbufs_change_hands() -> None:
+    """The target sends them as they are: none of its own is ever taken.  All are in their pools
+    again when the last device closes."""
+    done = subprocess.run([sys.executable, "-c", _REDIRECT,
+                           str(ROOT / "tests" / "dataplane" / "objects" / "redirects.o")], cwd=ROOT,
+                          capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["total"]["redirect"] == said["sent"] >= 100_000
+    assert said["free"] == said["size"] and said["left"] == [[0], [0], [0]]
+
+
 def soak(devargs: str, example: str, packets: int) -> dict[str, object]:
     done = subprocess.run([sys.executable, "-c", _SOAK, devargs, str(EXAMPLES / f"{example}.o"),
                            str(packets)], cwd=ROOT, capture_output=True, text=True, timeout=200,
