@@ -88,7 +88,7 @@ BENCHES = {
         "and sockets each round, medians with their range; then the rate without loss, and "
         "latencies at 10, 50 and 90 % of it. XDP in the kernel runs on the source's CPU. `>`: the "
         "source was the limit, not what was measured.", lambda quick: io.run(
-            io.ACTIONS, io.Plan.on(rounds=1 if quick else 5, seconds=0.2 if quick else 1.0,
+            io.ACTIONS, io.Plan.on(rounds=1 if quick else 3, seconds=0.2 if quick else 1.0,
                                    search=not quick)), io.markdown),
     "maps": Bench(
         "Operations of maps", "Nanoseconds an operation inside a program, on a key at random of "
