@@ -122,7 +122,7 @@ def condition(end: End, rundir: Path) -> dict[str, Any]:
         "interrupts": in_ns(end.ns, "sh", "-c", f"cd /sys/class/net/{end.ifname} && "
                             "cat napi_defer_hard_irqs gro_flush_timeout").stdout,
         "processes": _processes(rundir),
-        "pins": sorted(os.listdir("/sys/fs/bpf")) if os.path.isdir("/sys/fs/bpf") else [],
+        "pins": _pins(),
     }
 
 
@@ -140,6 +140,13 @@ def _processes(rundir: Path) -> list[str]:
             if mark in Path(f"/proc/{pid}/environ").read_bytes():
                 found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip())
     return sorted(found)
+
+
+def _pins() -> list[str]:
+    """Those of tests that run beside are theirs."""
+    folder = "/sys/fs/bpf"
+    return sorted(name for name in os.listdir(folder) if not re.match(r"xdpu_test_\d", name)) \
+        if os.path.isdir(folder) else []
 
 
 def _files_of(pid: int) -> list[str]:
