@@ -117,10 +117,11 @@ def _keep(call: _Call, seconds: float, rate: float, held: bool) -> Sent:
             continue
         if now_s > end_s:
             break
-        longest_s = max(longest_s, now_s - max(last_s, due_s))
         call(burst)
         frames += burst
-        last_s = time.monotonic()
+        done_s = time.monotonic()  # a process is stopped as it leaves the call
+        longest_s = max(longest_s, done_s - max(last_s, due_s))
+        last_s = done_s
         due_s += interval_s
     return Sent(frames, max(time.monotonic(), due_s) - start_s, rate, longest_s)
 

@@ -62,11 +62,11 @@ static void serve(int fd, double seconds, double rate)
 
 		if (rate && now < due)
 			continue;
-		since = last > due ? last : due;
-		if (rate && now > since && now - since > longest)
-			longest = now - since;
 		sent += send_some(fd, burst, rate > 0);
-		last = now_ns();
+		since = last > due ? last : due;
+		last = now_ns(); /* a process is stopped as it leaves the call */
+		if (rate && last > since && last - since > longest)
+			longest = last - since;
 		due = rate ? due + burst / rate * 1e9 : now;
 	}
 	end = now_ns();
