@@ -115,6 +115,6 @@ def test_a_running_run(tmp_path: Path) -> None:
                                   stdout=subprocess.PIPE, env=environment(), cwd="/")
         assert reader.stdout is not None and reader.stdout.readline() == "open\n"
         assert not pair.ping()
-        assert len(bytes.fromhex(reader.stdout.readline())) in (42, 60, 98)
+        assert len(bytes.fromhex(reader.stdout.readline())) >= 42  # an ARP request, or IPv6's
         assert run.end() == 0
         assert reader.wait(10) == 0  # the run has ended, and so do the batches

@@ -371,6 +371,9 @@ def test_two_interfaces(net: Net) -> None:
     while list(net.folder.glob("t/takeover-*")):
         assert time.monotonic() < deadline, "not restored within 2 s"
         time.sleep(0.02)
+    while any(a.get("tentative") for link in net.state()["addr"] for a in link["addr_info"]):
+        assert time.monotonic() < deadline + 5, "an address is still being looked for elsewhere"
+        time.sleep(0.1)
     assert_same(before, net.state())
 
 
