@@ -38,10 +38,13 @@ def _link(program: int) -> int:
     """Id of the link that keeps it on an interface; 0 where it was attached by netlink."""
     try:
         for number in link_ids():
-            kind, _, prog_id, _, _ = _LINK.unpack(
-                info_by_id(Cmd.LINK_GET_FD_BY_ID, number, _LINK.size))
+            try:
+                info = info_by_id(Cmd.LINK_GET_FD_BY_ID, number, _LINK.size)
+            except FileNotFoundError:  # somebody else's, which ended meanwhile
+                continue
+            kind, _, prog_id, _, _ = _LINK.unpack(info)
             if kind == _LINK_XDP and prog_id == program:
                 return number
-    except OSError:
+    except OSError:  # one may not look
         return 0
     return 0
