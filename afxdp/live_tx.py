@@ -41,6 +41,7 @@ from afxdp.rings import (
     LIVE_FRAMES,
     LIVE_LEAST,
     LIVE_MOST,
+    LIVE_NEVER,
     LIVE_NS,
     LIVE_PROBED,
     LIVE_QUEUE,
@@ -75,7 +76,6 @@ if TYPE_CHECKING:
 WAYS = ("auto", "xsk", "live")
 LEAST, MOST = 32, 256  # packets
 PERIOD, PROBES = 1024, 16  # turns
-NEVER = 1 << 32  # as LEAST
 _U32 = 0xFFFFFFFF
 _CLAIM = 1.05  # so much faster before it is told of
 
@@ -196,7 +196,7 @@ class LiveTx:
 
     def _allow(self, can: bool) -> None:
         self._can = can
-        least = (1 if self._always else LEAST) if can else NEVER
+        least = (1 if self._always else LEAST) if can else LIVE_NEVER
         for queue in self._queues:
             queue.store(LIVE_LEAST, least)
 

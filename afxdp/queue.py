@@ -161,7 +161,7 @@ class Queue:
         self.store(rings.FILL + rings.PUBLISHED, shape.ring_size)
         self.store(rings.FILL + rings.SEEN, shape.ring_size)
         self.store(rings.TX + rings.SEEN, shape.ring_size)
-        self.store(rings.LIVE_LEAST, 1 << 32)  # never, unless live_tx.py says so
+        self.store(rings.LIVE_LEAST, rings.LIVE_NEVER)  # unless live_tx.py says so
 
     def store(self, offset: int, value: int) -> None:
         """Set a field of the block."""

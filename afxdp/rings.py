@@ -84,6 +84,7 @@ SCRATCH = 368  # 8 bytes for read(2) to leave alone
 # live_tx.py: the second way out, LIVE_LEAST packets at once; the rest is its bookkeeping
 (LIVE_QUEUE, LIVE_LEAST, LIVE_MOST, LIVE_ALWAYS, LIVE_CHOSEN, LIVE_TURNS, LIVE_WAITED, LIVE_NS,
  LIVE_PROBED, XSK_NS, XSK_PROBED, LIVE_FRAMES) = range(384, 480, 8)
+LIVE_NEVER = 1 << 32  # as LIVE_LEAST
 BLOCK_SIZE_BYTES = 512
 
 # --- the pool of a umem; only one worker has it --------------------------------------------------
@@ -242,8 +243,27 @@ def _refill(m: Any) -> Factory:
 REFILL = Template("afxdp_refill", _refill, "i64(ptr)", (FILL_ROOM,), inline=False)
 
 
-def _receive(m: Any) -> Factory:
+def _idle(m: Any) -> Factory:
     push, refill = m.extern(PUSH), m.extern(REFILL)
+
+    def afxdp_idle(q):  # type: ignore
+        """Nothing came -> 0."""
+        # What was sent may hold the very frames that FILL lacks, and it completes by itself.
+        if m.load_u64(q, TX + PUBLISHED) != m.load_u64(q, COMPLETION + MINE):
+            push(q)
+            refill(q)
+        if m.load_u64(q, FLAGS) & BUSY_POLL:
+            m.c_read(m.load_u32(q, POLLFD), m.inside(q, SCRATCH), 1)
+        return 0
+
+    return afxdp_idle
+
+
+IDLE = Template("afxdp_idle", _idle, "i64(ptr)", (PUSH, REFILL), inline=False)
+
+
+def _receive(m: Any) -> Factory:
+    idle = m.extern(IDLE)
 
     def afxdp_receive(q, batch, budget):  # type: ignore
         mine = m.load_u64(q, RX + MINE)
@@ -254,13 +274,7 @@ def _receive(m: Any) -> Factory:
             m.store_u64(q, RX + SEEN, seen)
         n = budget if seen - mine > budget else seen - mine
         if n == 0:
-            # What was sent may hold the very frames that FILL lacks, and it completes by itself.
-            if m.load_u64(q, TX + PUBLISHED) != m.load_u64(q, COMPLETION + MINE):
-                push(q)
-                refill(q)
-            if m.load_u64(q, FLAGS) & BUSY_POLL:
-                m.c_read(m.load_u32(q, POLLFD), m.inside(q, SCRATCH), 1)
-            return 0
+            return idle(q)
         ring, mask = m.load_ptr(q, RX + ARRAY), m.load_u64(q, RX + MASK)
         umem, tail = m.load_ptr(q, UMEM), m.load_u64(q, TAIL)
         chunks = m.load_u64(q, CHUNK_MASK)
@@ -380,7 +394,7 @@ RELEASE = Template("afxdp_release", _release, RELEASE_SIGNATURE, (FILL_ROOM,))
 FLUSH = Template("afxdp_flush", _flush, FLUSH_SIGNATURE, (PUSH, REFILL))
 AFXDP = PortKind(
     "afxdp",
-    receive=Template("afxdp_receive", _receive, RECEIVE_SIGNATURE, (PUSH, REFILL)),
+    receive=Template("afxdp_receive", _receive, RECEIVE_SIGNATURE, (IDLE,)),
     release=RELEASE,
     transmit=Template("afxdp_transmit", _transmit, TRANSMIT_SIGNATURE, (HAS_ROOM,)),
     send=Template("afxdp_send", _send, SEND_SIGNATURE, (HAS_ROOM, PUSH), inline=False),

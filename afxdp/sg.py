@@ -16,15 +16,13 @@ from typing import Any
 from afxdp.rings import (
     ADDRESS_MASK,
     ARRAY,
-    BUSY_POLL,
     CHUNK_MASK,
-    COMPLETION,
     CONSUMER,
     DESC_BYTES,
-    FLAGS,
     FLUSH,
     FRAME_SIZE,
     FREE,
+    IDLE,
     MALFORMED,
     MASK,
     MIN_LENGTH_BYTES,
@@ -32,14 +30,11 @@ from afxdp.rings import (
     NO_FRAME,
     OFFSET_BITS_AT,
     OFFSET_SHIFT,
-    POLLFD,
     POOL,
     PRODUCER,
     PUSH,
-    REFILL,
     RELEASE,
     RX,
-    SCRATCH,
     SEEN,
     STACK,
     TAIL,
@@ -71,7 +66,7 @@ _U32 = 0xFFFFFFFF
 
 
 def _receive(m: Any) -> Factory:
-    push, refill = m.extern(PUSH), m.extern(REFILL)
+    idle = m.extern(IDLE)
 
     def afxdp_sg_receive(q, batch, budget):  # type: ignore
         mine = m.load_u64(q, RX + MINE)
@@ -102,13 +97,7 @@ def _receive(m: Any) -> Factory:
                 m.store_u32(batch, head * SLOT_SIZE_BYTES + FRAGMENTS, i - head)
                 head = i + 1
         if head == 0:
-            # What was sent may hold the very frames that FILL lacks, and it completes by itself.
-            if m.load_u64(q, TX + MINE) != m.load_u64(q, COMPLETION + MINE):
-                push(q)
-                refill(q)
-            if m.load_u64(q, FLAGS) & BUSY_POLL:
-                m.c_read(m.load_u32(q, POLLFD), m.inside(q, SCRATCH), 1)
-            return 0
+            return idle(q)
         m.store_u64(q, RX + MINE, mine + head)
         m.release_u32(m.load_ptr(q, RX + CONSUMER), 0, mine + head)
         return head
@@ -250,7 +239,7 @@ def _transmit(m: Any) -> Factory:
 
 AFXDP_SG = PortKind(
     "afxdp_sg",
-    receive=Template("afxdp_sg_receive", _receive, RECEIVE_SIGNATURE, (PUSH, REFILL)),
+    receive=Template("afxdp_sg_receive", _receive, RECEIVE_SIGNATURE, (IDLE,)),
     release=RELEASE,
     transmit=Template("afxdp_sg_transmit", _transmit, TRANSMIT_SIGNATURE, (CHAIN, SEND, GIVE)),
     send=SEND,
