@@ -32,7 +32,8 @@ PHASES = {
     "dataplane.tap": ("TapPort.open",),
     "dataplane.takeover": ("Takeover.apply",),
     "dataplane.engine": ("Engine.__init__", "Engine.start"),
-    "control.live": ("_foresee", "_compile_ahead", "mend", "_set_up"),
+    "control.ports": ("foresee",),
+    "control.run_live": ("_compile_ahead", "mend", "_set_up"),
 }
 Call = tuple[str, float, float]
 _calls: list[Call] = []

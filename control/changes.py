@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from control import portspec, setmap
 from control.captures import Captures
 from control.host import refuse_shared
+from control.live import Live, say_way_in
 from control.watch import note
 from dataplane.engine import Engine
 from dataplane.port import Port
@@ -22,7 +23,6 @@ from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from control.live import Live
     from control.server import Change
     from xdp_runtime.program import Program
 
@@ -112,8 +112,6 @@ class Changes:
                               "end the run and start it with all of them")
 
         def change() -> dict[str, Any]:
-            from control.live import say_way_in
-
             live, engine = self.live, self.engine
             if name in live.ports:
                 raise ConfigError(f"interface {name}", "is part of this run already")

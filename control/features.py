@@ -17,8 +17,9 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from control.probe import Answer, Probe, ProbeResult
 
 AF_XDP = 44
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_IPC_LOCK": 14, "CAP_SYS_ADMIN": 21,
@@ -26,39 +27,6 @@ CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_IPC_LOCK": 14, "CAP
 MEMLOCK_BYTES = 64 << 20
 OLDEST_KERNEL = (5, 18)
 BPF_MAP_CREATE, BPF_MAP_TYPE_ARRAY = 0, 2
-
-Answer = tuple[bool | None, str]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """`hint` is the mend, said when the answer is no."""
-
-    name: str
-    check: Callable[[], Answer]
-    hint: str
-
-    def run(self) -> ProbeResult:
-        """A check that fails is an answer, too: unknown."""
-        try:
-            ok, reason = self.check()
-        except (OSError, ValueError) as e:
-            ok, reason = None, f"cannot be found out, {getattr(e, 'strerror', None) or e}"
-        return ProbeResult(self.name, ok, reason, self.hint if ok is False else "")
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    name: str
-    ok: bool | None
-    reason: str
-    hint: str = ""
-
-    def to_json(self) -> dict[str, str | bool | None]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}" + (f" ({self.hint})" if self.hint else "")
 
 
 def collect(iface: str | None = None) -> list[ProbeResult]:

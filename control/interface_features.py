@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from control.features import Answer, Probe
+from control.probe import Answer, Probe
 from dataplane import hostnet
 from dataplane import netlink as nl
 from dataplane.attached import whose

@@ -1,9 +1,8 @@
-"""xdpu run: a program on interfaces (live.py) or on a capture file, watched until it ends."""
+"""xdpu run: a program on interfaces (run_live.py) or on a capture file, watched until it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from argparse import Namespace
@@ -12,10 +11,7 @@ from typing import Any
 
 from control import afxdp_options, portspec
 from control.signals import Interrupted, Signals
-from xdp_runtime.errors import ConfigError, XdpuError
-
-_STOP_TIMEOUT_S = 5.0
-_LEFT: list[contextlib.ExitStack] = []  # alive until the process ends, when the keeper mends
+from xdp_runtime.errors import ConfigError
 
 
 def run(args: Namespace) -> int:
@@ -36,7 +32,7 @@ def run(args: Namespace) -> int:
             if args.pcap is not None:
                 return _run_files(args, obj, spec.name, signals)
             with signals.interruptible():
-                from control.live import run_live
+                from control.run_live import run_live
             return run_live(args, obj, spec, signals)
         except Interrupted as end:
             from control.watch import note
@@ -72,6 +68,7 @@ def check_options(args: Namespace) -> None:
 def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int:
     """PcapPort through the same engine; a damaged file fails after what was good of it."""
     from control import setmap, targets
+    from control.ending import finish, stop_engine
     from control.watch import Watch, note
     from dataplane import fibmirror, rundir
     from dataplane.engine import Engine
@@ -122,41 +119,3 @@ def _file_name(path: str) -> str:
     name = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_"
                    for c in Path(path).name)
     return f"pcap-{name}"[:64]
-
-
-def stop_engine(engine: Any, undo: contextlib.ExitStack) -> None:
-    """Stop every worker.  One that hangs keeps its memory: what it uses is not closed then."""
-    for worker in engine.workers:
-        worker.stop()
-    deadline_s = time.monotonic() + _STOP_TIMEOUT_S
-    hung = []
-    for worker in engine.workers:
-        with contextlib.suppress(Exception):  # the watch has told it
-            worker.join(max(deadline_s - time.monotonic(), 0.001))
-        if worker.running:
-            hung.append(worker.number)
-    if hung:
-        _LEFT.append(undo.pop_all())
-        raise XdpuError(f"worker {hung[0]}", f"did not stop within {_STOP_TIMEOUT_S:g} s",
-                        "the process ends without it")
-
-
-def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
-           ports: dict[str, dict[str, int]], out: Any) -> None:
-    """The summary, on standard output."""
-    from control.watch import ABORTED, describe_aborted, note, summary_record, summary_text
-
-    total = engine.stats.total()
-    if args.json:
-        record = summary_record(watch.name, engine.program.spec.name, duration_s, total, ports)
-        record["aborted"] = [{"program": name, "reason": reason, "packets": count}
-                             for (name, reason), count in sorted(engine.aborted().items())]
-        print(json.dumps(record), file=out, flush=True)
-    else:
-        print(summary_text(duration_s, total, ports if args.verbose else {}), end="", file=out,
-              flush=True)
-    watch.show_aborted()
-    if total["aborted"] or any(total[name] for name in ABORTED):
-        note(describe_aborted(engine))
-
-

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from control.host import refuse_shared
-from control.live import mend
+from control.run_live import mend
 from control.signals import Signals
 from control.watch import note
 from dataplane import rundir

@@ -15,7 +15,7 @@ import pytest
 
 from control import features
 from control import interface_features as on
-from control.features import Probe, ProbeResult
+from control.probe import Answer, Probe, ProbeResult
 from dataplane.hostnet import Link
 from dataplane.netdev import XDP_BASIC, XDP_ZEROCOPY
 from xdp_runtime.errors import PortError
@@ -33,7 +33,7 @@ def test_hint_only_for_a_no() -> None:
 
 
 def test_failing_check_is_unknown() -> None:
-    def check() -> features.Answer:
+    def check() -> Answer:
         raise PermissionError(13, "Permission denied")
     assert Probe("p", check, "h").run() == ProbeResult(
         "p", None, "cannot be found out, Permission denied")
@@ -125,7 +125,7 @@ print(features.to_text(features.collect("lo")))
     (on.check_attached, {}, True, "no XDP program"),
     (on.check_attached, {"xdp_mode": 1, "xdp_prog_id": 1 << 31}, False,
      f"a program is attached (id {1 << 31}), native")])
-def test_interface_checks(check: Callable[[on.Interface], features.Answer],
+def test_interface_checks(check: Callable[[on.Interface], Answer],
                           change: dict[str, Any], ok: bool | None, reason: str) -> None:
     found, told = check(replace(CARD, **change))
     assert found is ok and reason in told

@@ -1,0 +1,49 @@
+"""The end of a run: every worker stopped, then the summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from argparse import Namespace
+from typing import Any
+
+from control.watch import ABORTED, describe_aborted, note, summary_record, summary_text
+from xdp_runtime.errors import XdpuError
+
+_STOP_TIMEOUT_S = 5.0
+_LEFT: list[contextlib.ExitStack] = []  # alive until the process ends, when the keeper mends
+
+
+def stop_engine(engine: Any, undo: contextlib.ExitStack) -> None:
+    """Stop every worker.  One that hangs keeps its memory: what it uses is not closed then."""
+    for worker in engine.workers:
+        worker.stop()
+    deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+    hung = []
+    for worker in engine.workers:
+        with contextlib.suppress(Exception):  # the watch has told it
+            worker.join(max(deadline_s - time.monotonic(), 0.001))
+        if worker.running:
+            hung.append(worker.number)
+    if hung:
+        _LEFT.append(undo.pop_all())
+        raise XdpuError(f"worker {hung[0]}", f"did not stop within {_STOP_TIMEOUT_S:g} s",
+                        "the process ends without it")
+
+
+def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
+           ports: dict[str, dict[str, int]], out: Any) -> None:
+    """The summary, on standard output."""
+    total = engine.stats.total()
+    if args.json:
+        record = summary_record(watch.name, engine.program.spec.name, duration_s, total, ports)
+        record["aborted"] = [{"program": name, "reason": reason, "packets": count}
+                             for (name, reason), count in sorted(engine.aborted().items())]
+        print(json.dumps(record), file=out, flush=True)
+    else:
+        print(summary_text(duration_s, total, ports if args.verbose else {}), end="", file=out,
+              flush=True)
+    watch.show_aborted()
+    if total["aborted"] or any(total[name] for name in ABORTED):
+        note(describe_aborted(engine))
