@@ -199,6 +199,7 @@ def soak(seconds: float, replace_every_s: float, queues: int, source_cpu: int,
                     "do": "replace", "object": str(EXAMPLES / f"{name}.o"), "program": None,
                     "set_map": [peer] if name == "redirect" else []})
                 replaced += 1
+                run.read()
                 if replaced % 60 == 0:
                     told(f"{replaced} replaced, {stats.total()['rx_packets']:,} received")
                 if run.process.poll() is not None:

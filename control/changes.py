@@ -7,6 +7,7 @@ the main thread.  Each change is whole or not at all.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from control import portspec, setmap
 from control.captures import Captures
 from control.host import refuse_shared
 from control.live import Live, say_way_in
-from control.watch import note
+from control.watch import is_read, note
 from dataplane.engine import Engine
 from dataplane.port import Port
 from xdp_runtime.core_relo import read_settled
@@ -54,7 +55,7 @@ class Changes:
         if self.live.fib is not None:
             self.live.fib.wake()  # interfaces may have come or gone
         self.live.describe(self.engine)
-        if self.live.args.json:
+        if self.live.args.json and is_read(sys.stdout):
             print(json.dumps({"type": "change", "ts": round(time.time(), 3), "what": what,
                               **result}), flush=True)
         return {"what": what, **result}

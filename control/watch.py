@@ -48,8 +48,35 @@ Counters = Mapping[str, int]
 
 def note(text: str) -> None:
     """A remark on standard error; nobody listening is no error."""
+    _remark(f"xdpu: {text}")
+
+
+_unsaid = 0
+
+
+def _remark(line: str) -> None:
+    """What would have to wait for its reader is left out, and counted for when there is one."""
+    global _unsaid
     with contextlib.suppress(OSError, ValueError):
-        print(f"xdpu: {text}", file=sys.stderr, flush=True)
+        if not is_read(sys.stderr):
+            _unsaid += 1
+            return
+        if _unsaid:
+            print(f"xdpu: {_unsaid} remarks were left out: standard error was not read",
+                  file=sys.stderr)
+            _unsaid = 0
+        print(line, file=sys.stderr, flush=True)
+
+
+def is_read(stream: Any) -> bool:
+    """Would a line go through?  A reader that has stopped must not stop us, too.
+
+    A pipe is writable while it has room for PIPE_BUF (4096) bytes, pipe(7).
+    """
+    try:
+        return bool(select.select([], [stream], [], 0)[1])
+    except (OSError, ValueError, AttributeError):  # no descriptor: nothing that could fill up
+        return True
 
 
 class Watch:
@@ -121,16 +148,11 @@ class Watch:
             memory = self.engine.program.worker_bytes(worker.number)
             texts, self._seen[worker.number] = read_trace(memory, self._seen[worker.number])
             for text in texts:
-                with contextlib.suppress(OSError, ValueError):
-                    print(f"trace {worker.number}: {text.rstrip()}", file=sys.stderr, flush=True)
+                _remark(f"trace {worker.number}: {text.rstrip()}")
 
     # ---- status lines ----------------------------------------------------------------------------
     def _is_read(self) -> bool:
-        """Would a line go through?  A reader that has stopped must not stop us, too."""
-        try:
-            readable = bool(select.select([], [self.out], [], 0)[1])
-        except (OSError, ValueError, AttributeError):  # no descriptor: nothing that could fill up
-            return True
+        readable = is_read(self.out)
         if not readable and "unread" not in self._said:
             self._said.add("unread")
             note("standard output is not read: status lines are left out until it is")

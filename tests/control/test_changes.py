@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,14 @@ def test_a_run_whose_output_nobody_reads_still_listens(net: VethPair, rundir: di
     with Run(net.b.ns, str(EXAMPLES / "drop.o"), "--iface", net.b.ifname, "--name", "one",
              "-i", "0.001", **rundir) as run:
         run.wait_for("start")
-        time.sleep(1.5)  # a pipe holds 64 KiB, which is 40 lines
+        for pipe in (run.process.stdout, run.process.stderr):
+            assert pipe is not None
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+        for verb in ("pause", "resume") * 30:  # a remark and a record each
+            asked = {"do": verb, "ifaces": [net.b.ifname]}
+            assert ask(Path(rundir["XDPU_RUNDIR"]) / "one", asked)["ifaces"] == [net.b.ifname]
+        run.read()
         assert change(net, rundir, "pause", "one")["ifaces"] == [net.b.ifname]
         assert run.end() == 0
         assert "standard output is not read" in run.errors
+        assert re.search(r"[0-9]+ remarks were left out: standard error was not read", run.errors)
