@@ -182,8 +182,8 @@ def test_a_run_whose_output_nobody_reads_still_listens(net: VethPair, rundir: di
         run.wait_for("start")
         for pipe in (run.process.stdout, run.process.stderr):
             assert pipe is not None
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
-        for verb in ("pause", "resume") * 30:  # a remark and a record each
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 8192)
+        for verb in ("pause", "resume") * 120:  # a remark and a record each
             asked = {"do": verb, "ifaces": [net.b.ifname]}
             assert ask(Path(rundir["XDPU_RUNDIR"]) / "one", asked)["ifaces"] == [net.b.ifname]
         run.read()
