@@ -53,12 +53,15 @@ _PORTS: dict[str, tuple[str, ...]] = {  # IF is the node's interface
     "afxdp generic": ("--iface", "IF", "--xdp-mode", "generic", "--filter", "udp"),
     "afxdp tap": ("--iface", "IF", "--stack", "tap"),
     "afxdp stackless": ("--iface", "IF", "--no-stack"),
+    "afxdp live": ("--iface", "IF", "--stack", "live"),
+    "afxdp live tx": ("--iface", "IF", "--stack", "live", "--tx", "live"),
+    "afxdp tap live tx": ("--iface", "IF", "--stack", "tap", "--tx", "live"),
     "afpacket": ("--iface", "IF", "--port", "afpacket"),
     "tap": ("--iface", "xdputap", "--port", "tap"),
     "dpdk null": ("--port", "dpdk:net_null0", "--dpdk-args", "--no-huge -m 64"),
     "dpdk afpacket": ("--port", "dpdk:net_af_packet0,iface=IF", "--dpdk-args", "--no-huge -m 64"),
 }
-_WEIGHTS = (4, 2, 2, 4, 1, 4, 2, 1, 1)
+_WEIGHTS = (3, 2, 2, 4, 1, 3, 3, 2, 4, 2, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +287,7 @@ def lane(number: int = 0) -> Iterator[Lane]:
     """A lane with traffic: some thousand packets a second."""
     with VethPair(subnet=200 + number, queues=2) as pair, \
             tempfile.TemporaryDirectory(prefix="xdpu-kills-") as folder, _talking(pair):
+        in_ns(pair.a.ns, "ethtool", "-K", pair.a.ifname, "gro", "on")  # takes redirects: --tx live
         _settle(pair.b)
         yield Lane(pair, Path(folder))
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from control import portspec, setmap
@@ -49,16 +50,31 @@ class Changes:
                               f"it knows {', '.join(self._verbs)}")
         return prepare(request)
 
+    def check(self) -> None:
+        """Workers that were late for a change come in the end; what waited for them is done."""
+        come = self.engine.settle()
+        if come:
+            note(f"{_workers(come)} made all changes, too")
+            self._described()
+
     def _done(self, what: str, **result: Any) -> dict[str, Any]:
-        """Say it where the run was started, and to who asked."""
+        """Say it where the run was started, and to who asked; with whom it waits for."""
+        late = self.engine.late()
+        if late:
+            what += f"; not yet for {', '.join(late)}, which changes before its next packet, or " \
+                    "never comes back: xdpu stop ends the run then"
+            result["late"] = late
         note(what)
-        if self.live.fib is not None:
-            self.live.fib.wake()  # interfaces may have come or gone
-        self.live.describe(self.engine)
+        self._described()
         if self.live.args.json and is_read(sys.stdout):
             print(json.dumps({"type": "change", "ts": round(time.time(), 3), "what": what,
                               **result}), flush=True)
         return {"what": what, **result}
+
+    def _described(self) -> None:
+        if self.live.fib is not None:
+            self.live.fib.wake()  # interfaces may have come or gone
+        self.live.describe(self.engine)
 
     def _replace(self, request: Request) -> Change:
         obj = read_settled(str(request["object"]))
@@ -121,7 +137,7 @@ class Changes:
             live.specs[name] = spec
             with ExitStack() as undo:
                 live.open(name)
-                undo.callback(live.close, name)
+                undo.callback(engine.when_settled, partial(live.close, name))
                 live.open_stack(name, len(engine.workers))
                 port = live.ports[name]
                 engine.add_port(port, live.stacks.get(name))
@@ -143,7 +159,7 @@ class Changes:
                 raise ConfigError(f"interface {name}", "is not part of this run",
                                   f"it has {', '.join(self.live.ports)}")
             self.engine.remove_port(self.live.ports[name].name)
-            self.live.close(name)
+            self.engine.when_settled(partial(self.live.close, name))
             return self._done(f"{name} is left to the host again", iface=name)
 
         return change
@@ -160,6 +176,10 @@ def _said_by_driver(port: Port) -> dict[str, int]:
     """What only a driver of DPDK knows: the link, and its extended statistics by its own names."""
     more: Callable[[], dict[str, int]] | None = getattr(port, "extended_statistics", None)
     return more() if more is not None else {}
+
+
+def _workers(numbers: list[int]) -> str:
+    return f"worker{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def _listed(names: list[str]) -> str:

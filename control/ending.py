@@ -9,6 +9,7 @@ from argparse import Namespace
 from typing import Any
 
 from control.watch import ABORTED, describe_aborted, note, summary_record, summary_text
+from dataplane.whereabouts import describe
 from xdp_runtime.errors import XdpuError
 
 _STOP_TIMEOUT_S = 5.0
@@ -25,10 +26,11 @@ def stop_engine(engine: Any, undo: contextlib.ExitStack) -> None:
         with contextlib.suppress(Exception):  # the watch has told it
             worker.join(max(deadline_s - time.monotonic(), 0.001))
         if worker.running:
-            hung.append(worker.number)
+            hung.append(worker)
     if hung:
         _LEFT.append(undo.pop_all())
-        raise XdpuError(f"worker {hung[0]}", f"did not stop within {_STOP_TIMEOUT_S:g} s",
+        raise XdpuError(f"worker {hung[0].number}", f"did not stop within {_STOP_TIMEOUT_S:g} s: "
+                        f"{describe(hung[0], engine.program.spec.name)}",
                         "the process ends without it")
 
 

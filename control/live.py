@@ -98,7 +98,9 @@ class Live:
             note(text)
 
     def close(self, name: str) -> None:
-        self.undo.pop(name).close()
+        """Again is no error: it may have been put off until the run ended."""
+        if name in self.undo:
+            self.undo.pop(name).close()
 
     def close_all(self) -> None:
         """The last one first; a failure does not keep the others from being put back."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from dataplane.engine import Engine, Worker
+from dataplane.engine import Engine
+from dataplane.whereabouts import CpuTime, describe
 
 PATIENCE_S = 3.0
 
@@ -22,41 +22,20 @@ class Progress:
     def __init__(self, engine: Engine, say: Callable[[str], None],
                  patience_s: float = PATIENCE_S) -> None:
         self._engine, self._say, self._patience_s = engine, say, patience_s
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._seen: dict[int, tuple[int, float, CpuTime | None]] = {}
         self._stuck: set[int] = set()
 
     def check(self) -> None:
         now_s = time.monotonic()
         for worker in self._engine.workers:
-            rounds, since_s = self._seen.get(worker.number, (-1, now_s))
+            rounds, since_s, cpu = self._seen.get(worker.number, (-1, now_s, None))
             if worker.rounds != rounds or not worker.running:
-                self._seen[worker.number] = worker.rounds, now_s
+                self._seen[worker.number] = worker.rounds, now_s, CpuTime.of(worker.thread_id)
                 if worker.number in self._stuck:
                     self._stuck.discard(worker.number)
                     self._say(f"worker {worker.number} goes on after {now_s - since_s:.0f} s")
             elif now_s - since_s >= self._patience_s and worker.number not in self._stuck:
                 self._stuck.add(worker.number)
                 self._say(f"worker {worker.number} has made no progress for "
-                          f"{now_s - since_s:.0f} s: {describe(self._engine, worker)}")
-
-
-def describe(engine: Engine, worker: Worker) -> str:
-    """in the program slow, packets of eth0:1, running on the CPU"""
-    doing, flow = worker.where()
-    if doing == "in the program":
-        doing += f" {engine.program.spec.name}"
-    queue = f", packets of {flow.port.name}:{flow.queue.index}" if flow is not None else ""
-    return f"{doing}{queue}, {_thread_state(worker.thread_id)}"
-
-
-def _thread_state(thread_id: int) -> str:
-    """What the kernel says of a thread of this process, proc_pid_syscall(5)."""
-    task = Path(f"/proc/self/task/{thread_id}")
-    try:
-        call = (task / "syscall").read_text().split()[0]
-        state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "its thread is gone"
-    if call != "running":
-        return f"in system call {call}, state {state}"
-    return "running on a CPU" if state == "R" else f"state {state}"
+                          f"{now_s - since_s:.0f} s: "
+                          f"{describe(worker, self._engine.program.spec.name, cpu)}")

@@ -56,7 +56,8 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                           duration_s=args.duration, as_json=args.json,
                           trace=args.trace or args.verbose > 0,
                           trace_aborted=args.trace_aborted,
-                          checks=(dog.check, server.carry_out, changes.captures.check,
+                          checks=(dog.check, server.carry_out, changes.check,
+                                  changes.captures.check,
                                   Progress(engine, note).check),
                           silence=lambda: _why_silent(args, live, dog))
             signals.check()

@@ -21,6 +21,7 @@ import os
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,11 +34,13 @@ from dataplane.aborted import Area
 from dataplane.block import Block
 from dataplane.capture import Capture
 from dataplane.capture_put import TAPS_MAX
+from dataplane.late import Late
 from dataplane.mesh import Mesh
 from dataplane.port import BATCH_MAX, SLOT_SIZE_BYTES, Port, PortKind, PortQueue
 from dataplane.ring import FOLDER, RingFile
 from dataplane.rundir import write_atomic
 from dataplane.stats import FlowName, Stats
+from dataplane.whereabouts import describe
 from xdp_runtime.compiler import link
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.maps import budget, dev
@@ -88,8 +91,8 @@ class Worker:
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread: threading.Thread | None = None
         self._code: Callable[[int], int] | None = None
-        self._ending = False
-        self._between: tuple[Callable[[], None], threading.Event] | None = None
+        self._ending = self._ended = False
+        self._between: deque[tuple[Callable[[Worker], None], threading.Event]] = deque()
 
     def prepare(self, program: Program, flows: Sequence[Flow], stats: Stats,
                 settings: Mapping[int, int], paused: Container[str] = ()) -> None:
@@ -185,38 +188,51 @@ class Worker:
             except BaseException as error:  # handed to whoever joins
                 self.error = error
             finally:
-                if self._between is not None:
-                    self._between[1].set()
+                self._ended = True
+                self._release()
 
         self._thread = threading.Thread(target=body, name=f"xdpu-worker-{self.number}",
                                         daemon=True)
         self._thread.start()
 
     def _go_on(self) -> bool:
-        """The loop has returned, for something to be done between two batches, or for good."""
-        between, self._between = self._between, None
-        if between is None:
-            return False
+        """The loop has returned, for something to be done between two batches, or for good.
+
+        What is asked is looked for last, and `_interrupt` sets C_STOP last: whoever asks too late
+        for this call makes the loop return once more, and no event stays that would wake it for
+        ever."""
+        told, = struct.unpack_from("<I", self._memory, layout.C_STOP)
+        struct.pack_into("<I", self._memory, layout.C_STOP, 0)
         with suppress(BlockingIOError):
             os.eventfd_read(self._event)
-        struct.pack_into("<I", self._memory, layout.C_STOP, 0)
-        try:
-            between[0]()
-        finally:
-            between[1].set()
-        if self._ending:  # asked for before the line above, perhaps
-            struct.pack_into("<I", self._memory, layout.C_STOP, 1)
-        return True
+        while self._between:
+            action, done = self._between.popleft()
+            try:
+                action(self)
+            finally:
+                done.set()
+            told = 1
+        return bool(told) and not self._ending
 
-    def between(self, action: Callable[[], None]) -> threading.Event:
-        """Have this done by the worker between two batches; the event says it was, or that the
-        worker has ended."""
+    def between(self, action: Callable[[Worker], None]) -> threading.Event:
+        """Have this done by the worker between two batches, after what was asked before; the event
+        says it was, or that the worker has ended.  One that has not started does it at once."""
         done = threading.Event()
-        self._between = action, done
-        self._interrupt()
-        if not self.running:
+        if self._thread is None:
+            action(self)
             done.set()
+            return done
+        self._between.append((action, done))
+        self._interrupt()
+        if self._ended:
+            self._release()
         return done
+
+    def _release(self) -> None:
+        """It has ended: nobody needs to wait for it."""
+        with suppress(IndexError):
+            while True:
+                self._between.popleft()[1].set()
 
     def where(self) -> tuple[str, Flow | None]:
         """What it does at the moment, and for which flow."""
@@ -243,8 +259,8 @@ class Worker:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        struct.pack_into("<I", self._memory, layout.C_STOP, 1)
         os.eventfd_write(self._event, 1)
+        struct.pack_into("<I", self._memory, layout.C_STOP, 1)
 
     def pause(self, name: str, paused: bool) -> None:
         """Take no packets from the queues of this port, nor from its stack, or again."""
@@ -308,6 +324,7 @@ class Engine:
             raise ConfigError(f"batch size {batch_size}", f"must be 1 to {BATCH_MAX}")
         self.ports, self.stack = list(ports), dict(stack or {})
         self.paused: set[str] = set()
+        self._late = Late()
         self._mesh: Mesh | None = None
         self._directory, self._ring_names = directory, list(rings)
         self.rings: list[RingFile] = []
@@ -437,10 +454,10 @@ class Engine:
             new.close(keep=self.program.all_maps)
             raise
         old, self.program, self._grants = self.program, new, grants
-        self._all_between(lambda worker: worker.use(new))
-        self._describe()
         kept = [m.spec.name for m in new.all_maps if m in old.all_maps]
-        old.close(keep=new.all_maps)
+        self._all_between(lambda worker: worker.use(new), old)
+        self._describe()
+        self.when_settled(partial(old.close, keep=new.all_maps))
         return kept
 
     def add_port(self, port: Port, stack: Port | None = None) -> None:
@@ -454,7 +471,8 @@ class Engine:
         self._change_ports([*self.ports, port], stacks)
 
     def remove_port(self, name: str) -> tuple[Port, Port | None]:
-        """Leave this port and its stack alone from now on; both are the caller's to close."""
+        """Leave this port and its stack alone from now on; both are the caller's to close, by
+        `when_settled`: a worker that is late may have its packets in hand."""
         position = self._position(name)
         if len(self.ports) == 1:
             raise ConfigError(f"port {name}", "is the only one of this run", "end the run instead")
@@ -484,10 +502,10 @@ class Engine:
         self._show_captures()
 
     def remove_capture(self, capture: Capture) -> None:
-        """Show it no more; it is closed."""
+        """Show it no more; it is closed once no worker has it any more."""
         self.captures.remove(capture)
         self._show_captures()
-        capture.close()
+        self.when_settled(capture.close)
 
     def _show_captures(self) -> None:
         captures = tuple(self.captures)
@@ -523,18 +541,28 @@ class Engine:
         old, self.program = self.program, program
         self.ports, self.stack = ports, stack
         self._all_between(lambda worker: worker.prepare(program, rows[worker.number], self.stats,
-                                                        self._settings, self.paused))
+                                                        self._settings, self.paused), old)
         self._describe()
         if old is not program:
-            old.close(keep=program.all_maps)
+            self.when_settled(partial(old.close, keep=program.all_maps))
 
-    def _all_between(self, action: Callable[[Worker], None], timeout_s: float = 5.0) -> None:
-        """Each worker does this at its next batch boundary; all have when this returns."""
-        waits = [(worker, worker.between(partial(action, worker))) for worker in self.workers]
-        for worker, done in waits:
-            if not done.wait(timeout_s):
-                raise XdpuError(f"worker {worker.number}",
-                                f"came to no batch boundary within {timeout_s:g} s")
+    def _all_between(self, action: Callable[[Worker], None], old: Program | None = None) -> None:
+        """Each worker does this at its next batch boundary; all have when this returns, but those
+        of whom `late` tells.  `old` is the program that they are in meanwhile."""
+        self._late.ask(self.workers, action, (old or self.program).spec.name)
+
+    def late(self) -> list[str]:
+        """Workers that have not made a change yet, which takes effect for them before their next
+        packet: each with where it is and why, in a phrase."""
+        return self._late.describe()
+
+    def when_settled(self, action: Callable[[], object]) -> None:
+        """Do this once no worker is late any more: at once, or by a later `settle`."""
+        self._late.then(action)
+
+    def settle(self) -> list[int]:
+        """Do what waited for workers that were late -> the numbers of those that have come."""
+        return self._late.settle()
 
     def aborted(self) -> dict[tuple[str, str], int]:
         """Aborted packets by program and reason (aborted.py), of maps' entries as well."""
@@ -556,7 +584,8 @@ class Engine:
             worker.stop()
         if not self.wait(timeout_s):
             hung = next(worker for worker in self.workers if worker.running)
-            raise XdpuError(f"worker {hung.number}", f"did not stop within {timeout_s:g} s")
+            raise XdpuError(f"worker {hung.number}", f"did not stop within {timeout_s:g} s: "
+                            f"{describe(hung, self.program.spec.name)}")
 
     def look_ahead(self, how: str) -> None:
         """Fetch what a batch's programs will look up first: "on", "off", or "auto", which measures
@@ -582,6 +611,12 @@ class Engine:
 
     def close(self) -> None:
         """Release workers and maps; the ports belong to the caller.  Call after stop."""
+        try:
+            self.settle()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         for worker in self.workers:
             worker.close()
         self.program.close()

@@ -127,7 +127,7 @@ def test_a_run_that_died_is_down(net: VethPair, tmp_path: Path) -> None:
 
 def test_a_worker_that_hangs_is_told_of_with_where(tmp_path: Path) -> None:
     """The program needs longer than anybody waits; the run ends all the same."""
-    with VethPair(subnet=38) as net:
+    with VethPair(subnet=38, queues=2) as net:
         see_it_hang(net, tmp_path)
 
 
@@ -145,8 +145,15 @@ def see_it_hang(net: VethPair, tmp_path: Path) -> None:
             return "no progress" in one.errors
 
         until(told, "the watchdog")
-        assert re.search(rf"worker \d has made no progress for \d s: in the program slow, packets "
-                         rf"of {net.b.ifname}:\d, running on a CPU", one.errors)
+        where = (rf"in the program slow, packets of {net.b.ifname}:\d, (running on a CPU|ready to "
+                 "run, but other threads have its CPU)")
+        assert re.search(rf"worker \d has made no progress for \d s: {where}", one.errors)
+        changed = xdpu("replace", net.b.ifname, str(EXAMPLES / "drop.o"),
+                       XDPU_RUNDIR=str(tmp_path))
+        assert changed.returncode == 0, changed.stderr
+        assert re.search(rf"drop of drop.o runs in place of slow.*; not yet for worker \d "
+                         rf"\(for \d s {where}.*\), which changes before its next packet",
+                         changed.stdout)
         assert one.end() == 1
         assert "did not stop within" in one.errors
     assert not list(tmp_path.glob("*/takeover-*"))
