@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.agree import LOOPBACK, Mismatch, Unfit
-from bench.samples import stamp
 from bench.sides import Sample
 from bench.wrapper import Change, Wrapper
 from dataplane.block import Block
@@ -150,12 +149,10 @@ def _cold(m: Any) -> Callable[..., Any]:
     return cold_program
 
 
-_STAMP = stamp(__file__)
 _NAME = "bench.cold"
 _PARAMETERS = "ptr %state, ptr %packet, i64 %n, i64 %count, ptr %walked, i64 %lines, ptr %out"
-_TEMPLATE = Template(f"cold_{_STAMP}", _cold, "i64(ptr, ptr, i64, i64, ptr, i64, ptr)",
-                     (ENTER, LEAVE))
-UNIT = Unit(f"cold_{_STAMP}", f'define i64 @"{_NAME}"({_PARAMETERS}) {{\n'
+_TEMPLATE = Template("cold", _cold, "i64(ptr, ptr, i64, i64, ptr, i64, ptr)", (ENTER, LEAVE))
+UNIT = Unit("cold", f'define i64 @"{_NAME}"({_PARAMETERS}) {{\n'
             f"  %r = call i64 @{_TEMPLATE.name}({_PARAMETERS})\n  ret i64 %r\n}}\n",
             (_TEMPLATE,), (_NAME,))
 

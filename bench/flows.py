@@ -17,49 +17,25 @@ from __future__ import annotations
 
 import statistics
 import struct
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bench.agree import LOOPBACK, UNCOMPARED, Mismatch, Unfit
-from bench.samples import stamp
+from bench import made
+from bench.agree import Mismatch, Unfit, spot_check
+from bench.made import SEED, A, C, Loop, MadePort
 from bench.sides import Sample
 from bench.wrapper import Change, Wrapper
-from dataplane.block import SKB_SHARED_INFO_BYTES, Block
-from dataplane.engine import Engine
-from dataplane.port import (
-    BATCH_MAX,
-    COOKIE,
-    DATA,
-    DATA_END,
-    FLUSH_SIGNATURE,
-    FRAME_END,
-    HARD_START,
-    RECEIVE_SIGNATURE,
-    RELEASE_SIGNATURE,
-    SEND_SIGNATURE,
-    SLOT_SIZE_BYTES,
-    TRANSMIT_SIGNATURE,
-    PortKind,
-    PortQueue,
-)
 from xdp_runtime.kernel import KernelProgram
 from xdp_runtime.kernel_map import KernelMap
 from xdp_runtime.maps.map import Map
 from xdp_runtime.object import MapSpec, MapType, Object
-from xdp_runtime.state import HEADROOM_BYTES, XDP_FRAME_BYTES
 from xdp_runtime.template import Template
 
-_A, _C = 6364136223846793005, 1442695040888963407  # D. Knuth, MMIX
-_SEED = 88172645463325252
-_U64 = (1 << 64) - 1
 _ZERO_KEY = bytes(4)
 _PROBES = 64  # flows that tell which bytes the program overwrites
-_SPOT_KEYS = 2000
 _TCP, _UDP = 6, 17
-_WAIT_S = 120
 _CHUNKS = 9
 
 
@@ -171,8 +147,8 @@ def _vary(stream: Stream) -> list[str]:
                 f"*(u16 *)(r7 + {at}) = r3"]
 
     return [
-        "r1 = map_value[flows] ll", "r2 = *(u64 *)(r1 + 0)", f"r3 = {_A} ll", "r2 *= r3",
-        f"r3 = {_C} ll", "r2 += r3", "*(u64 *)(r1 + 0) = r2", "r2 >>= 32",
+        "r1 = map_value[flows] ll", "r2 = *(u64 *)(r1 + 0)", f"r3 = {A} ll", "r2 *= r3",
+        f"r3 = {C} ll", "r2 += r3", "*(u64 *)(r1 + 0) = r2", "r2 >>= 32",
         f"r3 = {stream.flows} ll", "r2 *= r3", "r2 >>= 32",
         # the port in r4
         "r4 = r2", f"r4 += {stream.port}", "r4 &= 65535", "r3 = r4", "r3 = be16 r3",
@@ -198,7 +174,7 @@ class KernelFlows:
         spans = overwritten(probe, stream, change, verdict)
         for name, fd in (("raw", program.fd), ("floor", None)):
             flows = stack.enter_context(KernelMap(MapSpec("flows", MapType.ARRAY, 4, 8, 1)))
-            flows.update(_ZERO_KEY, struct.pack("=Q", _SEED))
+            flows.update(_ZERO_KEY, struct.pack("=Q", SEED))
             self._flows[name] = flows
             self._wrappers[name] = stack.enter_context(Wrapper(
                 change, verdict, fd, maps=(flows,), last=_vary(stream), spans=spans))
@@ -249,145 +225,43 @@ def overwritten(probe: KernelProgram, stream: Stream, change: Change, verdict: i
 
 # ---- ours ----------------------------------------------------------------------------------------
 
-# the port's memory
-(_LEFT, _RANDOM, _FLOWS, _FRAMES, _PACKET, _LENGTH, _PORT_AT, _PORT, _CHECK_AT, _REST,
- _SOURCE_AT, _SOURCE, _HEADER_CHECK_AT, _HEADER_REST, _LAST) = range(0, 120, 8)
-_STRIDE_BYTES = 4096  # as of a umem
+# the port's settings
+(_PORT_AT, _PORT, _CHECK_AT, _REST, _SOURCE_AT, _SOURCE, _HEADER_CHECK_AT,
+ _HEADER_REST) = range(0, 64, 8)
 
 
-def _receive(m: Any) -> Callable[..., Any]:
-    def flows_receive(q, batch, budget):  # type: ignore[no-untyped-def]
-        left, x, flows = m.load_u64(q, _LEFT), m.load_u64(q, _RANDOM), m.load_u64(q, _FLOWS)
-        frames, packet, length = (
-            m.load_ptr(q, _FRAMES), m.load_ptr(q, _PACKET), m.load_u64(q, _LENGTH))
-        port_at, port, source_at, source = (
-            m.load_u64(q, _PORT_AT), m.load_u64(q, _PORT), m.load_u64(q, _SOURCE_AT),
-            m.load_u64(q, _SOURCE))
-        check_at, rest, header_check_at, header_rest = (
-            m.load_u64(q, _CHECK_AT), m.load_u64(q, _REST), m.load_u64(q, _HEADER_CHECK_AT),
-            m.load_u64(q, _HEADER_REST))
-        n = 0
-        while n < budget and n < BATCH_MAX and n < left:
-            frame = m.inside(frames, n * _STRIDE_BYTES)
-            data = m.inside(frame, HEADROOM_BYTES)
-            m.copy(data, packet, length)
-            x = m.add(m.mul(x, _A), _C)
-            number = m.lshr(m.lshr(x, 32) * flows, 32)
-            new_port = (port + number) & 0xFFFF
-            address = (source + number) & 0xFFFFFFFF
-            both = (address >> 16) + (address & 0xFFFF)
-            m.store_u16(data, port_at, m.swap16(new_port))
-            m.store_u32(data, source_at, m.swap32(address))
-            if header_check_at != 0:
-                total = header_rest + both
-                total = (total & 0xFFFF) + (total >> 16)
-                total = (total & 0xFFFF) + (total >> 16)
-                m.store_u16(data, header_check_at, m.swap16(total ^ 0xFFFF))
-            if check_at != 0:
-                total = rest + both + new_port
-                total = (total & 0xFFFF) + (total >> 16)
-                total = (total & 0xFFFF) + (total >> 16)
-                m.store_u16(data, check_at, m.swap16(total ^ 0xFFFF))
-            slot = m.inside(batch, n * SLOT_SIZE_BYTES)
-            m.store_ptr(slot, DATA, data)
-            m.store_ptr(slot, DATA_END, m.inside(data, length))
-            m.store_ptr(slot, HARD_START, m.inside(frame, XDP_FRAME_BYTES))
-            m.store_ptr(slot, FRAME_END, m.inside(frame, _STRIDE_BYTES - SKB_SHARED_INFO_BYTES))
-            m.store_u64(slot, COOKIE, n)
-            n += 1
-        if n > 0:
-            m.store_u64(q, _LAST, n - 1)
-        m.store_u64(q, _LEFT, left - n)
-        m.store_u64(q, _RANDOM, x)
-        return n
+def _change(m: Any) -> Callable[..., Any]:
+    def flows_change(settings, data, number, x):  # type: ignore[no-untyped-def]
+        new_port = (m.load_u64(settings, _PORT) + number) & 0xFFFF
+        address = (m.load_u64(settings, _SOURCE) + number) & 0xFFFFFFFF
+        both = (address >> 16) + (address & 0xFFFF)
+        m.store_u16(data, m.load_u64(settings, _PORT_AT), m.swap16(new_port))
+        m.store_u32(data, m.load_u64(settings, _SOURCE_AT), m.swap32(address))
+        header_check_at = m.load_u64(settings, _HEADER_CHECK_AT)
+        if header_check_at != 0:
+            total = m.load_u64(settings, _HEADER_REST) + both
+            total = (total & 0xFFFF) + (total >> 16)
+            total = (total & 0xFFFF) + (total >> 16)
+            m.store_u16(data, header_check_at, m.swap16(total ^ 0xFFFF))
+        check_at = m.load_u64(settings, _CHECK_AT)
+        if check_at != 0:
+            total = m.load_u64(settings, _REST) + both + new_port
+            total = (total & 0xFFFF) + (total >> 16)
+            total = (total & 0xFFFF) + (total >> 16)
+            m.store_u16(data, check_at, m.swap16(total ^ 0xFFFF))
+        return number
 
-    return flows_receive
+    return flows_change
 
 
-def _always(parameters: str, answer: int) -> Callable[[Any], Callable[..., Any]]:
-    def factory(m: Any) -> Callable[..., Any]:
-        match parameters:
-            case "q":
-                return lambda q: answer
-            case "q, slot":
-                return lambda q, slot: answer
-            case _:
-                return lambda q, data, length: answer
-
-    return factory
+FLOWS = made.kind("flows", Template("flows_change", _change, made.CHANGE_SIGNATURE))
 
 
-_STAMP = stamp(__file__)
-FLOWS = PortKind(
-    f"flows_{_STAMP}",
-    receive=Template(f"flows_receive_{_STAMP}", _receive, RECEIVE_SIGNATURE),
-    release=Template(f"flows_release_{_STAMP}", _always("q, slot", 0), RELEASE_SIGNATURE),
-    transmit=Template(f"flows_transmit_{_STAMP}", _always("q, slot", 1), TRANSMIT_SIGNATURE),
-    send=Template(f"flows_send_{_STAMP}", _always("q, data, length", 1), SEND_SIGNATURE),
-    flush=Template(f"flows_flush_{_STAMP}", _always("q", 0), FLUSH_SIGNATURE),
-)
-
-
-class FlowPort:
-    """A port on which a stream comes in; what becomes of its packets is nobody's business."""
-
-    kind = FLOWS
-
-    def __init__(self, stream: Stream) -> None:
-        self.name, self.ifindex, self.mtu, self.mode = "flows", LOOPBACK, 1500, "made here"
-        self._packet, self._frames = Block(4096), Block((BATCH_MAX + 1) * _STRIDE_BYTES)
-        self.memory = Block(4096)
-        self._packet.write(0, stream.packet)
-        for offset, value in (
-                (_RANDOM, _SEED), (_FLOWS, stream.flows), (_FRAMES, self._frames.address),
-                (_PACKET, self._packet.address), (_LENGTH, len(stream.packet)),
-                (_PORT_AT, stream.fields.port_at), (_PORT, stream.port),
-                (_SOURCE_AT, stream.fields.source_at), (_SOURCE, stream.source),
-                (_CHECK_AT, stream.fields.check_at), (_REST, stream.rest),
-                (_HEADER_CHECK_AT, stream.fields.header_check_at),
-                (_HEADER_REST, stream.header_rest)):
-            self.memory.set(offset, value)
-        self.queues: Sequence[PortQueue] = [PortQueue(0, self.memory.address, -1)]
-
-    def offer(self, count: int) -> None:
-        self.memory.set(_LEFT, count)
-
-    @property
-    def random(self) -> int:
-        return self.memory.get(_RANDOM)
-
-    def last(self, head: int, length: int) -> bytes:
-        """The last packet, if its head has moved by so much."""
-        at = self.memory.get(_LAST) * _STRIDE_BYTES + HEADROOM_BYTES - head
-        return self._frames.read(at, length)
-
-    def statistics(self) -> dict[str, int]:
-        return {}
-
-    def finished(self) -> bool:
-        return self.memory.get(_LEFT) == 0
-
-    def close(self) -> None:
-        for block in (self._packet, self._frames, self.memory):
-            block.close()
-
-
-class _Loop:
-    """The worker loop of a run around one program."""
-
-    def __init__(self, obj: Object, program: str | None, stream: Stream, stack: ExitStack) -> None:
-        self.port = stack.enter_context(closing(FlowPort(stream)))
-        self.engine = stack.enter_context(closing(
-            Engine(obj, [self.port], program=program, exit_when_idle=True)))
-
-    def run(self, count: int) -> float:
-        """ns a packet.  Raises Mismatch."""
-        self.port.offer(count)
-        started = time.perf_counter_ns()
-        self.engine.start()
-        if not self.engine.wait(_WAIT_S):
-            raise Mismatch(f"ours, flows: the loop did not end within {_WAIT_S} s")
-        return (time.perf_counter_ns() - started) / count
+def _loop(obj: Object, program: str | None, stream: Stream, stack: ExitStack) -> Loop:
+    fields = stream.fields
+    return Loop(obj, program, MadePort(FLOWS, stream.packet, stream.flows, (
+        fields.port_at, stream.port, fields.check_at, stream.rest, fields.source_at,
+        stream.source, fields.header_check_at, stream.header_rest)), stack)
 
 
 class OurFlows:
@@ -396,8 +270,8 @@ class OurFlows:
     def __init__(self, obj: Object, program: str | None, idle: Object, stream: Stream,
                  change: Change, verdict: str, stack: ExitStack) -> None:
         self._stream, self._change, self._verdict = stream, change, verdict
-        self._raw = _Loop(obj, program, stream, stack)
-        self._idle = _Loop(idle, None, stream, stack)
+        self._raw = _loop(obj, program, stream, stack)
+        self._idle = _loop(idle, None, stream, stack)
         self.program = self._raw.engine.program
         self.maps: dict[str, Map] = self.program.maps
 
@@ -430,16 +304,7 @@ class OurFlows:
 
 def compare(kernel: KernelFlows, ours: OurFlows, ignored: Sequence[str]) -> int:
     """How many map entries were compared; then the last packets.  Raises Mismatch."""
-    compared = 0
-    for name, theirs in kernel.maps.items():
-        if name in ignored or theirs.spec.type in UNCOMPARED or theirs.is_per_cpu:
-            continue
-        for at, key in enumerate(ours.maps[name].keys()):
-            if at == _SPOT_KEYS:
-                break
-            if ours.maps[name].lookup(key) != theirs.lookup(key):
-                raise Mismatch(f"flows: map {name} differs at key {key.hex()}")
-            compared += 1
+    compared = spot_check(kernel.maps, ours.maps, ignored)
     (number, theirs_out), (mine, our_out) = kernel.last(), ours.last()
     if number != mine:
         raise Mismatch(f"flows: the last one is {number} in the kernel, {mine} here")

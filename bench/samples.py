@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import os
 import platform
 import statistics
@@ -52,11 +51,6 @@ def estimate(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     low, high = interval(values)
     return Spread.of(values).record(digits) | {"low": round(low, digits),
                                                "high": round(high, digits)}
-
-
-def stamp(path: str) -> str:
-    """For the names of a bench's templates: the cache of compiled code does not watch `bench`."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def cpus(count: int) -> list[int]:

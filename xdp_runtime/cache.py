@@ -2,20 +2,25 @@
 verdicts of the verifier.
 
 The key is a hash over everything the result depends on, the project's own sources included, so a
-stale entry cannot be found.  Entries are written to a temporary name and renamed, so concurrent
-processes never see half of one.  A cache that cannot be written is reported once and done without.
+stale entry cannot be found.  Of a template that is written elsewhere (bench, tests, a port of
+somebody else's) that is its file.  Entries are written to a temporary name and renamed, so
+concurrent processes never see half of one.  A cache that cannot be written is reported once and
+done without.
 """
 
 from __future__ import annotations
 
 import hashlib
+import marshal
 import os
 import stat
 import sys
 import tempfile
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("xdp_runtime", "dataplane", "afxdp", "dpdk")
@@ -41,6 +46,25 @@ def sources_fingerprint() -> str:
         digest.update(version(name).encode())
     digest.update(sys.version.encode())
     return digest.hexdigest()
+
+
+def source_fingerprint(function: Callable[..., Any]) -> str:
+    """Hash of the file that a function is written in; empty where `sources_fingerprint` covers it.
+    Constants that the file imports from others of its kind are not seen."""
+    while isinstance(function, partial):
+        function = function.func
+    try:
+        return _file_fingerprint(function.__code__.co_filename)
+    except OSError:  # typed in, or `python -c`
+        return hashlib.sha256(marshal.dumps(function.__code__)).hexdigest()
+
+
+@lru_cache
+def _file_fingerprint(name: str) -> str:
+    path = Path(name)
+    if any(path.is_relative_to(_ROOT / package) for package in _PACKAGES):
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def key(*parts: str | bytes | int) -> str:

@@ -109,7 +109,7 @@ def test_a_packet_more_or_a_wrong_count_is_seen() -> None:
         ours.run(1000)
         assert compare(kernel, ours, ()) >= 50
         ours.run(1)
-        with pytest.raises(Mismatch, match="map senders differs"):
+        with pytest.raises(Mismatch, match="map senders: differs"):
             compare(kernel, ours, ())
         with pytest.raises(Mismatch, match="the last one is"):
             compare(kernel, ours, ("senders",))

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from xdp_runtime import cache
+from xdp_runtime.compiler import link, templates
+from xdp_runtime.compiler.link import Unit
+from xdp_runtime.helpers import clock
+from xdp_runtime.object import Object, ProgramSpec
+from xdp_runtime.template import Template
 
 
 @pytest.fixture
@@ -44,3 +50,41 @@ def test_damaged_is_absent(where: Path) -> None:
     raw[0] ^= 1
     (where / "entry").write_bytes(raw)
     assert cache.get("entry") is None
+
+
+WRITTEN = """
+def factory(m):
+    def answer(x):
+        return {answer}
+    return answer
+"""
+
+
+def _planted(path: Path, answer: int) -> Template:
+    path.write_text(WRITTEN.format(answer=answer))
+    cache._file_fingerprint.cache_clear()  # as in another process
+    scope: dict[str, Any] = {}
+    exec(compile(path.read_text(), path, "exec"), scope)
+    return Template("planted", scope["factory"], "i64(i64)")
+
+
+def test_a_template_written_elsewhere_is_known_by_its_file(tmp_path: Path) -> None:
+    """Another text of the same name is not what the cache has, neither alone nor in a unit."""
+    def keys(template: Template) -> tuple[str, str]:
+        unit = Unit("unit", "", (Template("around", clock.JIFFIES.factory, "i64()", (template,)),))
+        obj = Object("one", (ProgramSpec("one", "xdp", "xdp", ()),), (), "GPL")
+        return (templates.entry_name(template),
+                link._content_key(obj, obj.programs, 1, 3, (unit,), None))
+
+    first = keys(_planted(tmp_path / "bench.py", 1))
+    assert keys(_planted(tmp_path / "bench.py", 1)) == first
+    second = keys(_planted(tmp_path / "bench.py", 2))
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
+def test_our_own_templates_are_known_by_the_sources() -> None:
+    assert cache.source_fingerprint(clock.JIFFIES.factory) == ""
+    typed: dict[str, Any] = {}
+    exec("def one(): return 1\ndef two(): return 2", typed)
+    one, two = (cache.source_fingerprint(typed[name]) for name in ("one", "two"))
+    assert one and two and one != two

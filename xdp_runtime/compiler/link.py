@@ -309,7 +309,7 @@ def intrinsics() -> str:
 
 def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt: int,
                  units: Sequence[Unit], fuel: int | None) -> str:
-    from xdp_runtime.compiler import target
+    from xdp_runtime.compiler import target, templates
 
     parts: list[str] = [target.host_fingerprint(), str(workers), str(opt), str(fuel),
                         str(st.max_workers())]
@@ -321,8 +321,9 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
               f"{m.initial.hex() if m.global_kind in _FROZEN else ''}"
               for m in obj.maps]
     for unit in units:
-        parts += [unit.name, unit.text, str(unit.scout), *unit.exports, *unit.externals,
-                  *(t.name for t in unit.templates)]
+        parts += [unit.name, unit.text, str(unit.scout), *unit.exports, *unit.externals]
+        for template in templates.closure(unit.templates):
+            parts += [template.name, cache.source_fingerprint(template.factory)]
     return f"program-{cache.key(*parts)[:40]}.o"
 
 

@@ -42,7 +42,9 @@ def closure(templates: Iterable[Template]) -> list[Template]:
 
 def entry_name(template: Template) -> str:
     """Its name in the cache."""
-    return f"{template.name}-{cache.key('template', template.name, template.signature)[:32]}.bc"
+    key = cache.key("template", template.name, template.signature,
+                    cache.source_fingerprint(template.factory))
+    return f"{template.name}-{key[:32]}.bc"
 
 
 def bitcode(template: Template) -> bytes:
