@@ -17,6 +17,8 @@ _SIMPLE = {
 
 
 class Arithmetic(Registers):
+    loops: bool  # does the program jump backwards?
+
     def lower_alu(self, op: AluOp, is64: bool, dst: int, src: Operand, before: State,
                   after: State) -> None:
         result = after.regs[dst]
@@ -88,6 +90,13 @@ class Arithmetic(Registers):
         assert not isinstance(src, Imm)
         self.copy(result, self.reg(src.n), self.reg(dst))
 
+    def place(self, register: int, is_end: bool) -> str:
+        """A pointer as a number.  That of the packet's end gets a clear top bit, as every address
+        in user space has one: now LLVM sees that what steps towards it gets there before it wraps,
+        so it can count the rounds of a loop in advance and make vector code of it."""
+        number = self.number_of(register)
+        return self.same(f"and i64 {number}, {(1 << 63) - 1}") if is_end else number
+
     def compare(self, insn: JumpIf, slot: int) -> str:
         op, dst, src = insn.op, insn.dst, insn.src
         left = self.state.regs[dst]
@@ -96,6 +105,10 @@ class Arithmetic(Registers):
             if right == constant(0) and op in (JmpOp.EQ, JmpOp.NE):
                 return self.value(f"icmp {_PREDICATES[op]} ptr {self.pointer(dst)}, null")
             if isinstance(right, POINTERS) and not isinstance(src, Imm):
+                shown = self.facts.edges.get(slot, 0)
+                if shown and self.loops:
+                    one, other = self.place(dst, shown < 0), self.place(src.n, shown > 0)
+                    return self.value(f"icmp {_PREDICATES[op]} i64 {one}, {other}")
                 return self.value(
                     f"icmp {_PREDICATES[op]} ptr {self.pointer(dst)}, {self.pointer(src.n)}")
         bits = 64 if insn.is64 else 32

@@ -14,8 +14,9 @@ ground up:
 There are no run-time checks: the verifier has proven every access on every path, and that every
 path ends.  Its facts say more: branches that are never taken are not emitted, loads from frozen
 maps are constants, and accesses carry the alias scope of their object (packet, each map), so that
-LLVM keeps values in registers across stores to others.  `python -m bench.facts` measures each: that
-packet pointers do not wrap is proven as well, but saved not one instruction, so it is not said.
+LLVM keeps values in registers across stores to others.  `python -m bench.facts` measures each.
+That packet pointers do not wrap is proven as well; all that LLVM needs of it is where addresses end
+(Arithmetic.place).
 """
 
 from __future__ import annotations
@@ -66,8 +67,6 @@ MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 
 class Lowering(Arithmetic, Accesses, TailCalls):
     """Lowers one program.  `programs` maps the names that PROG_ARRAY slots may hold to numbers."""
-
-    loops: bool  # does it jump backwards?
 
     def lower(self) -> Lowered:
         self.pending = []
