@@ -61,7 +61,7 @@ from afxdp.rings import (
     XSK_PROBED,
 )
 from dataplane import live_frames
-from dataplane.injector import FRAME_MAX
+from dataplane.injector import FRAME_MAX, out_by
 from dataplane.live_frames import APPEND, LiveFrames, longest
 from dataplane.loop import NOW
 from dataplane.netdev import XDP_NDO_XMIT, xdp_features
@@ -186,7 +186,8 @@ class LiveTx:
         self._ifindex, self._name = found.ifindex, found.name
         self._queues, self._always = queues, always
         self._can, self._said = True, ""
-        self._frames = LiveFrames(found.name, found.ifindex, found.mtu, len(queues), out=True)
+        self._frames = LiveFrames(found.name, found.ifindex, found.mtu, len(queues),
+                                  out_by(found.ifindex))
         for queue, block in zip(queues, self._frames.blocks, strict=True):
             queue.store(LIVE_QUEUE, block.address)
             queue.store(LIVE_MOST, min(MOST, queue.shape.ring_size // 4))

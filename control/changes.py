@@ -124,8 +124,9 @@ class Changes:
         name = spec.name
         if more:
             raise ConfigError(f"interfaces {request['iface']}", "are several", "add one at a time")
-        if spec.kind == "dpdk":
-            raise ConfigError(f"interface {name}", "devices of DPDK are given at the start",
+        if spec.kind in ("dpdk", "xsk"):
+            what = "devices of DPDK" if spec.kind == "dpdk" else "sockets"
+            raise ConfigError(f"interface {name}", f"{what} are given at the start",
                               "end the run and start it with all of them")
 
         def change() -> dict[str, Any]:

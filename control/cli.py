@@ -89,7 +89,8 @@ VERBS = (
         _OBJECT,
         Option("--iface", "interfaces to run on; a redirect between them stays in user space.  "
                "With its kind in front, a port of another kind: afpacket:eth1, tap:NAME, "
-               "dpdk:DEVICE, pcap:IN,out=OUT; may be repeated", "[KIND:]IF[,IF2]", many=True),
+               "dpdk:DEVICE, pcap:IN,out=OUT, xsk:PATH,dev=IF; may be repeated",
+               "[KIND:]IF[,IF2]", many=True),
         Option("--pcap", "run on the packets of this pcap or pcapng file instead", "IN"),
         Option("--out", "with --pcap: write each packet and its verdict to this pcapng file, "
                "- for standard output", "OUT"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from afxdp.granted import StandIn
 
 _NEEDS = {"afxdp": ("net_admin", "net_raw", "cap_bpf"), "afpacket": ("net_admin", "net_raw"),
-          "tap": ("net_admin",), "dpdk": (), "pcap": ()}
+          "tap": ("net_admin",), "dpdk": (), "pcap": (), "xsk": ("net_admin", "cap_bpf")}
 FILE_IFINDEX = 1 << 21  # plus the port's place: interface index of a capture file
 _TAP_FRAME_BYTES = 16384  # whoever raises its MTU may do so up to 15,700
 _REBIND_S = 2.0  # the kernel gives a dead process's queues back a moment after its death
@@ -66,7 +66,7 @@ def foresee(args: Namespace) -> Foreseen:
 
 
 def _queues(args: Namespace, spec: PortSpec) -> int:
-    if spec.kind == "pcap":
+    if spec.kind in ("pcap", "xsk"):
         return 1
     if spec.kind in ("afxdp", "afpacket"):
         from afxdp import interface
@@ -91,6 +91,8 @@ def _kind(args: Namespace, spec: PortSpec) -> PortKind:
         case "pcap":
             from dataplane import pcap
             return pcap.kind_of(spec.source)
+        case "xsk":
+            return LIVE
     return TAP
 
 
@@ -100,7 +102,7 @@ def _count(queues: str | tuple[int, ...], channels: int) -> int:
 
 def has_stack(args: Namespace, spec: PortSpec) -> bool:
     """Does XDP_PASS of this port go anywhere?"""
-    return not args.no_stack and spec.kind not in ("tap", "pcap") and not kernel_sees(spec)
+    return not args.no_stack and spec.kind not in ("tap", "pcap", "xsk") and not kernel_sees(spec)
 
 
 def kernel_sees(spec: PortSpec) -> bool:
@@ -144,6 +146,10 @@ def open_port(args: Namespace, spec: PortSpec, mended: bool) -> Port:
         from dataplane.pcap import PcapPort
         return PcapPort(spec.source or None, spec.out or None,
                         ifindex=FILE_IFINDEX + list(args.ports).index(name))
+    if spec.socket is not None:
+        from dataplane.xsk_port import XskPort
+        sockets = [one.name for one in args.ports.values() if one.kind == "xsk"]
+        return XskPort(spec.socket, 1 + sockets.index(name))
     if spec.kind == "dpdk":
         from dpdk.port import DpdkPort, pci_addresses
         devices = [one.devargs for one in args.ports.values() if one.kind == "dpdk"]

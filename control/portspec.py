@@ -5,28 +5,35 @@
     --iface tap:NAME                             a new TAP
     --iface dpdk:net_memif0,role=client          a device of DPDK; the commas are its own
     --iface pcap:IN  pcap:IN,out=OUT  pcap:out=OUT   capture files: one to read, one to write, both
+    --iface xsk:PATH,dev=IF[,entry=N]            an AF_XDP socket in a pinned XSKMAP, as a target
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from xdp_runtime.errors import ConfigError
 
-KINDS = ("afxdp", "afpacket", "tap", "dpdk", "pcap")
+if TYPE_CHECKING:
+    from dataplane.xsk_port import SocketName
+
+KINDS = ("afxdp", "afpacket", "tap", "dpdk", "pcap", "xsk")
 OF_HOST = ("afxdp", "afpacket", "tap")  # interfaces of this network namespace
 
 
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """`name` is what the run calls it; `devargs` are of DPDK; `source` and `out` are files."""
+    """`name` is what the run calls it; `devargs` are of DPDK; `source` and `out` are files;
+    `socket` is of another program."""
 
     kind: str
     name: str
     devargs: str = ""
     source: str = ""
     out: str = ""
+    socket: SocketName | None = None
 
     @property
     def of_host(self) -> bool:
@@ -40,6 +47,8 @@ def parse(text: str, kind: str) -> list[PortSpec]:
         return [_device(text.removeprefix("dpdk:"))]
     if text.startswith("pcap:"):
         return [_files(text)]
+    if text.startswith("xsk:"):
+        return [_socket(text)]
     out: list[PortSpec] = []
     for part in text.split(","):
         out.append(_interface(part.strip(), kind, text))
@@ -63,7 +72,7 @@ def _interface(part: str, kind: str, text: str) -> PortSpec:
     if not colon:
         prefix, name = kind, part
     if not name:
-        raise ConfigError(f"--iface {text}", "has an empty name")
+        raise ConfigError(f"--iface {text!r}", "has an empty name")
     if prefix not in OF_HOST:
         why = "stands alone in its --iface" if prefix in KINDS else "is no kind of port"
         raise ConfigError(f"--iface {text}", f"{prefix} {why}", f"one of: {', '.join(KINDS)}; "
@@ -91,6 +100,21 @@ def _files(text: str) -> PortSpec:
         raise ConfigError(f"--iface {text}", "standard output has the status lines",
                           "write to a file, or use --pcap IN --out -")
     return PortSpec("pcap", source or out, source=source, out=out)
+
+
+def _socket(text: str) -> PortSpec:
+    from dataplane.xsk_port import SocketName
+
+    path, *more = text.removeprefix("xsk:").split(",")
+    fields = dict(part.split("=", 1) for part in more if "=" in part)
+    entry = fields.get("entry", "0")
+    known = len(fields) == len(more) and {"dev"} <= set(fields) <= {"dev", "entry"}
+    if not path or not known or not fields["dev"] or not entry.isdecimal():
+        raise ConfigError(f"--iface {text}", "is no socket",
+                          "xsk:PATH,dev=IF[,entry=N]: the pinned XSKMAP, the interface that the "
+                          "socket is bound to, its entry")
+    where = SocketName(path, fields["dev"], int(entry))
+    return PortSpec("xsk", where.name, socket=where)
 
 
 def devices(text: str) -> dict[str, PortSpec]:

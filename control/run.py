@@ -47,13 +47,15 @@ def check_options(args: Namespace) -> None:
         raise ConfigError("--iface and --pcap", "exclude each other", "give one of them")
     if args.port.startswith("dpdk:"):
         if args.iface:
-            raise ConfigError("--iface and --port dpdk:", "exclude each other", "name the device "
+            raise ConfigError("--iface and --port dpdk", "exclude each other", "name the device "
                               "by an --iface dpdk:DEVICE of its own")
         args.ports = portspec.devices(args.port)
     else:
         args.ports = portspec.parse_all(args.iface, args.port)
     args.iface = tuple(args.ports)
-    if not args.ports and args.pcap is None:
+    if args.no_stack and args.stack != "auto":
+        raise ConfigError(f"--stack {args.stack} and --no-stack", "exclude each other")
+    if not [one for one in args.ports.values() if one.kind != "xsk"] and args.pcap is None:
         raise ConfigError("run", "no packets to run on", "give --iface IF or --pcap IN")
     if any(spec.kind == "dpdk" for spec in args.ports.values()):
         args.busy_poll = True  # DPDK's devices wake nobody

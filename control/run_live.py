@@ -115,7 +115,8 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     engine = Engine(obj, list(live.ports.values()), program=spec.name, stack=dict(stack),
                     batch_size=args.batch_size, busy_poll=args.busy_poll, cpus=live.cpus,
                     look_ahead=args.look_ahead,
-                    exit_when_idle=all(one.kind == "pcap" for one in args.ports.values()),
+                    exit_when_idle=all(one.kind in ("pcap", "xsk")
+                                       for one in args.ports.values()),
                     opt=args.opt, directory=run_dir.path,
                     max_map_bytes=args.max_map_memory, grants=args.grants,
                     trace_aborted=args.trace_aborted, rings=ring_names(args.ring))
@@ -158,8 +159,9 @@ def _run_name(ifaces: Sequence[str]) -> str:
 
 def _announce(args: Namespace, live: Live, engine: Engine, image: link.Image) -> None:
     spec = engine.program.spec
-    for port in live.ports.values():
-        note(f"{spec.name} of {engine.program.object.name} runs on {port.name}: {port.mode}")
+    for name, port in live.ports.items():
+        how = "redirects to" if live.specs[name].kind == "xsk" else "runs on"
+        note(f"{spec.name} of {engine.program.object.name} {how} {port.name}: {port.mode}")
     count = len(engine.workers)
     note(f"{count} worker{'s' * (count > 1)}, {say_cpus(live.cpus)}, pid {os.getpid()}")
     note(f"machine code: {image.origin}")
@@ -189,7 +191,8 @@ def _announce(args: Namespace, live: Live, engine: Engine, image: link.Image) ->
 
 def _passed_nowhere(args: Namespace, names: Iterable[str]) -> list[str]:
     """Ports whose XDP_PASS is a drop."""
-    return [name for name in names if not has_stack(args, args.ports[name])
+    return [name for name in names if args.ports[name].kind != "xsk"
+            and not has_stack(args, args.ports[name])
             and (args.no_stack or not kernel_sees(args.ports[name]))]
 
 

@@ -4,7 +4,7 @@
     DEVMAP       dev eth1 prog stamp            dev=eth1,prog=stamp
     (and HASH)   ifindex 7                      ifindex=7
     CPUMAP       qsize 192 prog there           qsize=192,prog=there
-    XSKMAP       xsk sample                     xsk=sample
+    XSKMAP       xsk sample                     xsk=sample     (a ring, or a socket of the run)
 
 `dev` is an interface of the run by its name, or else one of this network namespace.  `prog` is a
 program of the object made for such maps (SEC "xdp/devmap", "xdp/cpumap").
@@ -88,7 +88,7 @@ def encode(spec: MapSpec, fields: Mapping[str, str], names: Names) -> bytes:
 
 def _first(what: str, word: str, text: str, names: Names) -> int:
     if word == "xsk":
-        return _named(what, "ring", text, names.rings)
+        return _named(what, "ring or socket", text, names.rings)
     if word == "dev":
         if text in names.interfaces:
             return names.interfaces[text]
@@ -112,7 +112,8 @@ def _named(what: str, kind: str, name: str, numbers: Mapping[str, int]) -> int:
         have = ", ".join(numbers)
         raise ConfigError(what, f"this run has no {kind} {name!r}",
                           f"it has {have}" if have else
-                          "make it when the run starts: --ring NAME" if kind == "ring" else "")
+                          "give it when the run starts: --ring NAME, or --iface xsk:PATH,dev=IF"
+                          if kind.startswith("ring") else "")
     return numbers[name]
 
 

@@ -1,15 +1,29 @@
-"""Whose XDP program is on an interface, and what takes it off."""
+"""Which XDP program is on an interface, whose it is, and what takes it off."""
 
 from __future__ import annotations
 
 import struct
+import sys
 
+from dataplane import netlink as nl
 from xdp_runtime.bpf_syscall import Cmd, info_by_id, link_ids
 
 _NAME_AT, _NAME_BYTES = 64, 16  # in struct bpf_prog_info
 _LINK = struct.Struct("=4I I")  # of struct bpf_link_info: type, id, prog_id, padding; xdp.ifindex
 _LINK_XDP = 6  # BPF_LINK_TYPE_XDP
 _DISPATCHER = "xdp_dispatcher"  # libxdp's, which runs several programs in turn
+
+
+_IFLA_XDP, _IFLA_XDP_PROG_ID = 43, 4
+
+
+def attached(ifindex: int) -> int:
+    """The id of the XDP program on an interface of this network namespace, 0 if there is none.
+    Raises OSError."""
+    with nl.Netlink() as net:
+        body = net.request(nl.RTM_GETLINK, struct.pack("=BxHiII", 0, 0, ifindex, 0, 0))[0]
+    xdp = dict(nl.parse_attrs(dict(nl.parse_attrs(body[16:])).get(_IFLA_XDP, b"")))
+    return int.from_bytes(xdp.get(_IFLA_XDP_PROG_ID, b""), sys.byteorder)
 
 
 def whose(ifname: str, program: int) -> tuple[str, str]:

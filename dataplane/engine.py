@@ -310,7 +310,8 @@ class Engine:
     `ports` run the program; `stack` gives, by position in `ports`, the port behind which the
     kernel's stack lives.  `cpus`: one CPU a worker, or None to leave the threads unpinned.
     `rings` are names of rings (ring.py) to be made in `directory`; entries of an XSKMAP lead there
-    by their number in this list, from 1.
+    by their number in this list, from 1, and behind them to the sockets among the ports
+    (xsk_port.py), in order.
     """
 
     def __init__(self, obj: Object, ports: Sequence[Port], *, program: str | None = None,
@@ -329,6 +330,10 @@ class Engine:
         self._directory, self._ring_names = directory, list(rings)
         self.rings: list[RingFile] = []
         self.captures: list[Capture] = []
+        self._sockets = [port.name for port in ports if port.ifindex >= redirect.SOCKETS_AT]
+        if len(rings) + len(self._sockets) > dev.NUMBERS_MAX:
+            raise ConfigError(f"{len(rings)} rings and {len(self._sockets)} sockets",
+                              f"at most {dev.NUMBERS_MAX} together")
         if rings and (directory is None or len(rings) >= ring_put.TABLE_ROWS):
             raise ConfigError(f"{len(rings)} rings", f"need a directory, and are at most "
                               f"{ring_put.TABLE_ROWS - 1}")
@@ -367,7 +372,7 @@ class Engine:
                     units=[self._around(obj.program(program))], grants=grants, heir_to=heir_to)
         for one in made.maps.values():
             if one.spec.type == MapType.XSKMAP:
-                dev.allow(one, range(1, len(self._ring_names) + 1))
+                dev.allow(one, self._xsks().values())
         return made
 
     def _describe(self) -> None:
@@ -376,11 +381,16 @@ class Engine:
             write_atomic(self._directory / "names.json", json.dumps(self.names()))
 
     def names(self) -> dict[str, dict[str, int]]:
-        """What entries of maps name by number: programs (of xdp/devmap and xdp/cpumap), rings,
-        interfaces of this run."""
+        """What entries of maps name by number: programs (of xdp/devmap and xdp/cpumap), rings
+        and sockets, interfaces of this run."""
         return {"programs": self.program.second_numbers(),
-                "rings": {name: number for number, name in enumerate(self._ring_names, 1)},
+                "rings": self._xsks(),
                 "interfaces": {port.name: port.ifindex for port in self.ports}}
+
+    def _xsks(self) -> dict[str, int]:
+        """What an XSKMAP's entry may be."""
+        return {name: number for number, name in
+                enumerate([*self._ring_names, *self._sockets], 1)}
 
     def _connect(self, obj: Object) -> None:
         """Rings between the workers, once a program has a map that leads there.  Running workers

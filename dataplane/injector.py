@@ -102,8 +102,32 @@ lost:
     r0 = 0
     exit
 """
-_PASS = "r0 = 2"
-_SEND = "r1 = {ifindex}\n    r2 = 0\n    call bpf_redirect#23"
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is done with the frames: the program's last words, frames a batch, a map in them."""
+
+    words: str
+    batch: int = BATCH
+    map_fd: int = -1
+
+
+INTO_STACK = Aim("r0 = 2")
+
+
+def out_by(ifindex: int) -> Aim:
+    """Sent by this interface."""
+    return Aim(f"r1 = {ifindex}\n    r2 = 0\n    call bpf_redirect#23", BATCH_OUT)
+
+
+def into_socket(xskmap_fd: int, entry: int) -> Aim:
+    """Into the AF_XDP socket at this entry of a map of the kernel; counted as refused while there
+    is none.  To the kernel these frames come by queue 0 of the injector's interface, whatever their
+    context says (xdp_test_run_setup), so it is a socket bound there."""
+    return Aim(f"r1 = map[target] ll\n    r2 = {entry}\n    r3 = 0\n    "
+               "call bpf_redirect_map#51\n    if r0 != 4 goto refused", map_fd=xskmap_fd)
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +141,18 @@ class Way:
 class Injector:
     """The program for one interface and the areas of `queues` queues; `close` ends it.
 
-    `out` sends frames by the interface (XDP_REDIRECT) instead of into the stack.  Made in the
-    interface's network namespace; raises PortError, and nothing is left behind then.
+    Made in the interface's network namespace; raises PortError, and nothing is left behind then.
     """
 
     def __init__(self, ifname: str, ifindex: int, queues: int, longest: int,
-                 out: bool = False) -> None:
+                 aim: Aim = INTO_STACK) -> None:
         if not FRAME_MIN <= longest <= FRAME_MAX:
             raise PortError(ifname, f"frames of {longest} bytes are too long for the kernel's live "
                             f"frames, which take {FRAME_MAX}", "lower the MTU, or use a TAP")
         self.longest, self.slot_bytes = longest, BYTES + (longest + 7) // 8 * 8
         self._undo = ExitStack()
         try:
-            self._open(ifname, ifindex, queues, out)
+            self._open(ifname, ifindex, queues, aim)
         except (OSError, LoadError) as error:
             self.close()
             why = error.strerror if isinstance(error, OSError) else error.why
@@ -139,11 +162,11 @@ class Injector:
             self.close()
             raise
 
-    def _open(self, ifname: str, ifindex: int, queues: int, out: bool) -> None:
+    def _open(self, ifname: str, ifindex: int, queues: int, aim: Aim) -> None:
         area_bytes = FIRST_SLOT + SLOTS * self.slot_bytes
         frames = map_create(MapType.ARRAY, 4, area_bytes, queues, MapFlag.MMAPABLE, "xdpu_frames")
         self._undo.callback(os.close, frames)
-        programs = [self._load(frames, queue, ifindex if out else 0) for queue in range(queues)]
+        programs = [self._load(frames, queue, aim) for queue in range(queues)]
         _in_thread(lambda: self._keep_in_use(programs))
         total = -(-area_bytes * queues // mmap.PAGESIZE) * mmap.PAGESIZE
         mapping = mmap.mmap(frames, total)
@@ -159,18 +182,18 @@ class Injector:
             _ATTR.pack_into(self._attrs, queue * ATTR_BYTES, program, 0, _BEGIN, 0,
                             ctypes.addressof(self._frame), 0, 0, 0, 24, 0,
                             ctypes.addressof(self._context), 0, RunFlag.XDP_LIVE_FRAMES, 0,
-                            BATCH_OUT if out else BATCH)
+                            aim.batch)
             self.ways.append(Way(base + queue * area_bytes,
                                  ctypes.addressof(self._attrs) + queue * ATTR_BYTES))
 
-    def _load(self, frames: int, queue: int, out_by: int) -> int:
+    def _load(self, frames: int, queue: int, aim: Aim) -> int:
         text = _PROGRAM.format(
             queue=queue, cursor=CURSOR, refused=REFUSED, mask=SLOTS - 1,
             slot_bytes=self.slot_bytes, length=FIRST_SLOT + LENGTH, bytes=FIRST_SLOT + BYTES,
             shortest=FRAME_MIN, longest=self.longest, begin=_BEGIN,
-            verdict=_SEND.format(ifindex=out_by) if out_by else _PASS)
-        program = prog_load(encode(assemble(text, ["frames"]), [frames]), name="xdpu_inject",
-                            expected_attach_type=AttachType.XDP)
+            verdict=aim.words)
+        program = prog_load(encode(assemble(text, ["frames", "target"]), [frames, aim.map_fd]),
+                            name="xdpu_inject", expected_attach_type=AttachType.XDP)
         self._undo.callback(os.close, program)
         return program
 
@@ -190,7 +213,7 @@ class Injector:
                     program, socket.if_nametoindex(name), AttachType.XDP, XdpFlag.DRV_MODE))
 
     def refused(self) -> int:
-        """Frames that the program would not take; none, unless it is wrong."""
+        """Frames that the program would not take: into a socket that is not there."""
         return sum(ctypes.c_uint64.from_address(way.area + REFUSED).value for way in self.ways)
 
     def close(self) -> None:

@@ -13,7 +13,15 @@ from typing import Any
 
 from dataplane import injector
 from dataplane.block import Block
-from dataplane.injector import ATTR_BYTES, ATTR_REPEAT, FIRST_SLOT, SLOTS, Injector
+from dataplane.injector import (
+    ATTR_BYTES,
+    ATTR_REPEAT,
+    FIRST_SLOT,
+    INTO_STACK,
+    SLOTS,
+    Aim,
+    Injector,
+)
 from xdp_runtime.bpf_syscall import BPF_NUMBER, Cmd
 from xdp_runtime.template import Template
 
@@ -78,13 +86,14 @@ APPEND = Template("live_append", _append, "i64(ptr, ptr, i64)", (PUSH,), inline=
 
 
 class LiveFrames:
-    """The queues of one interface, into its stack or, with `out`, by it; in its network namespace,
-    as the threads have to be that push.
+    """The queues of one interface, for what `aim` says; in its network namespace, as the threads
+    have to be that push.
 
     `blocks` are the queues' memory.  Raises PortError; close() ends it."""
 
-    def __init__(self, ifname: str, ifindex: int, mtu: int, queues: int, out: bool = False) -> None:
-        self._injector = Injector(ifname, ifindex, queues, longest(mtu), out)
+    def __init__(self, ifname: str, ifindex: int, mtu: int, queues: int,
+                 aim: Aim = INTO_STACK) -> None:
+        self._injector = Injector(ifname, ifindex, queues, longest(mtu), aim)
         self._final: dict[str, int] | None = None
         self.blocks: list[Block] = []
         for way in self._injector.ways:
@@ -96,7 +105,8 @@ class LiveFrames:
             self.blocks.append(q)
 
     def statistics(self) -> dict[str, int]:
-        """`failed` the kernel refused; `calls` of bpf(2); `refused` none, unless it is wrong."""
+        """`failed` the kernel refused; `calls` of bpf(2); `refused` by the program: of a
+        socket that was not there, else none, unless it is wrong."""
         if self._final is not None:
             return self._final
         return {"refused": self._injector.refused()} | {

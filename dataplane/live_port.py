@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataplane import injector
-from dataplane.injector import BATCH
+from dataplane.injector import BATCH, INTO_STACK, Aim
 from dataplane.live_frames import APPEND, AREA, OWN, PUSH, TAIL, LiveFrames
 from dataplane.port import (
     DATA,
@@ -136,10 +136,11 @@ class LivePort:
 
     kind: PortKind = LIVE
 
-    def __init__(self, ifname: str, ifindex: int, mtu: int, queues: int) -> None:
+    def __init__(self, ifname: str, ifindex: int, mtu: int, queues: int,
+                 aim: Aim = INTO_STACK) -> None:
         self.name, self.ifindex, self.mtu = f"{ifname} (stack)", 0, mtu
         self.mode = f"live frames, up to {BATCH} a system call"
-        self._frames = LiveFrames(ifname, ifindex, mtu, queues)
+        self._frames = LiveFrames(ifname, ifindex, mtu, queues, aim)
         self._completed = 0
         self.queues: Sequence[PortQueue] = [
             PortQueue(index, q.address, -1) for index, q in enumerate(self._frames.blocks)]

@@ -1,4 +1,5 @@
-"""XDP_REDIRECT beyond "out of one interface": programs of a devmap's entry, and to all entries.
+"""XDP_REDIRECT beyond "out of one interface": programs of a devmap's entry, and to all entries;
+into an AF_XDP socket.
 
 The worker's loop comes here for packets whose redirect says more than an interface (state.py,
 HOW_*).  As in the kernel (net/core/filter.c, kernel/bpf/devmap.c):
@@ -9,6 +10,9 @@ HOW_*).  As in the kernel (net/core/filter.c, kernel/bpf/devmap.c):
 * BPF_F_BROADCAST: each entry gets a copy, and its program sees that copy alone.  With
   BPF_F_EXCLUDE_INGRESS not the interface that the packet came from.  A copy that is lost is
   counted, the others are sent all the same (the kernel stops where it has no memory for one).
+
+* An XSKMAP's entry is the number of a named ring (ring_put.py), or, behind those, of a port that is
+  an AF_XDP socket of somebody else's (xsk_port.py).
 
 The packet's frame stays the caller's in every case; what leaves from here is copied.
 """
@@ -23,6 +27,7 @@ from dataplane.mesh import HAND_OVER
 from dataplane.ring_put import PUT_PACKET
 from dataplane.second import RUN_SECOND
 from dataplane.worker_block import (
+    C_RINGS,
     C_SCRATCH,
     C_WORKER_ID,
     COUNT_UP,
@@ -36,6 +41,7 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler.link import TARGETS
 from xdp_runtime.template import Template
 
+SOCKETS_AT = 3 << 20  # interface index of a port that is a socket: this plus its number, from 1
 SCRATCH_BYTES = 1 << 17  # a frame for the copy that a program sees
 _PAGE, _SHARED_INFO_BYTES = 4096, 320  # of a frame in the kernel, and what it keeps at its end
 
@@ -143,9 +149,34 @@ BROADCAST = Template("broadcast", _broadcast, "i64(ptr, ptr, ptr, i64, i64)",
                      (COUNT_UP, FIND_FLOW, EGRESS, CLONE), inline=False)
 
 
+def _to_socket(m: Any) -> Factory:
+    count_up, find = m.extern(COUNT_UP), m.extern(FIND_FLOW)
+    send = m.symbol("xdpu.front.send", "i64(i64, ptr, ptr, i64)")
+
+    def to_socket(control, flow, slot, number):  # type: ignore
+        counters = m.load_ptr(flow, F_STATS)
+        other = find(control, SOCKETS_AT + number)
+        data = m.load_ptr(slot, port.DATA)
+        length = m.diff(m.load_ptr(slot, port.DATA_END), data)
+        if m.is_null(other):
+            count_up(counters, stats.REDIRECT_NO_PORT, 1)
+        elif send(m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE), data, length) == 0:
+            count_up(counters, stats.REDIRECT_FULL, 1)
+        else:
+            count_up(counters, stats.TX_BYTES, length)
+        return 0
+
+    return to_socket
+
+
+TO_SOCKET = Template("redirect_to_socket", _to_socket, "i64(ptr, ptr, ptr, i64)",
+                     (COUNT_UP, FIND_FLOW), inline=False)
+
+
 def _elsewhere(m: Any) -> Factory:
     run_egress, run_broadcast = m.extern(EGRESS), m.extern(BROADCAST)
     hand_over, put_packet = m.extern(HAND_OVER), m.extern(PUT_PACKET)
+    to_socket = m.extern(TO_SOCKET)
 
     def redirect_elsewhere(control, flow, slot, how):  # type: ignore
         """-> 1: the packet leaves by the interface that is its target; 0: all is done but for
@@ -162,7 +193,11 @@ def _elsewhere(m: Any) -> Factory:
             hand_over(control, flow, slot, how)
             return 0
         if kind == st.HOW_RING:
-            put_packet(control, flow, slot)
+            rings = m.load_u32(control, C_RINGS)
+            if target > rings:
+                to_socket(control, flow, slot, target - rings)
+            else:
+                put_packet(control, flow, slot)
             return 0
         return 1
 
@@ -170,4 +205,4 @@ def _elsewhere(m: Any) -> Factory:
 
 
 ELSEWHERE = Template("redirect_elsewhere", _elsewhere, "i64(ptr, ptr, ptr, i64)",
-                     (EGRESS, BROADCAST, HAND_OVER, PUT_PACKET), inline=False)
+                     (EGRESS, BROADCAST, HAND_OVER, PUT_PACKET, TO_SOCKET), inline=False)

@@ -25,6 +25,7 @@ from xdp_runtime.errors import LoadError, PortError, VerifyError
 _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 BPF_NUMBER = _NR_BPF.get(platform.machine(), 0)  # of the system call, 0 where it is not known
 _LOG_SIZE_BYTES = 16 << 20
+_MAPS_MAX = 64  # MAX_USED_MAPS
 _OBJ_NAME_CHARS = 15  # BPF_OBJ_NAME_LEN, less the terminator
 _NOT_A_REASON = ("processed ", "verification time", "stack depth", "mark_precise", "peak_states")
 AS_ROOT = "run as root, or with CAP_BPF and CAP_NET_ADMIN"
@@ -39,6 +40,8 @@ class Cmd(IntEnum):
     MAP_DELETE_ELEM = 3
     MAP_GET_NEXT_KEY = 4
     PROG_LOAD = 5
+    OBJ_PIN = 6
+    OBJ_GET = 7
     PROG_TEST_RUN = 10
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
@@ -273,11 +276,36 @@ def info_by_id(get: Cmd, number: int, size_bytes: int) -> bytes:
     OSError: ENOENT when it is gone."""
     fd = bpf(get, _pack("III", number, 0, 0))
     try:
-        out = _buffer(size_bytes)
-        bpf(Cmd.OBJ_GET_INFO_BY_FD, _pack("IIQ", fd, size_bytes, ctypes.addressof(out)))
-        return out.raw[:size_bytes]
+        return info(fd, size_bytes)
     finally:
         os.close(fd)
+
+
+def info(fd: int, size_bytes: int) -> bytes:
+    """The same of an object that is open, or struct bpf_map_info of a map."""
+    out = _buffer(size_bytes)
+    bpf(Cmd.OBJ_GET_INFO_BY_FD, _pack("IIQ", fd, size_bytes, ctypes.addressof(out)))
+    return out.raw[:size_bytes]
+
+
+def maps_of(program: int) -> list[int]:
+    """Ids of the maps that the program with this id uses.  Raises OSError."""
+    fd = bpf(Cmd.PROG_GET_FD_BY_ID, _pack("III", program, 0, 0))
+    try:
+        ids = _buffer(4 * _MAPS_MAX)
+        asked = _pack("52xIQ", _MAPS_MAX, ctypes.addressof(ids))  # nr_map_ids, map_ids
+        out = _buffer(bytes(asked))
+        bpf(Cmd.OBJ_GET_INFO_BY_FD, _pack("IIQ", fd, 64, ctypes.addressof(out)))
+        count, = struct.unpack_from("=I", out, 52)
+        return list(struct.unpack_from(f"={min(count, _MAPS_MAX)}I", ids))
+    finally:
+        os.close(fd)
+
+
+def pinned(path: str) -> int:
+    """BPF_OBJ_GET -> file descriptor of the object pinned there."""
+    name = _buffer(path.encode() + b"\0")
+    return bpf(Cmd.OBJ_GET, _pack("QII", ctypes.addressof(name), 0, 0))
 
 
 def link_ids() -> Iterator[int]:

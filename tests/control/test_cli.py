@@ -82,16 +82,16 @@ USAGE = [
     (["run", DROP, "--iface", "lo", "--out", "x"],
      "--out: goes with --pcap (xdpu capture records interfaces)"),
     (["run", DROP, "--iface", "lo,,eth0"],
-     "--iface lo,,eth0: has an empty name"),
+     "--iface 'lo,,eth0': has an empty name"),
     (["run", DROP, "--iface", "lo,lo"],
      "--iface lo,lo: names lo twice"),
     (["run", DROP, "--iface", "lo", "--iface", "afpacket:lo"],
      "--iface afpacket:lo: names lo twice"),
     (["run", DROP, "--iface", "lo,pcap:x"],
      "--iface lo,pcap:x: pcap stands alone in its --iface (one of: afxdp, afpacket, tap, dpdk, "
-     "pcap; --iface may be given several times)"),
+     "pcap, xsk; --iface may be given several times)"),
     (["run", DROP, "--iface", "wifi:lo"],
-     "--iface wifi:lo: wifi is no kind of port (one of: afxdp, afpacket, tap, dpdk, pcap; "
+     "--iface wifi:lo: wifi is no kind of port (one of: afxdp, afpacket, tap, dpdk, pcap, xsk; "
      "--iface may be given several times)"),
     (["run", DROP, "--iface", "pcap:in,on=out"],
      "--iface pcap:in,on=out: 'on=out' is no part of it (pcap:IN, pcap:IN,out=OUT or "
@@ -103,7 +103,7 @@ USAGE = [
      "dpdk:eth0: names no device (a virtual device such as dpdk:net_memif0,role=client, or a PCI "
      "address such as 0000:01:00.0)"),
     (["run", DROP, "--iface", "lo", "--port", "dpdk:net_null0"],
-     "--iface and --port dpdk:: exclude each other (name the device by an --iface dpdk:DEVICE of "
+     "--iface and --port dpdk: exclude each other (name the device by an --iface dpdk:DEVICE of "
      "its own)"),
     (["run", DROP, "--iface", "lo", "--queue", "3-0"],
      "--queue: '3-0' in '3-0' is no range (see: xdpu run --help)"),

@@ -47,7 +47,7 @@ def test_a_ring() -> None:
     (MapType.DEVMAP, 8, "dev=lo,qsize=1", "is no entry of DEVMAP"),
     (MapType.CPUMAP, 8, "qsize=no", "is not a number"), (MapType.CPUMAP, 8, "prog=there",
                                                          "no target"),
-    (MapType.XSKMAP, 4, "xsk=none", "no ring 'none'"),
+    (MapType.XSKMAP, 4, "xsk=none", "no ring or socket 'none'"),
     (MapType.XSKMAP, 4, "xsk=sample,prog=there", "no room for a program"),
 ])
 def test_refusals(kind: MapType, size: int, text: str, said: str) -> None:
@@ -108,7 +108,7 @@ def test_a_running_run(tmp_path: Path) -> None:
         update = ("map", "update", "name", "xsks", "run", "ringtest", "key", "0", "0", "0", "0",
                   "value", "xsk")
         done = xdpu(*update, "other")
-        assert done.returncode == 2 and "no ring 'other'" in done.stderr
+        assert done.returncode == 2 and "no ring or socket 'other'" in done.stderr
         done = xdpu(*update, "sample")
         assert done.returncode == 0, done.stderr
         reader = subprocess.Popen([sys.executable, "-c", READER, "ringtest/sample"], text=True,
