@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 from types import TracebackType
 from typing import Self
 
-from bench.sink import USED, Arrived
-from bench.systems import NATIVE
+from bench.histogram import USED, Arrived
+from bench.source import built
 from tests.nets import End, in_ns, popen_in_ns
 
 PORT = 9  # of the source's datagrams
@@ -20,12 +19,9 @@ class Reader:
     """native/udp_sink at the end of the path, as a Sink; its `packets` are those a program got."""
 
     def __init__(self, end: End, cpu: int) -> None:
-        done = subprocess.run(["make", "-s", "-C", str(NATIVE), "udp_sink"], capture_output=True,
-                              text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the reader of datagrams is C: {done.stderr.strip()}")
+        binary = built("udp_sink")
         self._end = end
-        self._process = popen_in_ns(end.ns, "taskset", "-c", str(cpu), str(NATIVE / "udp_sink"),
+        self._process = popen_in_ns(end.ns, "taskset", "-c", str(cpu), binary,
                                     str(PORT))
 
     def __enter__(self) -> Self:

@@ -10,27 +10,32 @@ of as few as the rate allows, since a call costs some 16 us and a frame a quarte
 comes out is small bursts: of 3 frames at 0.1 Mpps, 50 at 1 Mpps.  `Sent` says if it could not keep
 the rate, and the longest time in which it sent nothing though it should have.
 
-`kind="afpacket"` sends as a program with a socket does (native/skb_source.c): a quarter of the
-rate, but skbs, which any interface takes.
+`kind="afpacket"` sends as a program with a socket does (native/skb_source.c): skbs, which any
+interface takes, at a fraction of the rate.  `DpdkSource` sends by a device of DPDK
+(native/dpdk_source.c), net_af_packet on an interface or memif; of memif it is both ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bench.histogram import USED, Arrived
 from bench.traffic import spare_veth, udp_frame
 from xdp_runtime.bpf_syscall import Cmd, RunFlag, XdpFlag, attach_xdp_link, bpf
 from xdp_runtime.elf import read_object
@@ -46,7 +51,9 @@ _BURST_MAX, _FLOOD, _BATCH = 1024, 1 << 14, 64
 STALL_S = 0.005  # without a frame that was due
 _KEPT = 0.98  # of the rate
 _HELD_CALLS_A_S = 10_000
-KINDS = ("live", "afpacket")
+KINDS = ("live", "afpacket", "dpdk")
+NATIVE = ROOT / "bench" / "native"
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,11 @@ class Sent:
     seconds: float
     rate: float = 0.0  # asked for, 0: all it could
     longest_gap_s: float = 0.0
+    refused: int = 0  # for which the device had no room
+
+    @property
+    def offered(self) -> int:
+        return self.frames + self.refused
 
     @property
     def mpps(self) -> float:
@@ -64,8 +76,9 @@ class Sent:
 
     def complaints(self) -> list[str]:
         said = []
-        if self.rate and self.frames / self.seconds < _KEPT * self.rate:
-            said.append(f"the source sent {self.mpps:.3f} of {self.rate / 1e6:.3f} Mpps")
+        if self.rate and self.offered / self.seconds < _KEPT * self.rate:
+            said.append(f"the source sent {self.offered / self.seconds / 1e6:.3f} of "
+                        f"{self.rate / 1e6:.3f} Mpps")
         if self.rate and self.longest_gap_s > STALL_S:
             said.append(f"the source stalled for {self.longest_gap_s * 1e3:.1f} ms")
         return said
@@ -163,25 +176,30 @@ def serve(ifname: str, cpu: int, length: int, dst_mac: str) -> None:
 
 
 class Source:
-    """The other side of `serve`."""
+    """The other side of `serve`, and of the sources in C."""
 
     def __init__(self, ifname: str, ns: str, cpu: int, length: int = 64,
                  dst_mac: str = "02:00:00:00:00:02", kind: str = "live",
                  held: bool = False) -> None:
-        self._held = held
-        enter = ["ip", "netns", "exec", ns] if ns else []
         argv = [sys.executable, "-m", "bench.source", ifname, str(cpu), str(length), dst_mac]
         if kind == "afpacket":
-            native = ROOT / "bench" / "native"
-            subprocess.run(["make", "-s", "-C", str(native), "skb_source"], check=True,
-                           capture_output=True)
-            argv = ["taskset", "-c", str(cpu), str(native / "skb_source"), ifname,
+            argv = ["taskset", "-c", str(cpu), built("skb_source"), ifname,
                     marked_frame(length, dst_mac).hex()]
+        self._start(argv, ns, held)
+
+    def _start(self, argv: Sequence[str], ns: str, held: bool) -> None:
+        self._held = held
+        enter = ["ip", "netns", "exec", ns] if ns else []
         self._process = subprocess.Popen(
-            [*enter, *argv],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True)
-        self._read()
+            [*enter, *argv], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
+        try:
+            line = self._read()
+            while "ready" not in line:  # EAL talks before
+                line = self._read()
+        except RuntimeError:
+            self.__exit__(None, None, None)
+            raise
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -195,11 +213,16 @@ class Source:
     def pid(self) -> int:
         return self._process.pid
 
-    def begin(self, seconds: float, rate: float = 0.0) -> None:
+    def _say(self, words: dict[str, float]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(
-            {"seconds": seconds, "rate": rate, "held": self._held}) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(words) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._read()  # says why it ended
+
+    def begin(self, seconds: float, rate: float = 0.0) -> None:
+        self._say({"seconds": seconds, "rate": rate, "held": self._held})
 
     def wait(self) -> Sent:
         return Sent(**json.loads(self._read()))
@@ -216,6 +239,47 @@ class Source:
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
+
+
+class DpdkSource(Source):
+    """Into the first of the devices.  With `reads` it counts what comes back by any of them, as a
+    Sink does."""
+
+    def __init__(self, devices: Sequence[str], ns: str, cpu: int, length: int = 64,
+                 dst_mac: str = "02:00:00:00:00:02", reads: bool = False) -> None:
+        binary = built("dpdk_source")
+        prefix = f"xdpu-source-{os.getpid()}-{next(_numbers)}"
+        self._folder = Path("/var/run/dpdk") / prefix
+        self._start([binary, "-l", str(cpu), "--file-prefix", prefix, "--no-telemetry", "--no-pci",
+                     "--no-huge", "--no-shconf", "-m", "128", "--iova-mode", "va",
+                     *(f"--vdev={device}" for device in devices), "--",
+                     marked_frame(length, dst_mac).hex(), "reads" if reads else "sends"], ns, False)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        super().__exit__(kind, error, trace)
+        shutil.rmtree(self._folder, True)
+
+    def read(self) -> Arrived:
+        self._say({})
+        said = json.loads(self._read())
+        counts = [0] * USED
+        for bucket, count in said["histogram"].items():
+            counts[int(bucket)] = count
+        return Arrived(said["packets"], tuple(counts))
+
+    def packets(self) -> int:
+        return self.read().packets
+
+
+def built(name: str) -> str:
+    """A program of bench/native.  Raises RuntimeError with the compiler's words."""
+    done = subprocess.run(["make", "-s", "-C", str(NATIVE), name], capture_output=True, text=True,
+                          check=False)
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["make failed"]
+        raise RuntimeError(f"bench/native/{name} cannot be built: {words[0]}")
+    return str(NATIVE / name)
 
 
 def main() -> int:

@@ -4,6 +4,7 @@
                it chooses by itself
     ours-xsk   the same with --tx xsk: transmission by AF_XDP's ring, as the C loop does it
     c          native/xsk_loop, libxdp and a loop by hand with the same settings
+    testpmd    DPDK's own loop on the same devices
     native     the same object in the kernel, attached natively; it runs on the source's CPU
     generic    the same, attached to the stack (skb mode)
 
@@ -20,111 +21,96 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.cases import EXAMPLES
 from bench.samples import ROOT
+from bench.source import built
+from bench.wires import MEMIF, Wires
 from dataplane.stats import Stats
-from tests.nets import End, VethPair, entered, in_ns, popen_in_ns
+from tests.nets import End, entered, in_ns, popen_in_ns
 from xdp_runtime.bpf_syscall import XdpFlag, attach_xdp_link
 from xdp_runtime.elf import read_object
-from xdp_runtime.errors import ConfigError
 from xdp_runtime.kernel import load_into_kernel
 
-NATIVE = ROOT / "bench" / "native"
-PORTS = ("afxdp", "afpacket", "tap", "dpdk")
 _START_S = 60  # the first start compiles
-_TAP = "xdputap0"
 _NAME = "bench"
 Counter = Callable[[], int]  # packets done, as far as the end of the path does not tell
-System = Callable[["Job"], AbstractContextManager[Counter]]
+System = Callable[["Job"], AbstractContextManager["Running"]]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a system has to do, and where: packets come in at `node`, a redirect leaves by `out`."""
+    """What a system has to do, and where.  `sleeps`: its loops share their CPUs with the sources,
+    so they wait in poll(2) instead of spinning."""
 
     action: str
-    port: str
-    node: End
-    out: End | None
+    wires: Wires
     cpus: Sequence[int]  # of its loops
+    reader_cpu: int = 0  # of what else there is
     queues: int = 1
+    sleeps: bool = False
 
     @property
-    def ifaces(self) -> list[End]:
-        return [self.node] + ([self.out] if self.out is not None else [])
+    def port(self) -> str:
+        return self.wires.port
+
+    @property
+    def node(self) -> End:
+        return self.wires.node
+
+    @property
+    def out(self) -> End | None:
+        return self.wires.out
 
 
-class Wires:
-    """Veth pairs from a source to the node and from there to the far end.  Where the port is a TAP
-    of the run's own, that is both, once it is there."""
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A system at work.  `count`: packets done, as far as the end of the path does not tell; `pid`:
+    the process whose threads do it, 0 where the kernel does."""
 
-    def __init__(self, way_in: VethPair, way_out: VethPair | None, port: str) -> None:
-        self.source, self.node = way_in.a, way_in.b
-        self.out: End | None = way_out.b if way_out is not None else None
-        self.far: End | None = way_out.a if way_out is not None else None
-        if port == "tap":
-            self.source = self.node = replace(way_in.b, ifname=_TAP)
-
-    def job(self, action: str, port: str, cpus: Sequence[int], queues: int) -> Job:
-        return Job(action, port, self.node, self.out, cpus, queues)
-
-    def end_of_path(self, action: str) -> End | None:
-        """Where packets come out."""
-        return {"tx": self.source, "redirect": self.far}.get(action)
-
-    def found(self, end: End) -> End:
-        """With number and MAC of a TAP that is there now."""
-        if end.ifname != _TAP:
-            return end
-        said = in_ns(end.ns, "cat", f"/sys/class/net/{_TAP}/ifindex",
-                     f"/sys/class/net/{_TAP}/address").stdout.split()
-        return replace(end, ifindex=int(said[0]), mac=said[1])
-
-
-@contextmanager
-def wires(action: str, queues: int, port: str) -> Iterator[Wires]:
-    with ExitStack() as stack:  # addresses are those of the source's frames
-        way_in = stack.enter_context(VethPair(subnet=1, queues=queues))
-        way_out = stack.enter_context(VethPair(None, way_in.b.ns, subnet=232, queues=queues)) \
-            if action == "redirect" else None
-        yield Wires(way_in, way_out, port)
+    count: Counter
+    pid: int = 0
 
 
 # ---- ours ----------------------------------------------------------------------------------------
 
 def _ours(*more: str) -> System:
     @contextmanager
-    def running(job: Job) -> Iterator[Counter]:
-        names = [end.ifname for end in job.ifaces]
-        port = ["--iface", ",".join(names), "--port", job.port, "--queue", f"0-{job.queues - 1}"]
-        if job.port == "dpdk":
-            port = ["--port", "dpdk:" + ";".join(f"net_af_packet{i},iface={name}"
-                                                 for i, name in enumerate(names))]
-        if job.action == "redirect":
-            assert job.out is not None
-            port += ["--set-map", f"peer={job.node.ifindex}:{job.out.ifindex}"]
-        if job.action != "pass" and job.port not in ("dpdk", "tap"):
-            port.append("--no-stack")
-        options = more if job.port == "afxdp" else ()
+    def running(job: Job) -> Iterator[Running]:
         with tempfile.TemporaryDirectory(prefix="xdpu-bench-") as folder:
             loop = popen_in_ns(
                 job.node.ns, sys.executable, "-m", "control", "run",
-                str(EXAMPLES / f"{job.action}.o"), *port, *options, "--busy-poll",
+                str(EXAMPLES / f"{job.action}.o"), *_options(job, more),
                 "--cpu", ",".join(map(str, job.cpus)), "-j", "--interval", "3600", "--name", _NAME,
                 cwd=ROOT, env={**os.environ, "XDPU_RUNDIR": folder}, stderr=subprocess.DEVNULL)
             with _ending(loop):
                 _expect(loop, loop.stdout, '"start"')
-                if job.port in ("afpacket", "dpdk"):  # no XDP there either
+                if job.port in ("afpacket", "dpdk:net_af_packet"):  # no XDP there either
                     take_live_frames(job.node)
                 stats = Stats.open(Path(folder) / _NAME / "stats")
-                yield lambda: stats.total()["rx_packets"]
+                yield Running(lambda: stats.total()["rx_packets"], loop.pid)
     return running
+
+
+def _options(job: Job, more: Sequence[str]) -> list[str]:
+    if job.port.startswith("dpdk:"):
+        said = ["--port", "dpdk:" + ";".join(job.wires.devices())]
+    else:
+        said = ["--iface", ",".join(end.ifname for end in job.wires.ifaces), "--port", job.port,
+                "--queue", f"0-{job.queues - 1}"]
+    if job.port == "afxdp":
+        said += more
+    if job.action == "redirect":
+        said += ["--set-map", "peer={}:{}".format(*job.wires.numbers())]
+    if job.action != "pass" and job.port not in ("tap", "dpdk:net_af_packet"):
+        said.append("--no-stack")
+    return said if job.sleeps else [*said, "--busy-poll"]
 
 
 @contextmanager
@@ -149,33 +135,69 @@ def _expect(loop: subprocess.Popen[str], pipe: Any, word: str) -> None:
         raise RuntimeError(f"{loop.args!r}: {line.strip() or 'ended before it was ready'}")
 
 
+def _expect_among(loop: subprocess.Popen[str], pipe: Any, word: str) -> None:
+    """And read on, so that it is never kept from writing."""
+    last = ""
+    for line in pipe:
+        if word in line:
+            threading.Thread(target=pipe.read, daemon=True).start()
+            return
+        last = line.strip() or last
+    raise RuntimeError(f"{loop.args!r}: {last or 'ended before it was ready'}")
+
+
 # ---- rivals --------------------------------------------------------------------------------------
 
 @contextmanager
-def c_loop(job: Job) -> Iterator[Counter]:
+def c_loop(job: Job) -> Iterator[Running]:
     beside = ["-o", job.out.ifname] if job.out is not None else []
     loop = popen_in_ns(job.node.ns, "taskset", "-c", ",".join(map(str, job.cpus)),
-                       str(NATIVE / "xsk_loop"), "-i", job.node.ifname, "-n", str(job.queues),
-                       "-a", job.action, *beside, "-d", "3600")
+                       built("xsk_loop"), "-i", job.node.ifname, "-n", str(job.queues),
+                       "-a", job.action, *beside, "-d", "3600",
+                       "-p", "poll" if job.sleeps else "spin")
     with _ending(loop):
         _expect(loop, loop.stderr, "ready")
-        yield lambda: _driver_counter(job.node, "xdp_redirect")
+        yield Running(lambda: _driver_counter(job.node, "xdp_redirect"), loop.pid)
+
+
+@contextmanager
+def testpmd(job: Job) -> Iterator[Running]:
+    """io where packets leave by the other device, else macswap.  Says once a second what it did."""
+    from dpdk.eal import command_line  # the same memory for both
+
+    cpu, devices = job.cpus[0], job.wires.devices()
+    prefix = f"xdpu-bench-{os.getpid()}-{cpu}"
+    memory, _ = command_line(["-l", f"{job.reader_cpu},{cpu}", "--file-prefix", prefix], ())
+    loop = popen_in_ns(
+        job.node.ns, "dpdk-testpmd", *memory, *(f"--vdev={device}" for device in devices), "--",
+        f"--forward-mode={'io' if job.out else 'macswap'}", "--nb-cores=1", "--burst=64",
+        f"--total-num-mbufs={8192 * len(devices)}", "--rxd=1024", "--txd=1024",
+        f"--port-topology={'paired' if job.out else 'loop'}", "--stats-period=1",
+        stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        with _ending(loop):
+            _expect_among(loop, loop.stdout, "RX-packets")
+            yield Running(lambda: 0, loop.pid)
+    finally:
+        shutil.rmtree(f"/var/run/dpdk/{prefix}", True)
 
 
 def build_c_loop() -> str:
     """Why the C loop cannot be built; empty when it is."""
-    done = subprocess.run(["make", "-s", "-C", str(NATIVE), "xsk_loop"], capture_output=True,
-                          text=True, check=False)
-    return "" if not done.returncode else (done.stderr.strip().splitlines() or ["make failed"])[0]
+    try:
+        built("xsk_loop")
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def _kernel(flag: XdpFlag) -> System:
     @contextmanager
-    def attached(job: Job) -> Iterator[Counter]:
+    def attached(job: Job) -> Iterator[Running]:
         with attach(job.action, job.node, flag, job.out):
             if flag == XdpFlag.SKB_MODE:
                 take_live_frames(job.node)
-            yield lambda: _driver_counter(job.node, "xdp_packets")
+            yield Running(lambda: _driver_counter(job.node, "xdp_packets"))
     return attached
 
 
@@ -196,9 +218,9 @@ def attach(example: str, end: End, flag: XdpFlag = XdpFlag.DRV_MODE,
 
 
 @contextmanager
-def _nothing(job: Job) -> Iterator[Counter]:
+def _nothing(job: Job) -> Iterator[Running]:
     take_live_frames(job.node)
-    yield lambda: _driver_counter(job.node, "xdp_packets")
+    yield Running(lambda: _driver_counter(job.node, "xdp_packets"))
 
 
 def take_live_frames(end: End) -> None:
@@ -216,24 +238,34 @@ def _driver_counter(end: End, name: str) -> int:
 SYSTEMS: Mapping[str, System] = {
     "ours": _ours(), "ours-xsk": _ours("--tx", "xsk"), "c": c_loop,
     "native": _kernel(XdpFlag.DRV_MODE), "generic": _kernel(XdpFlag.SKB_MODE),
-    "ours-live": _ours("--stack", "live"), "ours-tap": _ours("--stack", "tap"), "none": _nothing}
+    "testpmd": testpmd, "none": _nothing,
+    "ours-live": _ours("--stack", "live"), "ours-tap": _ours("--stack", "tap")}
 
 
 def of(action: str, port: str) -> tuple[list[str], dict[str, str]]:
-    """Names of the systems that can do this, and why others cannot.  Raises ConfigError where the
-    port cannot."""
-    if port == "tap" and action not in ("drop", "tx"):
-        raise ConfigError(f"--action {action}", "is not measured on a TAP of the run's own: there "
-                          "is no second one, and no stack behind it", "--action drop,tx")
+    """Names of the systems that can do this, and why others cannot."""
+    missing: dict[str, str] = {}
+    if port.startswith("dpdk:"):
+        rivals = []
+        if action == "pass":
+            missing["testpmd"] = "it passes nothing to a stack"
+        elif action == "drop":
+            missing["testpmd"] = "it says once a second what it received; see python -m bench.dpdk"
+        elif not shutil.which("dpdk-testpmd"):
+            missing["testpmd"] = "it is not installed (apt install dpdk)"
+        else:
+            rivals = ["testpmd"]
+        if port != MEMIF:
+            rivals += ["native", "generic", *(["none"] if action == "pass" else [])]
+        return ["ours", *rivals], missing
     if action == "pass":
         ours = ["ours-live", "ours-tap"] if port == "afxdp" else ["ours"]
-        return [*ours, "native", "generic", "none"], {}
-    ours = ["ours", "ours-xsk"] if port == "afxdp" and action != "drop" else ["ours"]
+        return [*ours, "native", "generic", "none"], missing
     if port != "afxdp":
-        return [*ours, *(("native", "generic") if port != "tap" else ())], {}
-    missing = build_c_loop()
-    return [*ours, *([] if missing else ["c"]), "native", "generic"], \
-        {"c": missing} if missing else {}
+        return ["ours", *(("native", "generic") if port != "tap" else ())], missing
+    ours = ["ours"] if action == "drop" else ["ours", "ours-xsk"]
+    why = build_c_loop()
+    return [*ours, *([] if why else ["c"]), "native", "generic"], {"c": why} if why else {}
 
 
 def refusal() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import io, systems
+from bench import io, io_table, systems
 from bench.source import Sent
 from tests.privileges import needs_bpf
 from xdp_runtime.errors import ConfigError
@@ -96,17 +96,17 @@ def test_more_than_was_sent_is_no_figure() -> None:
 
 def test_who_was_the_limit_is_said() -> None:
     flood = {"mpps": 2.0, "offered_mpps": 2.0, "taken": 0.999}
-    assert io.cells("ours", {"flood": [flood]})[1] == ">2.00 (2.00-2.00)"
-    assert io.cells("ours", {"flood": [flood | {"taken": 0.5}]})[1] == "2.00 (2.00-2.00)"
+    assert io_table.cells("ours", {"flood": [flood]})[1] == ">2.00 (2.00-2.00)"
+    assert io_table.cells("ours", {"flood": [flood | {"taken": 0.5}]})[1] == "2.00 (2.00-2.00)"
     load = {"share": 0.1, "sent": 1000, "lost": 10, "p50_ns": 2000, "p99_ns": 4000,
             "p999_ns": 9000}
     searched = {"flood": [flood], "zero_loss_mpps": 1.5, "is_source": True, "loads": [load]}
-    assert io.cells("ours", searched)[3:] == [">1.50", "2 4 9, lost 1.00%"]
+    assert io_table.cells("ours", searched)[3:] == [">1.50", "2 4 9, lost 1.00%"]
 
 
 def test_many_complaints_are_few_lines() -> None:
     noisy = [f"ours, round {n}: a noisy neighbour: other CPUs did {n}0%" for n in range(1, 4)]
-    said = io.summary([*noisy, "c, search: the source stalled for 9.0 ms"])
+    said = io_table.summary([*noisy, "c, search: the source stalled for 9.0 ms"])
     assert said == [f"{noisy[0]} (and 2 more like this)",
                     "c, search: the source stalled for 9.0 ms"]
 

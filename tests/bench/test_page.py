@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import page, plots, sink
+from bench import histogram, page, plots
 from bench.prog import summary
 from bench.samples import ROOT, machine
 
@@ -113,7 +113,7 @@ def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("bucket", "end"), [(0, 1), (3, 4), (64, 17), (128 + 15, 512)])
 def test_latency_buckets(bucket: int, end: int) -> None:
-    assert plots.upper_ns(bucket) == sink.upper_ns(bucket) == end
+    assert plots.upper_ns(bucket) == histogram.upper_ns(bucket) == end
 
 
 def test_measuring_programs_needs_nothing_that_is_not_installed() -> None:

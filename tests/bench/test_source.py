@@ -11,7 +11,8 @@ from functools import partial
 
 import pytest
 
-from bench.sink import BUCKETS, FINE_BITS, Sink, percentile_ns, upper_ns
+from bench.histogram import BUCKETS, FINE_BITS, percentile_ns, upper_ns
+from bench.sink import Sink
 from bench.source import KINDS, Sent, Source, burst_of
 from tests.control.run_xdpu import until
 from tests.nets import VethPair
