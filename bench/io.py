@@ -255,7 +255,6 @@ Row = dict[str, Any]
 
 
 def measure(action: str, plan: Plan) -> Row:
-    check(plan.port, action, plan.queues)
     names, _ = systems.of(action, plan.port)
     found: dict[str, Row] = {name: {"flood": []} for name in names}
     complaints: list[str] = []
@@ -300,19 +299,21 @@ def _ratios(found: Mapping[str, Row], what: str = "mpps") -> dict[str, list[floa
 
 def run(actions: Sequence[str], plan: Plan, record: Record | None = None,
         told: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
-    """Raises RuntimeError where it cannot be measured."""
+    """Raises RuntimeError where it cannot be measured, ConfigError for what nobody can measure."""
+    source = source_for(plan.port, plan.source)
+    for action in actions:
+        check(plan.port, action, plan.queues)
     why = systems.refusal()
     if why:
         raise RuntimeError(why)
     record = record or Record()
     missing: dict[str, str] = {}
     for action in actions:
-        check(plan.port, action, plan.queues)
         missing |= {f"{name}, {action}": why
                     for name, why in systems.of(action, plan.port)[1].items()}
     record.begin({"bench": "io", "port": plan.port, "queues": plan.queues, "rounds": plan.rounds,
                   "seconds": plan.seconds, "tolerance": plan.tolerance,
-                  "source": source_for(plan.port, plan.source), "shares": plan.shares,
+                  "source": source, "shares": plan.shares,
                   "source_cpus": plan.source_cpus, "loop_cpus": plan.loop_cpus,
                   "missing": missing, "machine": machine(),
                   "source_mpps": [limit(plan) for _ in range(min(plan.rounds, 3))]})

@@ -51,7 +51,7 @@ _BURST_MAX, _FLOOD, _BATCH = 1024, 1 << 14, 64
 STALL_S = 0.005  # without a frame that was due
 _KEPT = 0.98  # of the rate
 _HELD_CALLS_A_S = 10_000
-KINDS = ("live", "afpacket", "dpdk")
+KINDS = ("live", "afpacket")
 NATIVE = ROOT / "bench" / "native"
 _numbers = itertools.count()
 

@@ -21,7 +21,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -135,17 +135,6 @@ def _expect(loop: subprocess.Popen[str], pipe: Any, word: str) -> None:
         raise RuntimeError(f"{loop.args!r}: {line.strip() or 'ended before it was ready'}")
 
 
-def _expect_among(loop: subprocess.Popen[str], pipe: Any, word: str) -> None:
-    """And read on, so that it is never kept from writing."""
-    last = ""
-    for line in pipe:
-        if word in line:
-            threading.Thread(target=pipe.read, daemon=True).start()
-            return
-        last = line.strip() or last
-    raise RuntimeError(f"{loop.args!r}: {last or 'ended before it was ready'}")
-
-
 # ---- rivals --------------------------------------------------------------------------------------
 
 @contextmanager
@@ -168,18 +157,35 @@ def testpmd(job: Job) -> Iterator[Running]:
     cpu, devices = job.cpus[0], job.wires.devices()
     prefix = f"xdpu-bench-{os.getpid()}-{cpu}"
     memory, _ = command_line(["-l", f"{job.reader_cpu},{cpu}", "--file-prefix", prefix], ())
-    loop = popen_in_ns(
-        job.node.ns, "dpdk-testpmd", *memory, *(f"--vdev={device}" for device in devices), "--",
-        f"--forward-mode={'io' if job.out else 'macswap'}", "--nb-cores=1", "--burst=64",
-        f"--total-num-mbufs={8192 * len(devices)}", "--rxd=1024", "--txd=1024",
-        f"--port-topology={'paired' if job.out else 'loop'}", "--stats-period=1",
-        stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        with _ending(loop):
-            _expect_among(loop, loop.stdout, "RX-packets")
-            yield Running(lambda: 0, loop.pid)
-    finally:
-        shutil.rmtree(f"/var/run/dpdk/{prefix}", True)
+    if job.port == "dpdk:net_af_packet":
+        take_live_frames(job.node)
+    with tempfile.TemporaryDirectory(prefix="xdpu-bench-") as folder:
+        said = Path(folder) / "said"
+        try:
+            with said.open("w") as file:
+                loop = popen_in_ns(
+                    job.node.ns, "dpdk-testpmd", *memory,
+                    *(f"--vdev={device}" for device in devices), "--",
+                    f"--forward-mode={'io' if job.out else 'macswap'}", "--nb-cores=1",
+                    "--burst=64", f"--total-num-mbufs={8192 * len(devices)}", "--rxd=1024",
+                    "--txd=1024", f"--port-topology={'paired' if job.out else 'loop'}",
+                    "--stats-period=1", stdin=subprocess.PIPE, stdout=file,
+                    stderr=subprocess.STDOUT)
+            with _ending(loop):
+                _await(loop, said, "RX-packets")
+                yield Running(lambda: 0, loop.pid)
+        finally:
+            shutil.rmtree(f"/var/run/dpdk/{prefix}", True)
+
+
+def _await(loop: subprocess.Popen[str], said: Path, word: str) -> None:
+    until_s = time.monotonic() + _START_S
+    while word not in (text := said.read_text()):
+        if loop.poll() is not None or time.monotonic() > until_s:
+            loop.kill()
+            last = [line for line in text.splitlines() if line.strip()]
+            raise RuntimeError(f"{loop.args!r}: {last[-1] if last else 'says nothing'}")
+        time.sleep(0.05)
 
 
 def build_c_loop() -> str:

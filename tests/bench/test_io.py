@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ netns = [*needs_bpf(), pytest.mark.netns, pytest.mark.timeout(120), pytest.mark.
 needs_c = pytest.mark.skipif(
     not shutil.which("gcc") or not Path("/usr/include/xdp/xsk.h").exists(),
     reason="the loop is C: needs gcc and libxdp's headers")
+needs_dpdk = pytest.mark.skipif(
+    find_spec("dpdk._native") is None or not all(map(shutil.which, ("gcc", "dpdk-testpmd"))),
+    reason="needs gcc, libdpdk-dev and dpdk-testpmd")
 needs_iperf = pytest.mark.skipif(not shutil.which("iperf3"), reason="needs iperf3")
 
 TURNS = [("drop", name) for name in ("ours", "c", "native")] \
@@ -50,14 +54,53 @@ def test_a_turn(action: str, system: str) -> None:
         assert sum(load["histogram"].values()) == pytest.approx(load["sent"] - load["lost"], abs=64)
 
 
-@pytest.mark.parametrize(("port", "action"), [
-    pytest.param(port, action, marks=netns) for port, action in (
-        ("afpacket", "tx"), ("tap", "drop"), ("tap", "tx"))])
-def test_other_ports(port: str, action: str) -> None:
-    plan = io.Plan.on(port=port, seconds=0.05)
-    assert systems.of(action, port)[0][0] == "ours"
-    with io.path("ours", action, plan) as (way, _):
-        assert way.flood(plan.seconds)["taken"] > 0
+@pytest.mark.parametrize(("port", "action", "source"), [
+    pytest.param(*case, marks=[*netns, needs_c]) for case in (
+        ("afpacket", "tx", "auto"), ("afpacket", "redirect", "afpacket"), ("tap", "drop", "auto"),
+        ("tap", "tx", "afpacket"))])
+def test_other_ports(port: str, action: str, source: str) -> None:
+    measured(port, action, "ours", source)
+
+
+@pytest.mark.dpdk
+@pytest.mark.parametrize(("port", "action", "system", "source"), [
+    pytest.param(*case, marks=[*netns, needs_dpdk]) for case in (
+        ("dpdk:net_memif", "drop", "ours", "auto"), ("dpdk:net_memif", "tx", "ours", "auto"),
+        ("dpdk:net_memif", "redirect", "ours", "auto"), ("dpdk:net_memif", "pass", "ours", "auto"),
+        ("dpdk:net_memif", "redirect", "testpmd", "auto"),
+        ("dpdk:net_af_xdp", "tx", "ours", "auto"),
+        ("dpdk:net_af_xdp", "pass", "ours", "auto"),
+        ("dpdk:net_af_packet", "redirect", "ours", "auto"), ("afxdp", "tx", "ours", "dpdk"))])
+def test_dpdk(port: str, action: str, system: str, source: str) -> None:
+    measured(port, action, system, source)
+
+
+def measured(port: str, action: str, system: str, source: str) -> None:
+    plan = io.Plan.on(port=port, seconds=0.05, source=source)
+    with io.path(system, action, plan) as (way, _):
+        flood = way.flood(plan.seconds)
+        assert 0 < flood["taken"] <= 1 and flood["cpu_ns"] > 0
+        load = way.load(0.5, 5000, 0.05)
+    assert load["sent"] > 0
+    if action != "drop" and load["lost"] < load["sent"]:
+        assert 0 < load["p50_ns"] <= load["p99_ns"] <= load["p999_ns"]
+
+
+@pytest.mark.dpdk
+@pytest.mark.parametrize("port", [pytest.param("dpdk:net_memif", marks=[*netns, needs_dpdk])])
+def test_a_source_of_dpdk_has_a_limit(port: str) -> None:
+    assert io.limit(io.Plan.on(port=port, seconds=0.05)) > 0
+
+
+@pytest.mark.parametrize(("action", "name"), [marked("drop", "ours"), marked("drop", "c")])
+def test_loops_that_share_the_sources_cpu(action: str, name: str) -> None:
+    if name == "c":
+        assert systems.build_c_loop() == ""
+    plan = io.Plan.on(seconds=0.05, shares=True)
+    assert plan.loop_cpus == plan.source_cpus
+    with io.path(name, action, plan) as (way, _):
+        flood = way.flood(plan.seconds)
+    assert flood["taken"] > 0 and flood["cpu_ns"] > 0
 
 
 @pytest.mark.parametrize("queues", [pytest.param(2, marks=[*netns, pytest.mark.skipif(
@@ -80,7 +123,7 @@ def test_a_whole_run(action: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(row["systems"]) == {"ours", "ours-xsk", "c", "native", "generic"}
     assert len(row["ratios"]["ours/c"]) == 1 and result["source_mpps"][0] > 0
     text = io.markdown(result)
-    assert "**tx**" in text and "The source alone" in text
+    assert "**tx**" in text and "The source (live) alone" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
@@ -101,7 +144,8 @@ def test_who_was_the_limit_is_said() -> None:
     load = {"share": 0.1, "sent": 1000, "lost": 10, "p50_ns": 2000, "p99_ns": 4000,
             "p999_ns": 9000}
     searched = {"flood": [flood], "zero_loss_mpps": 1.5, "is_source": True, "loads": [load]}
-    assert io_table.cells("ours", searched)[3:] == [">1.50", "2 4 9, lost 1.00%"]
+    assert io_table.cells("ours", searched)[3:] == ["", ">1.50", "2 4 9, lost 1.00%"]
+    assert io_table.cells("ours", {"flood": [flood | {"cpu_ns": 20.6}]})[3] == "21"
 
 
 def test_many_complaints_are_few_lines() -> None:
@@ -112,17 +156,35 @@ def test_many_complaints_are_few_lines() -> None:
 
 
 def test_cpus() -> None:
-    with pytest.raises(ConfigError, match="need a source's and a loop's CPU each"):
+    with pytest.raises(ConfigError, match="need a source's CPU each"):
         io.Plan.on(1000)
     plan = io.Plan.on(1, [0], [1])
-    assert plan.source_cpus == (0,) and plan.loop_cpus == (1,)
+    assert plan.source_cpus == (0,) and plan.loop_cpus == (1,) and not plan.shares
+    every = sorted(os.sched_getaffinity(0), reverse=True)
+    crowded = io.Plan.on(len(every), every)
+    assert crowded.shares and crowded.loop_cpus == crowded.source_cpus == tuple(every)
+
+
+@pytest.mark.parametrize(("words", "why"), [
+    (["--port", "tap", "--action", "redirect"], "there is no second one"),
+    (["--port", "tap", "--action", "pass"], "no stack behind it"),
+    (["--port", "dpdk:net_af_packet", "--action", "pass"], "its own copy of every frame"),
+    (["--port", "dpdk:net_null"], "makes its packets itself"),
+    (["--port", "dpdk:net_ring0"], "python -m bench.dpdk ring-tx"),
+    (["--port", "dpdk:net_pcap"], "no port for which there are wires here"),
+    (["--port", "token-ring"], "one of afxdp, afpacket, tap, dpdk:net_memif"),
+    (["--port", "dpdk", "--source", "live"], "memif has none"),
+    (["--port", "dpdk", "--queues", "2"], "there is one flow"),
+    (["--port", "afpacket", "--queues", "2"], "is measured with one queue")])
+def test_what_cannot_be_measured_is_refused(words: list[str], why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        io.main(words)
+    assert why in str(caught.value)
 
 
 def test_only_known_actions() -> None:
     with pytest.raises(SystemExit):
         io.main(["--action", "dance"])
-    with pytest.raises(ConfigError, match="not measured on a TAP"):
-        systems.of("redirect", "tap")
 
 
 @pytest.mark.perf

@@ -7,13 +7,16 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from bench.histogram import BUCKETS, FINE_BITS, percentile_ns, upper_ns
 from bench.sink import Sink
-from bench.source import KINDS, Sent, Source, burst_of
+from bench.source import KINDS, DpdkSource, Sent, Source, burst_of
 from tests.control.run_xdpu import until
 from tests.nets import VethPair
 from tests.privileges import needs_bpf
@@ -33,13 +36,23 @@ def _have(sink: Sink, packets: int) -> bool:
 
 
 needs_c = pytest.mark.skipif(not shutil.which("gcc"), reason="sockets' source is C: needs gcc")
+needs_dpdk = [pytest.mark.dpdk, needs_c, pytest.mark.skipif(
+    find_spec("dpdk._native") is None, reason="needs libdpdk-dev")]
+ALL_KINDS = [*(pytest.param(kind, marks=[*netns, needs_c]) for kind in KINDS),
+             pytest.param("dpdk", marks=[*netns, *needs_dpdk])]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[*netns, needs_c]) for kind in KINDS])
+def source_of(kind: str, pair: VethPair) -> Source:
+    if kind == "dpdk":
+        return DpdkSource([f"net_af_packet0,iface={pair.a.ifname},qdisc_bypass=1"], pair.a.ns, CPU,
+                          dst_mac=pair.b.mac)
+    return Source(pair.a.ifname, pair.a.ns, CPU, dst_mac=pair.b.mac, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("rate", [0, 1000, 20_000])
 def test_what_is_sent_arrives(pair: VethPair, rate: int, kind: str) -> None:
-    with Sink(pair.b) as sink, Source(pair.a.ifname, pair.a.ns, CPU, dst_mac=pair.b.mac,
-                                      kind=kind) as source:
+    with Sink(pair.b) as sink, source_of(kind, pair) as source:
         for _ in range(2):  # one after the other by the same process
             before = sink.read()
             sent = source.send(0.1, rate)
@@ -51,9 +64,10 @@ def test_what_is_sent_arrives(pair: VethPair, rate: int, kind: str) -> None:
                 assert sent.frames <= rate * 0.1 + burst_of(rate)
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(1.6, marks=netns)])
-def test_a_source_that_stalls_is_told(pair: VethPair, seconds: float) -> None:
-    with Sink(pair.b), Source(pair.a.ifname, pair.a.ns, CPU, dst_mac=pair.b.mac) as source:
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_source_that_stalls_is_told(pair: VethPair, kind: str) -> None:
+    seconds = 1.6
+    with Sink(pair.b), source_of(kind, pair) as source:
         source.send(0.05, 1000)  # it is there, and warm
         source.begin(seconds, 10_000)
         time.sleep(seconds / 4)
@@ -63,6 +77,36 @@ def test_a_source_that_stalls_is_told(pair: VethPair, seconds: float) -> None:
         sent = source.wait()
     assert sent.longest_gap_s > 0.1
     assert any("the source stalled for" in text for text in sent.complaints())
+
+
+@contextmanager
+def memif(folder: Path) -> Iterator[tuple[DpdkSource, DpdkSource]]:
+    """A source, and one that only reads, at the two ends of a memif."""
+    ends = [f"net_memif0,role={role},socket={folder}/sock,socket-abstract=no"
+            for role in ("server", "client")]
+    with DpdkSource(ends[:1], "", CPU, reads=True) as source, \
+            DpdkSource(ends[1:], "", min(os.sched_getaffinity(0)), reads=True) as reader:
+        yield source, reader
+
+
+@pytest.mark.parametrize("rate", [pytest.param(rate, marks=needs_dpdk) for rate in (0, 20_000)])
+def test_memif_is_read_at_its_other_end(rate: int, tmp_path: Path) -> None:
+    with memif(tmp_path) as (source, reader):
+        sent = source.send(0.1, rate)
+        until(lambda: reader.packets() >= sent.frames, "the last ones")
+        arrived = reader.read()
+    assert arrived.packets == sent.frames > 0 and sent.offered == sent.frames + sent.refused
+    assert sum(arrived.histogram) == (sent.frames if rate else 0)
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(1.0, marks=needs_dpdk)])
+def test_the_other_end_of_a_memif_vanishes(seconds: float, tmp_path: Path) -> None:
+    with memif(tmp_path) as (source, reader):
+        source.send(0.05)
+        source.begin(seconds, 1000)
+        os.kill(reader.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="the source ended"):
+            source.wait()
 
 
 @pytest.mark.parametrize("ifname", [pytest.param("nosuch0", marks=netns)])
