@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Sends frames as a program does that has only sockets: AF_PACKET, past the qdisc, 64 a call.
  *
- *     skb_source IFACE FRAME_IN_HEX [ring|calls]
+ *     skb_source IFACE FRAME_IN_HEX
  *
- * By PACKET_TX_RING, whose slots have the frame from the start, or by sendmmsg(2).  One of the
- * sources of ../source.py, and spoken to in the same words: {"seconds": S, "rate": R, ...} on
+ * One of the sources of ../source.py, spoken to in the same words: {"seconds": S, "rate": R, ...} on
  * standard input, R packets a second or 0 for all it can; what it did on standard output.  With a
- * rate each frame says when it left (../probe/probe.c).
+ * rate each frame says when it left (../probe/probe.c).  PACKET_TX_RING does a tenth less.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,19 +16,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
 
-enum { BATCH = 64, ROOM = 2048, LEFT_AT = 42 + 4, SLOTS = 1024,
-       DATA_AT = TPACKET2_HDRLEN - sizeof(struct sockaddr_ll) };
+enum { BATCH = 64, ROOM = 2048, LEFT_AT = 42 + 4 };
 
 static char frames[BATCH][ROOM];
 static struct iovec parts[BATCH];
 static struct mmsghdr messages[BATCH];
-static uint8_t *ring; /* NULL: by sendmmsg */
-static uint32_t next_slot;
 
 static uint64_t now_ns(void)
 {
@@ -39,64 +34,19 @@ static uint64_t now_ns(void)
 	return t.tv_sec * 1000000000ULL + t.tv_nsec;
 }
 
-static void die(const char *what)
-{
-	fprintf(stderr, "skb_source: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static struct tpacket2_hdr *slot_at(uint32_t number)
-{
-	return (struct tpacket2_hdr *)(ring + (size_t)(number % SLOTS) * ROOM);
-}
-
-static void map_ring(int fd)
-{
-	struct tpacket_req shape = {.tp_block_size = 16 * ROOM, .tp_block_nr = SLOTS / 16,
-				    .tp_frame_size = ROOM, .tp_frame_nr = SLOTS};
-	int version = TPACKET_V2;
-
-	if (setsockopt(fd, SOL_PACKET, PACKET_VERSION, &version, sizeof(version)) ||
-	    setsockopt(fd, SOL_PACKET, PACKET_TX_RING, &shape, sizeof(shape)))
-		die("PACKET_TX_RING");
-	ring = mmap(NULL, SLOTS * ROOM, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
-	if (ring == MAP_FAILED)
-		die("mmap");
-}
-
-/* How many of n slots were free, and are on their way. */
-static uint32_t ring_some(int fd, uint32_t n, int stamped)
-{
-	uint64_t left = stamped ? now_ns() : 0;
-	uint32_t put = 0;
-
-	for (; put < n; put++) {
-		struct tpacket2_hdr *slot = slot_at(next_slot);
-
-		if (__atomic_load_n(&slot->tp_status, __ATOMIC_ACQUIRE) != TP_STATUS_AVAILABLE)
-			break;
-		memcpy((uint8_t *)slot + DATA_AT + LEFT_AT, &left, sizeof(left));
-		__atomic_store_n(&slot->tp_status, TP_STATUS_SEND_REQUEST, __ATOMIC_RELEASE);
-		next_slot++;
-	}
-	if (send(fd, NULL, 0, MSG_DONTWAIT) < 0 && errno != ENOBUFS && errno != EAGAIN)
-		die("send");
-	return put;
-}
-
 /* How many of n the kernel took. */
 static uint32_t send_some(int fd, uint32_t n, int stamped)
 {
 	uint64_t left = stamped ? now_ns() : 0;
 	int sent;
 
-	if (ring)
-		return ring_some(fd, n, stamped);
 	for (uint32_t i = 0; i < n; i++)
 		memcpy(frames[i] + LEFT_AT, &left, sizeof(left));
 	sent = sendmmsg(fd, messages, n, 0);
-	if (sent < 0 && errno != ENOBUFS && errno != EAGAIN)
-		die("sendmmsg");
+	if (sent < 0 && errno != ENOBUFS && errno != EAGAIN) {
+		fprintf(stderr, "skb_source: %s\n", strerror(errno));
+		exit(1);
+	}
 	return sent < 0 ? 0 : sent;
 }
 
@@ -135,32 +85,26 @@ int main(int argc, char **argv)
 	char line[256];
 	size_t bytes;
 
-	if (argc != 3 && argc != 4) {
-		fprintf(stderr, "skb_source: IFACE FRAME_IN_HEX [ring|calls]\n");
-		return 2;
+	if (argc != 3 || fd < 0) {
+		fprintf(stderr, "skb_source: %s\n", argc != 3 ? "IFACE FRAME_IN_HEX" : strerror(errno));
+		return 1;
 	}
-	if (fd < 0)
-		die("AF_PACKET");
 	to.sll_ifindex = if_nametoindex(argv[1]);
 	bytes = strlen(argv[2]) / 2;
 	if (!to.sll_ifindex || bytes > ROOM || bytes < LEFT_AT + 8) {
 		fprintf(stderr, "skb_source: interface %s: there is none in this namespace\n", argv[1]);
 		return 1;
 	}
-	if (argc < 4 || strcmp(argv[3], "calls"))
-		map_ring(fd);
 	if (bind(fd, (struct sockaddr *)&to, sizeof(to)) ||
-	    setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, &one, sizeof(one)))
-		die("bind");
+	    setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, &one, sizeof(one))) {
+		fprintf(stderr, "skb_source: %s\n", strerror(errno));
+		return 1;
+	}
 	for (int i = 0; i < BATCH; i++) {
 		for (size_t at = 0; at < bytes; at++)
 			sscanf(argv[2] + 2 * at, "%2hhx", (unsigned char *)&frames[i][at]);
 		parts[i] = (struct iovec){frames[i], bytes};
 		messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i], .msg_iovlen = 1};
-	}
-	for (uint32_t i = 0; ring && i < SLOTS; i++) {
-		memcpy((uint8_t *)slot_at(i) + DATA_AT, frames[0], bytes);
-		slot_at(i)->tp_len = bytes;
 	}
 	printf("ready\n");
 	fflush(stdout);
