@@ -59,8 +59,20 @@ def check(args: Namespace) -> None:
     if args.filter:
         from afxdp.filter import parse
         parse(args.filter)
+    if args.setup_socket:
+        _check_setup(args)
     if args.busy_poll_budget:
         args.busy_poll = True
+
+
+def _check_setup(args: Namespace) -> None:
+    """What a set-up process does not give."""
+    if args.tx == "live":
+        raise ConfigError("--tx live and --setup-socket", "exclude each other: live frames need "
+                          "privileges, which the set-up process keeps to itself", "--tx xsk")
+    if args.umem_pages == "huge":
+        raise ConfigError("--umem-pages huge and --setup-socket", "exclude each other: memory that "
+                          "a set-up process passes on is in ordinary pages", "--umem-pages auto")
 
 
 def share(args: Namespace, counts: Sequence[int], workers: int) -> None:

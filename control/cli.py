@@ -99,7 +99,7 @@ VERBS = (
                "instead of it a device of DPDK with its arguments, several with ; between",
                "KIND|dpdk:DEV", options.port, "afxdp"),
         Option("--dpdk-args", "options for DPDK's EAL, such as '-l 2 --no-huge -m 1024'", "ARGS",
-               default=""),
+               default="", of_others=True),
         Option("--queue", "receive queues of each interface: all, 0-3, or 0,2", "LIST",
                options.queues, "all"),
         *afxdp_options.OPTIONS,

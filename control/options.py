@@ -21,7 +21,8 @@ class Option:
 
     `type` bool is a switch, and with `counted` one that counts; `many` may be given again, and
     takes all that is left where there is no dash.  A switch may have a `value`: the option that
-    gets N where somebody writes --switch=N.
+    gets N where somebody writes --switch=N.  What is behind an option `of_others` is taken as it
+    is, also where it begins with a dash.
     """
 
     names: str
@@ -35,6 +36,7 @@ class Option:
     many: bool = False
     hidden: bool = False
     value: str = ""
+    of_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.values: dict[str, str] = {}  # switch: the option that takes what is behind its =
+        self.of_others: set[str] = set()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words: list[str] = []
-        for word in args or ():
+        rest = iter(args or ())
+        for word in rest:
             switch, equals, value = word.partition("=")
-            if equals and switch in self.values:
+            if word in self.of_others:
+                following = next(rest, None)
+                words.append(word if following is None else f"{word}={following}")
+            elif equals and switch in self.values:
                 words += [switch, f"{self.values[switch]}={value}"]
             else:
                 words.append(word)
@@ -126,6 +133,8 @@ def build_parser(verb: Verb) -> Parser:
         parser.add_argument(*names, **settings)
         if option.value:
             parser.values[names[-1]] = option.value
+        if option.of_others:
+            parser.of_others.update(names)
     return parser
 
 

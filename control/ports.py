@@ -61,7 +61,9 @@ def foresee(args: Namespace) -> Foreseen:
         for name in needs:
             result = features.find(name).run()
             if result.ok is False:
-                raise PortError(f"xdpu run --port {spec.kind}", result.reason, result.hint)
+                mend = f"{result.hint}; or let xdpu setup do it" if spec.kind == "afxdp" \
+                    else result.hint
+                raise PortError(f"xdpu run --port {spec.kind}", result.reason, mend)
     return Foreseen(kinds, stacks, workers)
 
 

@@ -25,6 +25,10 @@ MEMORY_MB = 512
 _HUGE = Path("/sys/kernel/mm/hugepages")
 _RUN = Path("/var/run/dpdk")
 _PAGES = re.compile(r"xdpu-(\d+)map_\d+$")  # a file in hugetlbfs: the prefix, and a number
+_NO_REASON = re.compile(
+    r"\s*$|EAL: (Detected|Selected|Multi-process|Physical addresses|Probe PCI|VFIO|No \w+ .*huge"
+    r"|Driver cannot attach|Failed to attach|Invalid 'command line')|.*mp action callback")
+_SPEAKER = re.compile(r"(EAL|xdpu|\w+\(\)): ")
 _running: list[Eal] = []
 
 
@@ -48,8 +52,8 @@ class Eal:
         _remove_folders(ending=done < 0)
         if done < 0:
             what, why = f"DPDK's EAL ({' '.join(arguments)})", self.complaint(-done)
-            mend = "see --dpdk-args"
-            raise (OutOfMemory if -done == errno.ENOMEM else PortError)(what, why, mend, self.log())
+            memory = -done == errno.ENOMEM or "Cannot init memory" in self.log()
+            raise (OutOfMemory if memory else PortError)(what, why, "see --dpdk-args", self.log())
         atexit.register(self._end)
 
     def log(self) -> str:
@@ -57,10 +61,13 @@ class Eal:
         return os.pread(self._log, 1 << 20, 0).decode(errors="replace")
 
     def complaint(self, code: int, since: int = 0) -> str:
-        """Its last words behind byte `since` of the log, else the errno's."""
-        lines = [line for line in self.log()[since:].splitlines() if line.strip()]
-        name = os.strerror(code) if code else "it failed"
-        return f"{name}; DPDK says: {lines[-1].strip()}" if lines else name
+        """The first it has to say behind byte `since` of the log, which the driver itself says;
+        what follows passes it on.  Else the errno's words."""
+        said = self.log()[since:].partition("\nUsage: ")[0]
+        lines = [line.strip() for line in said.splitlines() if not _NO_REASON.match(line)]
+        if lines:
+            return f"DPDK says: {_SPEAKER.sub('', lines[0])}"
+        return os.strerror(code) if code > 1 else "it failed"  # -1 is no errno where it comes from
 
     def _end(self) -> None:
         self.lib.xdpu_cleanup()

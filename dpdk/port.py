@@ -95,7 +95,7 @@ class DpdkPort:
         number = lib.xdpu_probe(devargs.encode(), name.encode())
         if number < 0:
             raise PortError(f"dpdk:{name}", runtime.complaint(-number, before),
-                            "see the driver's arguments in DPDK's guide")
+                            "see the driver's arguments in DPDK's guide", runtime.log()[before:])
         with ExitStack() as after, ExitStack() as undo:  # a pool outlives its device
             undo.callback(lib.xdpu_remove, number)
             device = ffi.new("struct device *")

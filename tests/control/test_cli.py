@@ -85,6 +85,18 @@ USAGE = [
      "--iface 'lo,,eth0': has an empty name"),
     (["run", DROP, "--iface", "lo,lo"],
      "--iface lo,lo: names lo twice"),
+    (["run", DROP, "--iface", "lo", "--dpdk-args", "-m 9"],
+     "--dpdk-args: goes with --port dpdk:DEVICE"),
+    (["run", DROP, "--port", "dpdk:net_null0", "--dpdk-args"],
+     "--dpdk-args: expected one argument (see: xdpu run --help)"),
+    (["run", DROP, "--iface", "lo", "--no-stack", "--stack", "tap"],
+     "--stack tap and --no-stack: exclude each other"),
+    (["run", DROP, "--iface", "lo", "--setup-socket", "x", "--tx", "live"],
+     "--tx live and --setup-socket: exclude each other: live frames need privileges, which the "
+     "set-up process keeps to itself (--tx xsk)"),
+    (["run", DROP, "--iface", "lo", "--setup-socket", "x", "--umem-pages", "huge"],
+     "--umem-pages huge and --setup-socket: exclude each other: memory that a set-up process "
+     "passes on is in ordinary pages (--umem-pages auto)"),
     (["run", DROP, "--iface", "lo", "--iface", "afpacket:lo"],
      "--iface afpacket:lo: names lo twice"),
     (["run", DROP, "--iface", "lo,pcap:x"],
@@ -222,7 +234,7 @@ def test_no_privilege(tmp_path: Path) -> None:
                 XDPU_RUNDIR=str(tmp_path / "run"))
     assert done.returncode == 3
     assert done.stderr == ("xdpu: xdpu run --port afxdp: CAP_NET_ADMIN missing (run as root, or "
-                           "setcap cap_net_admin+ep)\n")
+                           "setcap cap_net_admin+ep; or let xdpu setup do it)\n")
     assert not (tmp_path / "run").exists()
 
 

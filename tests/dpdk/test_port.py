@@ -144,11 +144,26 @@ def test_a_signal_leaves_nothing() -> None:
     assert not Path(f"/var/run/dpdk/xdpu-{process.pid}").exists()
 
 
-def test_what_the_driver_refuses_is_one_sentence() -> None:
-    process = run(str(EXAMPLES / "drop.o"), "--port", "dpdk:net_pcap0,iface=nix0", "--no-stack")
+@pytest.mark.parametrize(("device", "why"), [
+    ("net_pcap0,iface=nix0", "nix0"), ("net_pcap0,rx_pcap=/none.pcap", "Couldn't open /none.pcap"),
+    ("net_memif0,role=clown", "Unknown role: clown"), ("net_nope0", "failed to parse device"),
+    ("0000:01:00.7", "Cannot find device")])
+def test_what_the_driver_refuses_is_one_sentence(device: str, why: str) -> None:
+    process = run(str(EXAMPLES / "drop.o"), "--port", f"dpdk:{device}", "--no-stack")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert err.count("\n") == 1 and "dpdk:net_pcap0" in err
+    assert err.count("\n") == 1 and err.startswith(f"xdpu: dpdk:{device.split(',')[0]}: DPDK says")
+    assert why in err
+
+
+@pytest.mark.parametrize(("options", "code", "why"), [
+    ("-l 99", 3, "lcore 99 unavailable"), ("--bogus", 3, "unrecognized option '--bogus'"),
+    ("-m 9999999 --no-huge", 5, "Cannot allocate")])
+def test_what_the_eal_refuses_is_one_sentence(options: str, code: int, why: str) -> None:
+    process = run(str(EXAMPLES / "drop.o"), "--port", "dpdk:net_null0", "--dpdk-args", options)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code and err.count("\n") == 1
+    assert f"DPDK says: {why}" in err and options in err
 
 
 @pytest.mark.parametrize("dies", ["client", "server"])
