@@ -8,10 +8,20 @@ from xdp_runtime.compiler.registers import Registers, spill_location
 
 
 class Edges(Registers):
+    guards: frozenset[Node]  # blocks at the head of a loop that are lowered twice (guards.py)
+    entering = False  # is this the copy for paths that come from outside the loop?
+    node: Node  # the block that is lowered
     pending: list[tuple[str, Node, list[tuple[str, Kind, Kind]]]]  # label, target, what to convert
 
     def block(self, node: Node) -> str:
         return f"f{node[0]}_{node[1]}"
+
+    def label_of(self, node: Node) -> str:
+        """Where this path enters a block."""
+        around = self.frame.id == node[0] and self.slot >= node[1]
+        if node in self.guards and (self.entering or not (around or self.node in self.guards)):
+            return f"{self.block(node)}.first"
+        return self.block(node)
 
     def jump_to(self, node: Node, state: State) -> str:
         """A label to branch to that first turns this path's kinds into the target's."""
@@ -31,7 +41,7 @@ class Edges(Registers):
                 changes.append((spill_location(*slot), have, want))
         changes = [c for c in changes if self.needs_conversion(c[1], c[2])]
         if not changes:
-            return self.block(node)
+            return self.label_of(node)
         edge = self.label("edge")
         self.pending.append((edge, node, changes))
         return edge
@@ -42,7 +52,7 @@ class Edges(Registers):
             self.start(edge)
             for location, have, want in changes:
                 self.convert(location, have, want)
-            self.emit(f"br label %{self.block(target)}")
+            self.emit(f"br label %{self.label_of(target)}")
         self.pending.clear()
 
     def branch_always(self, target: int) -> None:

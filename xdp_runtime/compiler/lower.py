@@ -9,7 +9,7 @@ ground up:
     arithmetic.py   numbers and comparisons          tail_calls.py  from program to program
     accesses.py     loads, stores, atomics           loops.py       helpers that call back
     scopes.py       what cannot alias                charges.py     counted instructions
-    arenas.py       what works on an arena
+    arenas.py       what works on an arena           guards.py      heads of loops
 
 There are no run-time checks: the verifier has proven every access on every path, and that every
 path ends.  Its facts say more: branches that are never taken are not emitted, loads from frozen
@@ -28,6 +28,7 @@ from xdp_runtime.compiler.accesses import Accesses
 from xdp_runtime.compiler.arithmetic import Arithmetic
 from xdp_runtime.compiler.calls import timer_name
 from xdp_runtime.compiler.frames import HEADER, Node, width
+from xdp_runtime.compiler.guards import guards_of
 from xdp_runtime.compiler.registers import Lowered
 from xdp_runtime.compiler.tail_calls import TailCalls
 from xdp_runtime.isa import (
@@ -72,8 +73,13 @@ class Lowering(Arithmetic, Accesses, TailCalls):
         self.pending = []
         self.loops = any(isinstance(insn, Jump | JumpIf) and insn.off < 0
                          for insn in self.provenance.insns)
+        self.guards = guards_of(self.analysis.frames, self.provenance.insns, self.facts)
         for node in self.analysis.order:
             self.lower_block(node)
+            if node in self.guards:
+                self.entering = True
+                self.lower_block(node)
+                self.entering = False
         body = self.lines
         self.lines = []
         self.start("again")
@@ -111,7 +117,8 @@ class Lowering(Arithmetic, Accesses, TailCalls):
     def lower_block(self, node: Node) -> None:
         self.frame = self.analysis.frames[node[0]]
         self.state = self.analysis.at[node].copy()
-        self.start(self.block(node))
+        self.node = node
+        self.start(f"{self.block(node)}.first" if self.entering else self.block(node))
         slot = node[1]
         if slot >= HEADER:
             self.lower_loop_header(slot - HEADER)
@@ -182,9 +189,14 @@ class Lowering(Arithmetic, Accesses, TailCalls):
     def lower_sides(self, insn: JumpIf, slot: int, condition: str, taken: str, falls: str) -> None:
         """In a program with loops LLVM is told which bytes a comparison with the packet's end shows
         to exist: it may then load what the program does not load on every path, and loops with a
-        second exit become vector code."""
+        second exit become vector code.  Not where a loop goes round: to say something there would
+        part the comparison from the branch back."""
         shown, op = self.provenance.facts.edges.get(slot, 0), insn.op
-        if shown == 0 or op not in _INSIDE or not self.loops:
+        on = slot + 1 + (insn.off if op in _INSIDE and _INSIDE[op] == (shown > 0) else 0)
+        target = self.provenance.insns[on]
+        around = on <= slot or (isinstance(target, Jump) and target.off < 0) or (
+            self.node in self.guards and not self.entering)
+        if shown == 0 or op not in _INSIDE or not self.loops or around:
             self.emit(f"br i1 {condition}, label %{taken}, label %{falls}")
             return
         assert isinstance(insn.src, Reg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -46,6 +47,30 @@ def total(comparison: str, inside: bool) -> Object:
     """)
 
 
+def indexed(comparison: str, inside: bool) -> Object:
+    """As `total`, but compared before a round, which ends by a count."""
+    leave = f"if {comparison} goto round\ngoto out" if inside else f"if {comparison} goto out"
+    return program(f"""
+        r2 = *(u32 *)(r1 + 0)
+        r3 = *(u32 *)(r1 + 4)
+        r0 = 0
+        r6 = 0
+    again:
+        r5 = r2
+        r5 += r6
+        r4 = r5
+        r4 += 16
+        {leave}
+    round:
+        r5 = *(u16 *)(r5 + 14)
+        w0 += w5
+        r6 += 2
+        if r6 != {ROUNDS * 2} goto again
+    out:
+        exit
+    """)
+
+
 def flip(comparison: str, inside: bool) -> Object:
     """Turn all bits of the packet, byte for byte."""
     away = "goto out" if inside else ""
@@ -77,16 +102,19 @@ def packet(size: int) -> bytes:
 
 @pytest.mark.parametrize(("comparison", "inside"), COMPARISONS)
 def test_the_rounds_are_counted_in_advance(comparison: str, inside: bool) -> None:
-    obj = flip(comparison, inside)
-    module, _, _ = link.build_module(obj, obj.program(), 1, [UNIT])
-    target.optimise(module, 3)
-    assert re.search(r"store <\d+ x i8> ", str(module))
+    for make, vector in ((total, r"load <\d+ x i16>"), (indexed, r"load <\d+ x i16>"),
+                         (flip, r"store <\d+ x i8> ")):
+        obj = make(comparison, inside)
+        module, _, _ = link.build_module(obj, obj.program(), 1, [UNIT])
+        target.optimise(module, 3)
+        assert re.search(vector, str(module)), make.__name__
 
 
-@pytest.mark.parametrize("opt", [0, 3])
-@pytest.mark.parametrize("make", [total, flip])
-@pytest.mark.parametrize(("comparison", "inside"), COMPARISONS)
-def test_every_length(comparison: str, inside: bool, make: type, opt: int) -> None:
+@pytest.mark.parametrize("make", [total, indexed, flip])
+@pytest.mark.parametrize(("comparison", "inside", "opt"),
+                         [(*COMPARISONS[0], 0), *((*one, 3) for one in COMPARISONS)])
+def test_every_length(comparison: str, inside: bool, make: Callable[[str, bool], Object],
+                      opt: int) -> None:
     obj = make(comparison, inside)
     machine = Machine(obj, obj.programs[0])
     with load(obj, opt=opt) as compiled:
@@ -98,8 +126,8 @@ def test_every_length(comparison: str, inside: bool, make: type, opt: int) -> No
 class TestAgainstTheKernel:
     pytestmark = needs_bpf()
 
-    @pytest.mark.parametrize("make", [total, flip])
-    def test_every_length(self, make: type) -> None:
+    @pytest.mark.parametrize("make", [total, indexed, flip])
+    def test_every_length(self, make: Callable[[str, bool], Object]) -> None:
         obj = make("r4 > r3", False)
         with load(obj) as compiled, load_into_kernel(obj) as kernel:
             for size in LENGTHS:
