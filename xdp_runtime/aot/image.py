@@ -52,6 +52,8 @@ def write(obj: Object, spec: ProgramSpec, workers: int, folder: Path) -> None:
                             "running xdpu", "use xdpu run")
         with Map.create(one, workers, seed=int.from_bytes(_SEED, "little")) as made:
             _fill_program_array(made, numbers)
+            if made.has_pools:
+                pool.prepare(made.memory("head"), workers, 0)  # no process yet
             for region in family_of(one).regions(one, workers):
                 name = f"r{index}_{region.name}"
                 total += region.size_bytes

@@ -8,9 +8,11 @@ does not move it past the iterating process.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from xdp_runtime.maps.family import E2BIG, EEXIST, EINVAL, ENOENT, Region, round_up
+from xdp_runtime.maps.admit import AGAIN, ROOM_SIGNATURE, SEARCH, make_admit
+from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Region, round_up
 from xdp_runtime.maps.hash_table import (
     FIND,
     HASH,
@@ -33,11 +35,14 @@ from xdp_runtime.maps.pool import (
     FRESH,
     GIVE_ONE,
     LIVE,
-    PREPARE_ONE,
+    OWNER,
     SHARD_BYTES,
     SHARDS,
     SHARDS_AT,
+    SHARE_BYTES,
+    SHARES_AT,
     TAKE,
+    WORKERS,
     head_bytes,
     spare,
     total,
@@ -55,6 +60,7 @@ from xdp_runtime.maps.shard import (
     pack,
     shards_of,
 )
+from xdp_runtime.maps.share import SHARE_MAX
 from xdp_runtime.maps.walk import HASH_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
@@ -62,7 +68,6 @@ from xdp_runtime.template import Template
 # head, buckets, elements, key_size, value_size, stride, mask, max_entries, places; worker
 LEADING = "ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64"
 
-AGAIN = -1000  # of a `room` template: the lock was let go, look again
 _LOW = 0xFFFFFFFF
 _ONE = 1 << 32
 _KEY_MAX_BYTES = 512  # a program's stack
@@ -126,15 +131,14 @@ def _read(m: Any) -> Factory:
     return hash_read
 
 
-def make_update(name: str, room: Template) -> Template:
-    """The update template of a family; `room` is called where a shard holds what it may: -errno,
-    the mark of the new element, or AGAIN without the lock."""
+def make_update(name: str, room: Template, shared: bool = False) -> Template:
+    """The update template of a family; `room` and `shared` as for make_admit."""
+    admission = make_admit(f"{name}_admit", room, in_place=False, shared=shared)
 
     def factory(m: Any) -> Factory:
-        hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
-        lock, unlock, take, give = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE, GIVE_ONE))
-        unlink, make_room, prepare = m.extern(UNLINK), m.extern(room), m.extern(PREPARE_ONE)
-        shard_of, start_of = m.extern(SHARD), m.extern(START)
+        hash_of, tail, admit = m.extern(HASH_OF), m.extern(TAIL), m.extern(admission)
+        unlock, take, give = m.extern(UNLOCK), m.extern(TAKE), m.extern(GIVE_ONE)
+        unlink, shard_of, start_of = m.extern(UNLINK), m.extern(SHARD), m.extern(START)
 
         def hash_update(  # type: ignore
             head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
@@ -146,37 +150,22 @@ def make_update(name: str, room: Template) -> Template:
             index = hashed & mask
             bucket = m.inside(buckets, index << 3)
             shard = shard_of(head, places, index)
-            end = start_of(places, stride, index) + (places & _LOW)
-            step = stride >> 3
-            spare_end = (places & _LOW) - m.load_u32(shard, CAPACITY) * step
-            prepare(head, shard, step, m.lshr(spare_end, 2), end, worker)
-            result = AGAIN
-            old = 0
-            while result == AGAIN:
-                lock(head, shard, buckets, elements, stride, mask, key_size, places, index)
-                old = m.relaxed_u64(bucket, 0) & _LOW
-                while old != 0 and match(
-                        m.inside(elements, old << 3), key, key_size, hashed) == 0:
-                    old = m.load_u32(m.inside(elements, old << 3), NEXT)
-                result = 0
-                if old != 0:
-                    if flags == 1:
-                        result = -EEXIST
-                elif flags == 2:
-                    result = -ENOENT
-                elif m.load_u32(shard, COUNT) >= m.load_u32(shard, ALLOWED):
-                    result = make_room(head, shard, buckets, elements, stride, mask, key_size,
-                                       max_entries, places, index)
-            if result < 0:
-                unlock(shard)
-                return result
-            new = take(head, shard, elements, stride, end)
+            admitted = admit(head, shard, buckets, elements, stride, mask, key_size, max_entries,
+                             places, index, hashed, worker, key, flags)
+            if admitted < 0:
+                return admitted
+            old = admitted & _LOW
+            new = take(head, shard, elements, stride,
+                       start_of(places, stride, index) + (places & _LOW))
             element = m.inside(elements, new << 3)
             m.store_u32(element, HASH, hashed)
+            mark = m.lshr(admitted, 32) & 1
             if old != 0:
-                result = 1
-            m.store_u8(element, REFERENCED, result)
+                mark = 1
+            m.store_u8(element, REFERENCED, mark)
             m.store_u8(element, LIVE, 1)
+            if shared:
+                m.store_u16(element, OWNER, m.lshr(admitted, 33))
             at = 0
             while at + 8 <= key_size:
                 m.store_u64(element, KEY + at, m.load_u64(key, at))
@@ -207,15 +196,15 @@ def make_update(name: str, room: Template) -> Template:
         return hash_update
 
     return Template(name, factory, f"i64({LEADING}, ptr, ptr, i64)",
-                    uses=(HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, GIVE_ONE, UNLINK,
-                          PREPARE_ONE, SHARD, START, room))
+                    uses=(HASH_OF, TAIL, admission, UNLOCK, TAKE, GIVE_ONE, UNLINK, SHARD, START))
 
 
 def _refuse(m: Any) -> Factory:
     grow, sweep, unlock = m.extern(GROW), m.extern(SWEEP), m.extern(UNLOCK)
 
     def hash_full(  # type: ignore
-        head, shard, buckets, elements, stride, mask, key_size, max_entries, places, index
+        head, shard, buckets, elements, stride, mask, key_size, max_entries, places, index, worker,
+        old
     ):
         if grow(head, shard) != 0:
             return 0
@@ -230,7 +219,7 @@ def _refuse(m: Any) -> Factory:
 
 
 def _delete(m: Any) -> Factory:
-    hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
+    hash_of, search = m.extern(HASH_OF), m.extern(SEARCH)
     lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
     unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
 
@@ -242,9 +231,7 @@ def _delete(m: Any) -> Factory:
         bucket = m.inside(buckets, (hashed & mask) << 3)
         shard = shard_of(head, places, hashed & mask)
         lock(head, shard, buckets, elements, stride, mask, key_size, places, hashed & mask)
-        link = m.relaxed_u64(bucket, 0) & _LOW
-        while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
-            link = m.load_u32(m.inside(elements, link << 3), NEXT)
+        link = search(bucket, elements, key, key_size, hashed)
         result = -ENOENT
         if link != 0:
             unlink(bucket, elements, link)
@@ -258,7 +245,7 @@ def _delete(m: Any) -> Factory:
 
 
 def _take_out(m: Any) -> Factory:
-    hash_of, match = m.extern(HASH_OF), m.extern(MATCH)
+    hash_of, search = m.extern(HASH_OF), m.extern(SEARCH)
     lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
     unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
 
@@ -270,9 +257,7 @@ def _take_out(m: Any) -> Factory:
         bucket = m.inside(buckets, (hashed & mask) << 3)
         shard = shard_of(head, places, hashed & mask)
         lock(head, shard, buckets, elements, stride, mask, key_size, places, hashed & mask)
-        link = m.relaxed_u64(bucket, 0) & _LOW
-        while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
-            link = m.load_u32(m.inside(elements, link << 3), NEXT)
+        link = search(bucket, elements, key, key_size, hashed)
         result = -ENOENT
         if link != 0:
             m.copy(out, m.inside(elements, (link << 3) + KEY + ((key_size + 7) & ~7)), value_size)
@@ -389,13 +374,12 @@ def _next_key(m: Any) -> Factory:
 LOOKUP = Template("hash_lookup", _lookup, f"ptr({LEADING}, ptr)", uses=(FIND,))
 READ = Template("hash_read", _read, f"i64({LEADING}, ptr, ptr)", uses=(HASH_OF, MATCH),
                 inline=False)
-ROOM_SIGNATURE = "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64)"
 FULL = Template("hash_full", _refuse, ROOM_SIGNATURE, (GROW, SWEEP, UNLOCK), inline=False)
 UPDATE = make_update("hash_update", FULL)
 DELETE = Template("hash_delete", _delete, f"i64({LEADING}, ptr)",
-                  uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS))
+                  uses=(HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS))
 TAKE_OUT = Template("hash_take", _take_out, f"i64({LEADING}, ptr, ptr)",
-                    uses=(HASH_OF, MATCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS),
+                    uses=(HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS),
                     inline=False)
 ORDER = Template("hash_order", _order, "i64(ptr, ptr, i64)")
 LEAST = Template("hash_least", _least, "i64(ptr, ptr, i64, i64, ptr)", uses=(ORDER,),
@@ -469,10 +453,25 @@ class HashFamily:
             return 0
         return round_up(head_bytes(workers), SHARD_BYTES) + SHARD_BYTES // 2
 
-    def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
-        head = head_bytes(workers)
+    def made(self, spec: MapSpec, workers: int) -> MapSpec:
+        """As it is made: max_entries is a multiple of the workers if they have shares."""
+        entries = round_up(spec.max_entries, workers if self._shares(spec) else 1)
+        return replace(spec, max_entries=entries)
+
+    def _shares(self, spec: MapSpec) -> bool:
+        return bool(spec.flags & MapFlag.NO_COMMON_LRU)
+
+    def _first_share(self, spec: MapSpec, workers: int) -> int:
+        behind = head_bytes(workers)
         if self._shards(spec) > 1:
-            head = self._first_shard(spec, workers) + SHARD_BYTES * (self._shards(spec) + 1)
+            behind = self._first_shard(spec, workers) + SHARD_BYTES * (self._shards(spec) + 1)
+        return round_up(behind, SHARE_BYTES) if self._shares(spec) else behind
+
+    def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
+        spec = self.made(spec, workers)
+        head = self._first_share(spec, workers)
+        if self._shares(spec):
+            head += SHARE_BYTES * workers
         return (Region("head", head), Region("buckets", 8 * self._buckets(spec)),
                 Region("elements", self._end(spec)))
 
@@ -483,6 +482,7 @@ class HashFamily:
                     self._first_shard(spec, workers))
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
+        spec = self.made(spec, workers)
         return ("head", "buckets", "elements", spec.key_size, spec.value_size, self._stride(spec),
                 self._buckets(spec) - 1, spec.max_entries, self._places(spec, workers))
 
@@ -494,24 +494,32 @@ class HashFamily:
         if spec.flags & MapFlag.ZERO_SEED:
             seed = 0
         head, step = memory["head"], self._stride(spec) // 8
-        head[SEED_0:SEED_0 + 16] = seed.to_bytes(16, "little")
-        shards = self._shards(spec)
+        workers = int.from_bytes(head[WORKERS:WORKERS + 4], "little")
+        spec = self.made(spec, workers)
+        shared, shards = self._shares(spec), self._shards(spec)
         capacity = capacity_of(spec.max_entries, shards)
 
         def put(at: int, value: int) -> None:
             head[at:at + 4] = value.to_bytes(4, "little")
 
+        head[SEED_0:SEED_0 + 16] = seed.to_bytes(16, "little")
         if shards == 1:
             put(FRESH, step)
-            put(ALLOWED, capacity)
+            put(ALLOWED, 0 if shared else capacity)
             put(CAPACITY, capacity)
             put(SCARCE, 2)
-            return
-        first = len(head) - SHARD_BYTES * (shards + 1)
-        put(SHARDS_AT, first)
-        put(SHARDS, shards)
-        put(LEFT, spec.max_entries)
-        for number in range(shards):
-            one = first + SHARD_BYTES * number
-            put(one + FRESH, step * (1 + number * self._per_shard(spec)))
-            put(one + CAPACITY, capacity)
+        else:
+            first = self._first_shard(spec, workers)
+            put(SHARDS_AT, first)
+            put(SHARDS, shards)
+            put(LEFT, 0 if shared else spec.max_entries)
+            put(SCARCE, 2 if shared else 0)
+            for number in range(shards):
+                one = first + SHARD_BYTES * number
+                put(one + FRESH, step * (1 + number * self._per_shard(spec)))
+                put(one + CAPACITY, capacity)
+        if shared:  # a shard is allowed nothing, so that all comes past SHARE_ROOM
+            place = self._first_share(spec, workers)
+            put(SHARES_AT, place)
+            for worker in range(workers):
+                put(place + SHARE_BYTES * worker + SHARE_MAX, spec.max_entries // workers)

@@ -3,9 +3,10 @@
     head      line 0: the two seeds (only read)          line 1: the lock (lock.py), the epoch
               line 2: a pool of elements (pool.py), hand (only under the lock)
               line 3: what is left of max_entries (shard.py)
-              from line 4 on one line a worker: the epoch of its batch; then the shards, if any
+              from line 4 on one line a worker: the epoch of its batch; then the shards, if any;
+              then the workers' shares, if they have any (share.py)
     buckets   u64 each: link of the chain's first element | sequence << 32
-    elements  u32 next, u32 hash, u8 referenced, u8 live, u32 queue link, key, value
+    elements  u32 next, u32 hash, u8 referenced, u8 live, u16 owner, u32 queue link, key, value
 
 A link is an element's offset in units of 8 bytes (an x86 addressing mode multiplies by 8 for
 nothing); 0 ends a chain, and the first stride of `elements` is left unused for it.  Keys and values
@@ -53,6 +54,7 @@ Factory = Callable[..., Any]
 
 SEED_0, SEED_1 = 0, 8
 HAND = 184  # u32 in a shard, where LRU looks next
+RECOUNT = 84  # u32, 1: what share.py counts may be too much
 
 NEXT, HASH, REFERENCED, KEY = 0, 4, 8, 16  # and LIVE, QUEUE of pool.py
 
@@ -283,6 +285,7 @@ def _repair(m: Any) -> Factory:
                 give(shard, elements, link)
         if m.relaxed_u32(head, SCARCE) == 1:
             m.release_u32(head, SCARCE, 0)
+        m.store_u32(head, RECOUNT, 1)
         return 0
 
     return table_repair

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import EEXIST, EINVAL, ENOENT, ENOSPC, Region, round_up
+from xdp_runtime.maps.family import EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC, Region, round_up
 from xdp_runtime.maps.hash_table import TAIL, Factory
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lpm_repair import (
@@ -46,6 +46,7 @@ from xdp_runtime.maps.pool import (
     FRESH,
     GIVE_ONE,
     PREPARE,
+    READY,
     TAKE,
     head_bytes,
     spare,
@@ -367,6 +368,7 @@ def _update(m: Any) -> Factory:
     descend, cover, attach = m.extern(DESCEND), m.extern(COVER), m.extern(ATTACH)
     nibble, top_of, tail = m.extern(NIBBLE), m.extern(TOP), m.extern(TAIL)
     count_unlinked, prepare = m.extern(COUNT_UNLINKED), m.extern(PREPARE)
+    ready = m.extern(READY)
 
     def lpm_update(  # type: ignore
         head, root, nodes, elements, data_size, value_size, root_bits, stride, max_entries,
@@ -401,6 +403,9 @@ def _update(m: Any) -> Factory:
             result = -ENOENT
         elif m.load_u32(head, COUNT) == max_entries:
             result = -ENOSPC
+        if result == 0 and (ready(head, head, stride, element_end, 1, worker) == 0 or ready(
+                head, m.gep(head, NODE_POOL), NODE_BYTES, node_end, 2, worker) == 0):
+            result = -ENOMEM
         if result < 0:
             unlock(head)
             return result
@@ -654,7 +659,7 @@ LOOKUP = Template("lpm_lookup", _lookup, f"ptr({LEADING}, ptr)", (FIND,))
 READ = Template("lpm_read", _read, f"i64({LEADING}, ptr, ptr)", (FIND,), inline=False)
 UPDATE = Template("lpm_update", _update, f"i64({LEADING}, ptr, ptr, i64)",
                   (LOCK_TRIE, UNLOCK, TAKE, GIVE_ONE, DESCEND, COVER, ATTACH, NIBBLE, TOP, TAIL,
-                   COUNT_UNLINKED, PREPARE), inline=False)
+                   COUNT_UNLINKED, PREPARE, READY), inline=False)
 DELETE = Template("lpm_delete", _delete, f"i64({LEADING}, ptr)",
                   (LOCK_TRIE, UNLOCK, GIVE_ONE, DESCEND, COVER, NIBBLE, TOP, PRUNE, COUNT_UNLINKED),
                   inline=False)

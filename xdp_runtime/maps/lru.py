@@ -2,25 +2,25 @@
 
 CLOCK: a lookup marks its element as referenced (it writes only if the mark is not there yet, so a
 busy entry's cache line stays shared).  In a full table a hand goes over the elements of the key's
-shard in order of address, takes marks away, and drops the first that has none; after `_SCANS`
+shard in order of address, takes marks away, and drops the first that has none; after `SCANS`
 marked ones it drops the next regardless, so that an insert has a bound.  The hand then moves fast,
 and the new key gets a mark so as not to be met and dropped first.  Else, as in the kernel, a new
 key starts without a mark, an updated one with it, and user space (`peek`, `read`) leaves none.
-Unlike in the kernel, nothing is dropped before max_entries keys are there.
+Unlike in the kernel, nothing is dropped before max_entries keys are there, or, where workers have
+shares, before one has used up its own (share.py).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from xdp_runtime.maps.admit import AGAIN, ROOM_SIGNATURE
 from xdp_runtime.maps.hash import (
-    AGAIN,
     DELETE,
     LEADING,
     LOOKUP,
     NEXT_KEY,
     READ,
-    ROOM_SIGNATURE,
     TAKE_OUT,
     HashFamily,
     make_update,
@@ -36,13 +36,12 @@ from xdp_runtime.maps.hash_table import (
     Factory,
 )
 from xdp_runtime.maps.lock import UNLOCK
-from xdp_runtime.maps.pool import COUNT, FRESH, GIVE_ONE, LIVE
+from xdp_runtime.maps.pool import COUNT, FRESH, GIVE_ONE, LIVE, SHARES_AT
 from xdp_runtime.maps.shard import CAPACITY, GIVE_BACK, GROW, LEFT, SCARCE, START
+from xdp_runtime.maps.share import SCANS, SHARE_ROOM
 from xdp_runtime.maps.walk import HASH_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
-
-_SCANS = 64
 
 
 def _lookup(m: Any) -> Factory:
@@ -72,13 +71,13 @@ def _evict(m: Any) -> Factory:
                 hand = start
             element = m.inside(elements, hand << 3)
             if m.load_u8(element, LIVE) != 0:
-                if m.load_u8(element, REFERENCED) == 0 or marked >= _SCANS:
+                if m.load_u8(element, REFERENCED) == 0 or marked >= SCANS:
                     bucket = m.inside(buckets, (m.load_u32(element, HASH) & mask) << 3)
                     unlink(bucket, elements, hand)
                     give(head, shard, elements, hand)
                     m.store_u32(shard, COUNT, m.load_u32(shard, COUNT) - 1)
                     m.store_u32(shard, HAND, hand)
-                    if marked >= _SCANS:
+                    if marked >= SCANS:
                         return 1
                     return 0
                 m.store_u8(element, REFERENCED, 0)
@@ -91,9 +90,18 @@ def _room(m: Any) -> Factory:
     grow, sweep, unlock = m.extern(GROW), m.extern(SWEEP), m.extern(UNLOCK)
     evict, lock, give_back = m.extern(EVICT), m.extern(LOCK_TABLE), m.extern(GIVE_BACK)
 
+    share_room = m.extern(SHARE_ROOM)
+
     def lru_room(  # type: ignore
-        head, shard, buckets, elements, stride, mask, key_size, max_entries, places, index
+        head, shard, buckets, elements, stride, mask, key_size, max_entries, places, index, worker,
+        old
     ):
+        if m.load_u32(head, SHARES_AT) != 0:
+            share = share_room(head, shard, buckets, elements, stride, mask, key_size, places,
+                               worker, old)
+            if share >= 0 and old == 0 and m.load_u32(shard, COUNT) == m.load_u32(shard, CAPACITY):
+                share |= evict(head, shard, buckets, elements, stride, mask, places, index)
+            return share
         if grow(head, shard) != 0:
             return 0
         if m.load_u32(shard, COUNT) == m.load_u32(shard, CAPACITY):
@@ -129,13 +137,12 @@ LRU_LOOKUP = Template("lru_lookup", _lookup, f"ptr({LEADING}, ptr)", uses=(FIND,
 EVICT = Template("lru_evict", _evict, "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64)",
                  uses=(UNLINK, GIVE_ONE, START), inline=False)
 ROOM = Template("lru_room", _room, ROOM_SIGNATURE,
-                uses=(GROW, SWEEP, UNLOCK, EVICT, LOCK_TABLE, GIVE_BACK), inline=False)
-LRU_UPDATE = make_update("lru_update", ROOM)
+                uses=(GROW, SWEEP, UNLOCK, EVICT, LOCK_TABLE, GIVE_BACK, SHARE_ROOM), inline=False)
+LRU_UPDATE = make_update("lru_update", ROOM, shared=True)
 
 
 class LruHashFamily(HashFamily):
-    """LRU_HASH.  BPF_F_NO_COMMON_LRU is accepted; there is one table for all workers all the same.
-    """
+    """LRU_HASH; with BPF_F_NO_COMMON_LRU each worker has its share of it (share.py)."""
 
     def __init__(self) -> None:
         self.operations = {

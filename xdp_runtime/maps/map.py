@@ -96,9 +96,9 @@ class Map:
         try:
             memory.map[:len(page)] = page
             views = {region.name: made.memory(region.name) for region in regions}
-            made.family.initialise(spec, views, seed)
             if made.has_pools:
-                pool.prepare(views["head"], workers)
+                pool.prepare(views["head"], workers, os.getpid())
+            made.family.initialise(spec, views, seed)
             for view in views.values():
                 view.release()
             if directory is not None:
@@ -165,7 +165,7 @@ class Map:
 
     @property
     def reused_early(self) -> int:
-        """Elements that were reused before all workers had passed a batch boundary."""
+        """Elements reused while the batch of the worker that reused them might still hold them."""
         return pool.total(self.memory("head"), pool.EARLY)
 
     def memory(self, region: str) -> memoryview:

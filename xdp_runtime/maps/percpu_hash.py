@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import EEXIST, EINVAL, ENOENT, Region, round_up
-from xdp_runtime.maps.hash import AGAIN, DELETE, FULL, NEXT_KEY, HashFamily
+from xdp_runtime.maps.admit import SEARCH, make_admit
+from xdp_runtime.maps.family import EINVAL, ENOENT, Region, round_up
+from xdp_runtime.maps.hash import DELETE, FULL, NEXT_KEY, HashFamily
 from xdp_runtime.maps.hash_table import (
     FIND,
     HASH,
@@ -32,8 +33,8 @@ from xdp_runtime.maps.hash_table import (
 )
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lru import ROOM
-from xdp_runtime.maps.pool import COUNT, GIVE_ONE, LIVE, PREPARE_ONE, TAKE, spare
-from xdp_runtime.maps.shard import ALLOWED, CAPACITY, LESS, SHARD, START
+from xdp_runtime.maps.pool import COUNT, GIVE_ONE, LIVE, OWNER, TAKE, spare
+from xdp_runtime.maps.shard import LESS, SHARD, START
 from xdp_runtime.maps.walk import PERCPU_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
@@ -139,10 +140,11 @@ def _read(m: Any) -> Factory:
 def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Template]:
     """Update of this worker's value, and of all workers' from values 8-byte padded."""
 
+    admission = make_admit(f"{name}_admit", room, in_place=True, shared=mark != 0)
+
     def put(m: Any) -> Factory:
-        hash_of, match, tail = m.extern(HASH_OF), m.extern(MATCH), m.extern(TAIL)
-        lock, unlock, take = (m.extern(t) for t in (LOCK_TABLE, UNLOCK, TAKE))
-        make_room, place, prepare = m.extern(room), m.extern(PLACE), m.extern(PREPARE_ONE)
+        hash_of, tail, admit = m.extern(HASH_OF), m.extern(TAIL), m.extern(admission)
+        unlock, take, place = m.extern(UNLOCK), m.extern(TAKE), m.extern(PLACE)
         shard_of, start_of = m.extern(SHARD), m.extern(START)
 
         def percpu_put(  # type: ignore
@@ -155,33 +157,15 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
             index = hashed & mask
             bucket = m.inside(buckets, index << 3)
             shard = shard_of(head, places, index)
-            end = start_of(places, stride, index) + (places & _LOW)
-            step = stride >> 3
-            spare_end = (places & _LOW) - m.load_u32(shard, CAPACITY) * step
-            prepare(head, shard, step, m.lshr(spare_end, 2), end, worker)
-            result = AGAIN
-            link = 0
-            while result == AGAIN:
-                lock(head, shard, buckets, elements, stride, mask, key_size, places, index)
-                link = m.relaxed_u64(bucket, 0) & _LOW
-                while link != 0 and match(
-                        m.inside(elements, link << 3), key, key_size, hashed) == 0:
-                    link = m.load_u32(m.inside(elements, link << 3), NEXT)
-                result = 0
-                if link != 0:
-                    if flags == 1:
-                        result = -EEXIST
-                elif flags == 2:
-                    result = -ENOENT
-                elif m.load_u32(shard, COUNT) >= m.load_u32(shard, ALLOWED):
-                    result = make_room(head, shard, buckets, elements, stride, mask, key_size,
-                                       max_entries, places, index)
+            admitted = admit(head, shard, buckets, elements, stride, mask, key_size, max_entries,
+                             places, index, hashed, worker, key, flags)
+            if admitted < 0:
+                return admitted
+            link = admitted & _LOW
             found = link != 0
-            if result < 0:
-                unlock(shard)
-                return result
             if not found:
-                link = take(head, shard, elements, stride, end)
+                link = take(head, shard, elements, stride,
+                            start_of(places, stride, index) + (places & _LOW))
             element = m.inside(elements, link << 3)
             padded = (value_size + 7) & ~7
             for each in range(workers):
@@ -198,8 +182,10 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
                 unlock(shard)
                 return 0
             m.store_u32(element, HASH, hashed)
-            m.store_u8(element, REFERENCED, result)
+            m.store_u8(element, REFERENCED, m.lshr(admitted, 32) & 1)
             m.store_u8(element, LIVE, 1)
+            if mark != 0:
+                m.store_u16(element, OWNER, m.lshr(admitted, 33))
             at = 0
             while at + 8 <= key_size:
                 m.store_u64(element, KEY + at, m.load_u64(key, at))
@@ -216,8 +202,7 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
         return percpu_put
 
     body = Template(f"{name}_put", put, f"i64({LEADING}, ptr, ptr, i64, i64)",
-                    (HASH_OF, MATCH, TAIL, LOCK_TABLE, UNLOCK, TAKE, room, PLACE, PREPARE_ONE,
-                     SHARD, START))
+                    (HASH_OF, TAIL, admission, UNLOCK, TAKE, PLACE, SHARD, START))
 
     def front(every: int) -> Any:
         def factory(m: Any) -> Factory:
@@ -254,7 +239,7 @@ def _delete(m: Any) -> Factory:
 
 
 def _take_out(m: Any) -> Factory:
-    hash_of, match, place = m.extern(HASH_OF), m.extern(MATCH), m.extern(PLACE)
+    hash_of, search, place = m.extern(HASH_OF), m.extern(SEARCH), m.extern(PLACE)
     lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
     unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
 
@@ -267,9 +252,7 @@ def _take_out(m: Any) -> Factory:
         padded = (value_size + 7) & ~7
         shard = shard_of(head, places, hashed & mask)
         lock(head, shard, buckets, elements, stride, mask, key_size, places, hashed & mask)
-        link = m.relaxed_u64(bucket, 0) & _LOW
-        while link != 0 and match(m.inside(elements, link << 3), key, key_size, hashed) == 0:
-            link = m.load_u32(m.inside(elements, link << 3), NEXT)
+        link = search(bucket, elements, key, key_size, hashed)
         result = -ENOENT
         if link != 0:
             for each in range(workers):
@@ -308,7 +291,7 @@ PERCPU_DELETE = Template("percpu_hash_delete", _delete, f"i64({LEADING}, ptr)", 
 PERCPU_NEXT_KEY = Template("percpu_hash_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
                            (NEXT_KEY,), inline=False)
 PERCPU_TAKE = Template("percpu_hash_take", _take_out, f"i64({LEADING}, ptr, ptr)",
-                       (HASH_OF, MATCH, PLACE, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK,
+                       (HASH_OF, SEARCH, PLACE, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK,
                         SHARD, LESS), inline=False)
 _PERCPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
 
@@ -351,10 +334,12 @@ class PerCpuHashFamily(HashFamily):
         return round_up(round_up(spec.value_size, 8) * count, _PAGE)
 
     def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
+        spec = self.made(spec, workers)
         return (*super().regions(spec, workers),
                 Region("values", self._worker_stride(spec) * workers))
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
+        spec = self.made(spec, workers)
         return ("head", "buckets", "elements", "values", spec.key_size, spec.value_size,
                 self._stride(spec), self._buckets(spec) - 1, spec.max_entries,
                 self._places(spec, workers), self._worker_stride(spec), workers)

@@ -10,8 +10,11 @@ Unused elements wait in one queue, in the order in which they were freed: ripe o
 last epoch (limbo), those of this epoch (young).  Who takes an element takes a ripe one, else one
 that was never used.  A map has `spare` elements more than entries.  When only a quarter of these
 is left, writers whose own batch does not hold the epoch back wait for those whose batch does, up
-to half a second.  When none is left, the oldest is reused, ripe or not, as the kernel always does
-it, and counted (`EARLY`).
+to half a second.  When none is left, what only the writer's own batch may hold is reused, as the
+kernel always does it, and counted (`EARLY`); what another's may hold never is: the update fails
+(-ENOMEM, as the kernel's where it finds no memory).
+
+Should the process of the workers have died in the midst of a batch, its lines count no more.
 
 Who reads from outside a worker - another process, the Python view - holds no pointers: it copies,
 and then looks whether what it copied was still in its place (`read`).
@@ -29,6 +32,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xdp_runtime import state as st
+from xdp_runtime.maps.lock import GONE
 from xdp_runtime.template import Template
 
 Factory = Callable[..., Any]
@@ -36,7 +40,9 @@ Factory = Callable[..., Any]
 # in a map's head
 WORKERS = 16  # u32, how many lines there are
 SHARDS_AT, SHARDS = 20, 24  # u32, where the first of several pools is and how many; 0: one, here
+PID = 28  # u32, of the workers' process, 0 if it cannot be said
 EPOCH = 72  # u64, from 1
+SHARES_AT = 80  # u32, where workers' shares of an LRU map are (share.py); 0: it has none
 LINES = 256
 LINE_BYTES = 64
 _TURNS, _SLEEPS = 32, 500  # of others, and ms, before an element is reused early
@@ -44,7 +50,8 @@ _TURNS, _SLEEPS = 32, 500  # of others, and ms, before an element is reused earl
 COUNT, FRESH, OLDEST, NEWEST, RIPE, EARLY, LIMBO, YOUNG, AT, IMPATIENT = (
     128, 132, 136, 140, 144, 148, 152, 156, 160, 168)
 # in an element
-LIVE, QUEUE = 9, 12
+LIVE, OWNER, QUEUE = 9, 10, 12
+SHARE_BYTES, SHARE_COUNT = 128, 0  # from one worker's share to the next; u32, what it has
 
 # a worker's list of lines: u64 count, then for each map the addresses of line and epoch
 LIST_HEAD_BYTES, LIST_ENTRY_BYTES = 8, 16
@@ -62,9 +69,10 @@ def head_bytes(workers: int) -> int:
     return LINES + LINE_BYTES * (workers + 1)
 
 
-def prepare(head: memoryview, workers: int) -> None:
-    """A fresh head."""
+def prepare(head: memoryview, workers: int, pid: int) -> None:
+    """A fresh head, for workers of this process."""
     head[WORKERS:WORKERS + 4] = workers.to_bytes(4, "little")
+    head[PID:PID + 4] = pid.to_bytes(4, "little")
     head[EPOCH:EPOCH + 8] = (1).to_bytes(8, "little")
     head[AT:AT + 8] = (1).to_bytes(8, "little")
 
@@ -116,24 +124,66 @@ def _advance(m: Any) -> Factory:
 ADVANCE = Template("pool_advance", _advance, "i64(ptr, ptr)", inline=False, rare=True)
 
 
-def _early(m: Any) -> Factory:
-    def pool_early(pool):  # type: ignore
-        """Let the oldest that waits be ripe."""
-        if m.load_u32(pool, LIMBO) != 0:
-            m.store_u32(pool, LIMBO, m.load_u32(pool, LIMBO) - 1)
-        else:
-            m.store_u32(pool, YOUNG, m.load_u32(pool, YOUNG) - 1)
-        m.store_u32(pool, EARLY, m.load_u32(pool, EARLY) + 1)
+def _scarce(m: Any) -> Factory:
+    advance = m.extern(ADVANCE)
+
+    def pool_scarce(head, pool, unused, count, worker):  # type: ignore
+        """1 if `count` may be taken after all, under the lock."""
+        ripe = advance(head, pool)
+        if ripe + unused >= count:
+            return 1
+        # what was freed in the last epoch only those hold whose batch is older than this one
+        epoch = m.acquire_u64(head, EPOCH)
+        older = 0
+        other = 0
+        for each in range(m.load_u32(head, WORKERS)):
+            line = m.acquire_u64(head, LINES + each * LINE_BYTES)
+            if each != worker and line != 0:
+                other = 1
+                if line != epoch:
+                    older = 1
+        limbo, young = m.load_u32(pool, LIMBO), m.load_u32(pool, YOUNG)
+        missing = count - ripe - unused
+        if older != 0 or (other != 0 and missing > limbo) or missing > limbo + young:
+            return 0
+        for _ in range(missing):
+            if limbo != 0:
+                limbo -= 1
+            else:
+                young -= 1
+        m.store_u32(pool, LIMBO, limbo)
+        m.store_u32(pool, YOUNG, young)
+        m.store_u32(pool, RIPE, ripe + missing)
+        m.store_u32(pool, EARLY, m.load_u32(pool, EARLY) + missing)
         return 1
 
-    return pool_early
+    return pool_scarce
 
 
-TAKE_EARLY = Template("pool_early", _early, "i64(ptr)", inline=False, rare=True)
+SCARCE_POOL = Template("pool_scarce", _scarce, "i64(ptr, ptr, i64, i64, i64)", (ADVANCE,),
+                       inline=False, rare=True)
+
+
+def _ready(m: Any) -> Factory:
+    scarce = m.extern(SCARCE_POOL)
+
+    def pool_ready(head, pool, stride, end, count, worker):  # type: ignore
+        if m.load_u32(pool, RIPE) >= count:
+            return 1
+        unused = m.udiv(end - m.load_u32(pool, FRESH), stride >> 3)
+        if unused >= count:
+            return 1
+        return scarce(head, pool, unused, count, worker)
+
+    return pool_ready
+
+
+# 1 if TAKE may be called `count` times, under the lock; `worker` as for PREPARE_ONE
+READY = Template("pool_ready", _ready, "i64(ptr, ptr, i64, i64, i64, i64)", (SCARCE_POOL,))
 
 
 def _take(m: Any) -> Factory:
-    advance, early = m.extern(ADVANCE), m.extern(TAKE_EARLY)
+    advance = m.extern(ADVANCE)
 
     def pool_take(head, pool, elements, stride, end):  # type: ignore
         ripe = m.load_u32(pool, RIPE)
@@ -143,10 +193,8 @@ def _take(m: Any) -> Factory:
             if fresh >= end or (ripe == 0 and waiting & 31 == 31):
                 ripe = advance(head, pool)
             if ripe == 0:
-                if fresh < end:
-                    m.store_u32(pool, FRESH, fresh + (stride >> 3))
-                    return fresh
-                ripe = early(pool)
+                m.store_u32(pool, FRESH, fresh + (stride >> 3))
+                return fresh
         link = m.load_u32(pool, OLDEST)
         m.store_u32(pool, OLDEST, m.load_u32(m.inside(elements, link << 3), QUEUE))
         m.store_u32(pool, RIPE, ripe - 1)
@@ -155,20 +203,29 @@ def _take(m: Any) -> Factory:
     return pool_take
 
 
-# an unused element, under the lock; there is always one, for there are spare ones
-TAKE = Template("pool_take", _take, "i64(ptr, ptr, ptr, i64, i64)", uses=(ADVANCE, TAKE_EARLY))
+# an unused element, under the lock, after READY said that there is one
+TAKE = Template("pool_take", _take, "i64(ptr, ptr, ptr, i64, i64)", uses=(ADVANCE,))
 
 
 def _patience(m: Any) -> Factory:
+    gone = m.extern(GONE)
+
     def pool_patience(head, worker):  # type: ignore
         """Let others end their batches, who may be waiting for this very CPU; once an epoch."""
+        workers, pid = m.load_u32(head, WORKERS), m.load_u32(head, PID)
         for turn in range(_TURNS + _SLEEPS):
             blocked = 0
             epoch = m.acquire_u64(head, EPOCH)
             own = m.acquire_u64(head, LINES + worker * LINE_BYTES)
-            if m.relaxed_u64(head, IMPATIENT) == epoch or (own != 0 and own != epoch):
+            if own != 0 and own != epoch:
                 return 0
-            for other in range(m.load_u32(head, WORKERS)):
+            if m.relaxed_u64(head, IMPATIENT) == epoch or turn == _TURNS:
+                if pid != 0 and gone(pid) != 0:
+                    for other in range(workers):
+                        m.release_u64(head, LINES + other * LINE_BYTES, 0)
+                if m.relaxed_u64(head, IMPATIENT) == epoch:
+                    return 0
+            for other in range(workers):
                 line = m.acquire_u64(head, LINES + other * LINE_BYTES)
                 if line != 0 and line != epoch:
                     blocked = 1
@@ -184,7 +241,8 @@ def _patience(m: Any) -> Factory:
     return pool_patience
 
 
-PATIENCE = Template("pool_patience", _patience, "i64(ptr, i64)", inline=False, rare=True)
+PATIENCE = Template("pool_patience", _patience, "i64(ptr, i64)", (GONE,), inline=False,
+                    rare=True)
 
 
 def _prepare_one(m: Any) -> Factory:
@@ -244,13 +302,17 @@ def _give_one(m: Any) -> Factory:
     def pool_give_one(head, pool, elements, link):  # type: ignore
         if m.load_u64(pool, AT) != m.load_u64(head, EPOCH):  # another pool let it advance
             advance(head, pool)
+        shares = m.load_u32(head, SHARES_AT)
+        if shares != 0:
+            owner = m.load_u16(m.inside(elements, link << 3), OWNER)
+            m.atomic_add_u32(m.inside(head, shares + owner * SHARE_BYTES), SHARE_COUNT, -1)
         give(pool, elements, link)
         return 0
 
     return pool_give_one
 
 
-# the same, in a map with several pools
+# the same, in a map that may have several pools, or shares
 GIVE_ONE = Template("pool_give_one", _give_one, "i64(ptr, ptr, ptr, i64)", uses=(ADVANCE, GIVE))
 
 

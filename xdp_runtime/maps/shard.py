@@ -35,7 +35,7 @@ from xdp_runtime.template import Template
 
 Factory = Callable[..., Any]
 
-LEFT, SCARCE = 208, 212  # u32 in a map's head; SCARCE is 2 where there is only one shard
+LEFT, SCARCE = 208, 212  # u32 in a map's head; SCARCE is 2 where shards share nothing
 ALLOWED, CAPACITY = 176, 180  # u32 in a shard's
 _SHARDS_MAX, _SHARE_MIN = 64, 1024
 _CHUNK = 64  # entries that a shard takes at a time of what is left
