@@ -147,7 +147,7 @@ def _describe(run: str, path: Path, one: Map) -> dict[str, Any]:
         "id": status.st_ino, "type": type_name(spec.type).lower(), "name": spec.name,
         "flags": spec.flags | (MapFlag.RDONLY_PROG if spec.type in _LOOKED_AT else 0),
         "bytes_key": spec.key_size, "bytes_value": spec.value_size,
-        "max_entries": spec.max_entries, "bytes_memlock": 512 * status.st_blocks,
+        "max_entries": one.max_entries, "bytes_memlock": 512 * status.st_blocks,
         "frozen": int(one.frozen)}
     if is_typed(one):
         row["btf_id"] = path.with_name(BTF_NAME).stat().st_ino

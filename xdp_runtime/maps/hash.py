@@ -465,7 +465,7 @@ class HashFamily:
         behind = head_bytes(workers)
         if self._shards(spec) > 1:
             behind = self._first_shard(spec, workers) + SHARD_BYTES * (self._shards(spec) + 1)
-        return round_up(behind, SHARE_BYTES) if self._shares(spec) else behind
+        return round_up(behind, SHARD_BYTES) if self._shares(spec) else behind
 
     def regions(self, spec: MapSpec, workers: int) -> tuple[Region, ...]:
         spec = self.made(spec, workers)

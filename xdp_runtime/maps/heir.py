@@ -69,4 +69,4 @@ def settle_names(new: Sequence[Map], old: Iterable[Map], directory: Path) -> Non
             before.moved(None)
 
 
-assert layout.VERSION == 3, "where the BTF ids are"
+assert layout.VERSION == 4, "where the BTF ids are"

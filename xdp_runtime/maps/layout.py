@@ -26,7 +26,7 @@ from xdp_runtime.maps.family import round_up
 from xdp_runtime.object import GlobalKind, MapSpec
 
 MAGIC = b"xdpumap\0"
-VERSION = 3
+VERSION = 4
 PAGE = 4096
 FROZEN = PAGE - 8  # u32, 1: user space writes no more
 TIMER_AT = PAGE - 12  # u32, offset of the timer in the values + 1, 0: none

@@ -98,7 +98,7 @@ def _room(m: Any) -> Factory:
     ):
         if m.load_u32(head, SHARES_AT) != 0:
             share = share_room(head, shard, buckets, elements, stride, mask, key_size, places,
-                               worker, old)
+                               index, worker, old)
             if share >= 0 and old == 0 and m.load_u32(shard, COUNT) == m.load_u32(shard, CAPACITY):
                 share |= evict(head, shard, buckets, elements, stride, mask, places, index)
             return share

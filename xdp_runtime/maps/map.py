@@ -153,6 +153,12 @@ class Map:
         return bool(getattr(self.family, "pools", False))
 
     @property
+    def max_entries(self) -> int:
+        """As it was made: rounded up where workers have shares of it (share.py)."""
+        made = getattr(self.family, "made", None)
+        return int((made(self.spec, self.workers) if made else self.spec).max_entries)
+
+    @property
     def writer(self) -> int:
         """The worker's number of who writes from outside: behind theirs where each has a line in
         the map, so that no batch of theirs is taken for his."""

@@ -51,7 +51,7 @@ COUNT, FRESH, OLDEST, NEWEST, RIPE, EARLY, LIMBO, YOUNG, AT, IMPATIENT = (
     128, 132, 136, 140, 144, 148, 152, 156, 160, 168)
 # in an element
 LIVE, OWNER, QUEUE = 9, 10, 12
-SHARE_BYTES, SHARE_COUNT = 128, 0  # from one worker's share to the next; u32, what it has
+SHARE_BYTES, SHARE_COUNT = 384, 0  # from one worker's share to the next; u32, what it has
 
 # a worker's list of lines: u64 count, then for each map the addresses of line and epoch
 LIST_HEAD_BYTES, LIST_ENTRY_BYTES = 8, 16

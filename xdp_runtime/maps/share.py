@@ -5,12 +5,14 @@ here of the workers, and each may have as many entries as the others.  An entry 
 the worker that wrote it last, of a per-CPU map of the one that made it.  Who has used up its own
 drops one of its own, even if others' are empty.
 
-An element names its owner (`OWNER`), and behind the shards each worker has 128 bytes in the head:
+An element names its owner (`OWNER`), and behind the shards each worker has in the head, 384 bytes
+apart from the next one's:
 
-    u32 how many entries it has   u32 hand, the element looked at last   u32 how many it may have
+    u32 how many entries it has   u32 how many it may have
+    from 128 on for each shard u32 hand: the element looked at last
 
-The hand goes over all elements, of which it heeds the worker's own: at least one of as many as
-there are workers is one, where it has used up its share.  No shard's lock is held meanwhile.
+What is dropped is of the shard into which the new key goes, where the lock is held: the hand goes
+over its elements, and heeds the worker's own.  Only if there is none another shard is looked at.
 
 Who is no worker puts a new entry where there are fewest, and leaves an old one where it is.
 
@@ -40,10 +42,11 @@ from xdp_runtime.maps.pool import (
     SHARES_AT,
     WORKERS,
 )
+from xdp_runtime.maps.shard import START
 from xdp_runtime.template import Template
 
 Factory = Callable[..., Any]
-SHARE_HAND, SHARE_MAX = 4, 8
+SHARE_MAX, SHARE_HANDS = 4, 128
 SCANS = 64  # marked elements at which a hand looks before it drops one
 _LOW = 0xFFFFFFFF
 
@@ -91,71 +94,80 @@ SHARE_RECOUNT = Template("share_recount", _recount, "i64(ptr, ptr, ptr, i64, i64
                          (LOCKED, UNLOCK, LOCK_TABLE), inline=False, rare=True)
 
 
-def _drop(m: Any) -> Factory:
-    lock, unlock, unlink = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(UNLINK)
-    give, recount = m.extern(GIVE_ONE), m.extern(SHARE_RECOUNT)
+def _evict(m: Any) -> Factory:
+    unlink, give, start_of = m.extern(UNLINK), m.extern(GIVE_ONE), m.extern(START)
 
-    def share_drop(  # type: ignore
-        head, buckets, elements, stride, mask, key_size, places, owner
+    def share_evict(  # type: ignore
+        head, shard, buckets, elements, stride, mask, places, index, owner
     ):
-        """Drop an entry of this worker's, if it still has as many as it may; no lock is held."""
-        step, span = stride >> 3, places & _LOW
-        first, shift = m.inside(head, m.lshr(places, 40) << 6), m.lshr(places, 32) & 31
-        mine = m.inside(head, m.load_u32(head, SHARES_AT) + owner * SHARE_BYTES)
-        shards = m.load_u32(head, SHARDS)
-        if shards == 0:
-            shards = 1
-        hand = m.relaxed_u32(mine, SHARE_HAND)
-        number = 0
-        if hand != 0:
-            number = m.udiv(hand - step, span)
+        """Drop an entry of this worker's in this shard, under its lock: the mark of the new one;
+        -1 if there is none."""
+        step, start = stride >> 3, start_of(places, stride, index)
+        fresh = m.load_u32(shard, FRESH)
+        hands = m.inside(head, m.load_u32(head, SHARES_AT) + owner * SHARE_BYTES + SHARE_HANDS)
+        at = m.lshr(index, m.lshr(places, 32) & 31) << 2
+        hand = m.load_u32(hands, at)
         marked = 0
-        rounds = 0
-        shard = m.inside(first, number * SHARD_BYTES)
-        while m.relaxed_u32(mine, SHARE_COUNT) >= m.load_u32(mine, SHARE_MAX):
+        for _ in range(2 * m.udiv(fresh - start, step)):
             hand += step
-            if hand >= m.relaxed_u32(shard, FRESH):
-                number += 1
-                if number == shards:
-                    number = 0
-                    rounds += 1
-                    if rounds > 2:
-                        recount(head, buckets, elements, stride, mask, key_size, places)
-                        rounds = 0
-                shard = m.inside(first, number * SHARD_BYTES)
-                hand = number * span
-                continue
+            if hand >= fresh or hand < start:
+                hand = start
             element = m.inside(elements, hand << 3)
             if m.load_u8(element, LIVE) != 0 and m.load_u16(element, OWNER) == owner:
-                if m.load_u8(element, REFERENCED) != 0 and marked < SCANS:
-                    m.store_u8(element, REFERENCED, 0)
-                    marked += 1
-                    continue
-                lock(head, shard, buckets, elements, stride, mask, key_size, places,
-                     number << shift)
-                if m.load_u8(element, LIVE) != 0 and m.load_u16(element, OWNER) == owner:
+                if m.load_u8(element, REFERENCED) == 0 or marked >= SCANS:
                     unlink(m.inside(buckets, (m.load_u32(element, HASH) & mask) << 3), elements,
                            hand)
                     give(head, shard, elements, hand)
                     m.store_u32(shard, COUNT, m.load_u32(shard, COUNT) - 1)
-                    unlock(shard)
-                    m.relaxed_store_u32(mine, SHARE_HAND, hand)
+                    m.store_u32(hands, at, hand)
+                    if marked >= SCANS:
+                        return 1
                     return 0
+                m.store_u8(element, REFERENCED, 0)
+                marked += 1
+        return -1
+
+    return share_evict
+
+
+SHARE_EVICT = Template("share_evict", _evict, "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64)",
+                       (UNLINK, GIVE_ONE, START), inline=False)
+
+
+def _elsewhere(m: Any) -> Factory:
+    lock, unlock = m.extern(LOCK_TABLE), m.extern(UNLOCK)
+    evict, recount = m.extern(SHARE_EVICT), m.extern(SHARE_RECOUNT)
+
+    def share_elsewhere(  # type: ignore
+        head, buckets, elements, stride, mask, key_size, places, index, owner
+    ):
+        """Drop an entry of this worker's in another shard; no lock is held."""
+        shift = m.lshr(places, 32) & 31
+        if m.relaxed_u32(head, RECOUNT) == 0:
+            for _ in range(1, m.load_u32(head, SHARDS)):
+                index = ((m.lshr(index, shift) + 1) << shift) & mask
+                shard = m.inside(head, (m.lshr(places, 40) << 6)
+                                 + m.lshr(index, shift) * SHARD_BYTES)
+                lock(head, shard, buckets, elements, stride, mask, key_size, places, index)
+                mark = evict(head, shard, buckets, elements, stride, mask, places, index, owner)
                 unlock(shard)
-        return 0
+                if mark >= 0:
+                    return 0
+        return recount(head, buckets, elements, stride, mask, key_size, places)
 
-    return share_drop
+    return share_elsewhere
 
 
-SHARE_DROP = Template("share_drop", _drop, "i64(ptr, ptr, ptr, i64, i64, i64, i64, i64)",
-                      (LOCK_TABLE, UNLOCK, UNLINK, GIVE_ONE, SHARE_RECOUNT), inline=False)
+SHARE_ELSEWHERE = Template(
+    "share_elsewhere", _elsewhere, "i64(ptr, ptr, ptr, i64, i64, i64, i64, i64, i64)",
+    (LOCK_TABLE, UNLOCK, SHARE_EVICT, SHARE_RECOUNT), inline=False, rare=True)
 
 
 def _room(m: Any) -> Factory:
-    unlock, drop, recount = m.extern(UNLOCK), m.extern(SHARE_DROP), m.extern(SHARE_RECOUNT)
+    unlock, evict, elsewhere = m.extern(UNLOCK), m.extern(SHARE_EVICT), m.extern(SHARE_ELSEWHERE)
 
     def share_room(  # type: ignore
-        head, shard, buckets, elements, stride, mask, key_size, places, worker, old
+        head, shard, buckets, elements, stride, mask, key_size, places, index, worker, old
     ):
         shares, workers = m.load_u32(head, SHARES_AT), m.load_u32(head, WORKERS)
         owner = worker
@@ -173,23 +185,26 @@ def _room(m: Any) -> Factory:
                         owner = each
                         least = count
         mine = m.inside(head, shares + owner * SHARE_BYTES)
+        mark = 0
         while True:
             count = m.relaxed_u32(mine, SHARE_COUNT)
-            if owner != was and count >= m.load_u32(mine, SHARE_MAX):
+            if owner == was or count < m.load_u32(mine, SHARE_MAX):
+                if m.cas_u32(mine, SHARE_COUNT, count, count + 1):
+                    return owner << 1 | mark
+                continue
+            mark = -1
+            if m.relaxed_u32(head, RECOUNT) == 0:
+                mark = evict(head, shard, buckets, elements, stride, mask, places, index, owner)
+            if mark < 0:
                 unlock(shard)
-                if m.relaxed_u32(head, RECOUNT) != 0:
-                    recount(head, buckets, elements, stride, mask, key_size, places)
-                else:
-                    drop(head, buckets, elements, stride, mask, key_size, places, owner)
+                elsewhere(head, buckets, elements, stride, mask, key_size, places, index, owner)
                 return AGAIN
-            if m.cas_u32(mine, SHARE_COUNT, count, count + 1):
-                return owner << 1
 
     return share_room
 
 
-# room for one more of this worker's, with the lock of the key's shard: the share, from bit 1 on,
-# or AGAIN without the lock; `old` is the element that the new one replaces, 0 for a new key
+# room for one more of this worker's, with the lock of the key's shard: the new element's mark and,
+# from bit 1 on, its share; or AGAIN without the lock.  `old` is what the new one replaces, or 0
 SHARE_ROOM = Template("share_room", _room,
-                      "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64)",
-                      (UNLOCK, SHARE_DROP, SHARE_RECOUNT), inline=False)
+                      "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64)",
+                      (UNLOCK, SHARE_EVICT, SHARE_ELSEWHERE), inline=False)
