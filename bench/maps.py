@@ -14,165 +14,174 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from xdp_runtime import asm
+from bench.map_programs import (
+    FIXED,
+    INNER,
+    KEYED,
+    LOOPS,
+    OF_MAPS,
+    OPERATIONS,
+    RECORD_BYTES,
+    TYPES,
+    all_keys,
+    keys_of,
+    lane_of,
+    many,
+    operations_of,
+    packet_of,
+    program_of,
+    spec_of,
+)
+from bench.rings import drain_kernel, drain_ours
 from xdp_runtime.kernel import KernelProgram, load_into_kernel
-from xdp_runtime.object import MapFlag, MapSpec, MapType, Object, ProgramSpec
+from xdp_runtime.kernel_event import KernelEvent
+from xdp_runtime.kernel_map import KernelMap
+from xdp_runtime.maps.map import Map
+from xdp_runtime.maps.ringbuf import DATA, PRODUCER
+from xdp_runtime.object import MapSpec, MapType
 from xdp_runtime.program import Program, load
 
-LOOPS, LANES = 64, 64
 _RUNS = 400  # packets a measurement: some milliseconds
+# of these as many as fit the ring
+_FEW: Mapping[int, int] = {MapType.USER_RINGBUF: 1, MapType.PERF_EVENT_ARRAY: 12}
 _CALL_NS = 50e6  # of a thread's calls when it scales
-_LANE_BYTES = 128  # two cache lines: the next one may be fetched, too
-_KEYED = {MapType.HASH: 8, MapType.LRU_HASH: 8, MapType.PERCPU_HASH: 8,
-          MapType.LRU_PERCPU_HASH: 8, MapType.ARRAY: 4, MapType.PERCPU_ARRAY: 4,
-          MapType.LPM_TRIE: 8}
-_KEYLESS = (MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER)
-_FIXED = (MapType.ARRAY, MapType.PERCPU_ARRAY)
-
-_HEAD = """
-    r6 = *(u32 *)(r1 + 0)
-    r2 = *(u32 *)(r1 + 4)
-    r3 = r6
-    r3 += 16
-    if r3 > r2 goto out
-    r1 = *(u32 *)(r6 + 0)
-    *(u32 *)(r10 - 4) = r1
-    r1 = map[lanes] ll
-    r2 = r10
-    r2 += -4
-    call bpf_map_lookup_elem
-    if r0 == 0 goto out
-    r7 = r0
-    r8 = *(u64 *)(r7 + 0)
-    r9 = {loops}
-loop:
-    r1 = 6364136223846793005 ll
-    r8 *= r1
-    r8 += 1442695041
-    r1 = r8
-    r1 >>= 33
-    r2 = *(u64 *)(r7 + 16)
-    r1 &= r2
-    r2 = *(u64 *)(r7 + 8)
-    r1 += r2
-    {key}
-    *(u64 *)(r10 - 24) = r8
-"""
-_TAIL = """
-    r9 += -1
-    if r9 != 0 goto loop
-    *(u64 *)(r7 + 0) = r8
-    r0 = 2
-    exit
-out:
-    r0 = 0
-    exit
-"""
-_PLAIN_KEY = "*(u64 *)(r10 - 16) = r1"
-_PREFIX_KEY = "r1 = be32 r1\n    *(u32 *)(r10 - 12) = r1\n    *(u32 *)(r10 - 16) = 32"
-_KEY = "r1 = map[m] ll\n    r2 = r10\n    r2 += -16\n"
-_VALUE = "r1 = map[m] ll\n    r2 = r10\n    r2 += -24\n"
-_LOOKUP = (_KEY + "call bpf_map_lookup_elem\n    if r0 == 0 goto none\n"
-           "    r1 = *(u64 *)(r0 + 0)\n    *(u64 *)(r10 - 32) = r1\nnone:\n")
-_UPDATE = _KEY + "r3 = r10\n    r3 += -24\n    r4 = 0\n    call bpf_map_update_elem\n"
-_DELETE = _KEY + "call bpf_map_delete_elem\n"
-_PUSH = _VALUE + "r3 = 0\n    call bpf_map_push_elem\n"
-_POP = _VALUE + "call bpf_map_pop_elem\n"
-_PEEK = _VALUE + "call bpf_map_peek_elem\n"
-OPERATIONS = {"nothing": "", "lookup": _LOOKUP, "update": _UPDATE,
-              "delete+insert": _DELETE + _UPDATE, "push": _PUSH, "push+pop": _PUSH + _POP,
-              "peek": _PEEK}
-
-
-def operations_of(kind: MapType) -> tuple[str, ...]:
-    if kind == MapType.BLOOM_FILTER:
-        return "peek", "push"
-    if kind in _KEYLESS:
-        return "peek", "push+pop"
-    return ("lookup", "update") if kind in _FIXED else ("lookup", "update", "delete+insert")
-
-
-def spec_of(kind: MapType, entries: int, value_size: int = 8) -> MapSpec:
-    flags = MapFlag.NO_PREALLOC if kind == MapType.LPM_TRIE else 0
-    return MapSpec("m", kind, _KEYED.get(kind, 0), value_size, entries, flags=flags)
-
-
-def program_of(spec: MapSpec, operation: str) -> Object:
-    key = _PREFIX_KEY if spec.type == MapType.LPM_TRIE else _PLAIN_KEY
-    text = _HEAD.format(loops=LOOPS, key=key) + OPERATIONS[operation] + _TAIL
-    maps = (spec, MapSpec("lanes", MapType.ARRAY, 4, _LANE_BYTES, LANES))
-    return Object("bench", (ProgramSpec("bench", "xdp", "xdp", asm.assemble(
-        text, [one.name for one in maps])),), maps, "GPL")
-
-
-def packet_of(lane: int) -> bytes:
-    return struct.pack("=I", lane).ljust(64, b"\0")
-
-
-def _lane(seed: int, base: int, count: int) -> bytes:
-    return struct.pack("=3Q", seed * 7919 + 1, base, count - 1).ljust(_LANE_BYTES, b"\0")
-
-
-def _keys(spec: MapSpec, count: int) -> list[bytes]:
-    if spec.type == MapType.LPM_TRIE:
-        return [struct.pack("=I", 32) + n.to_bytes(4, "big") for n in range(count)]
-    return [n.to_bytes(spec.key_size, "little") for n in range(count)]
+# the loopback interface, packets that an entry's queue holds; an XSKMAP is empty
+_ENTRIES: Mapping[int, int] = {MapType.DEVMAP: 1, MapType.DEVMAP_HASH: 1, MapType.CPUMAP: 192}
 
 
 @dataclass
 class Side:
-    """One program on one side; `run(packet, runs)` takes ns a run."""
+    """One program on one side; `run(packet, runs)` takes ns a run, `prepare` comes before it."""
 
     run: Callable[[int, int], float]
     close: Callable[[], None]
+    prepare: Callable[[], None] = lambda: None
 
 
 def kernel_side(spec: MapSpec, operation: str, lanes: int) -> Side:
-    one: KernelProgram = load_into_kernel(program_of(spec, operation))
-    target, share = one.maps["m"], spec.max_entries // lanes
-    if spec.key_size and spec.type not in _FIXED:
-        for key in _keys(spec, spec.max_entries):
-            target.update(key, bytes(spec.value_size))
+    stack = ExitStack()
+    one: KernelProgram = stack.enter_context(load_into_kernel(program_of(spec, operation)))
+    share = keys_of(spec) // lanes
+    prepare = _fill_kernel(one, spec, stack)
     for lane in range(lanes):
-        one.maps["lanes"].update(struct.pack("=I", lane), _lane(lane, lane * share, share))
+        one.maps["lanes"].update(struct.pack("=I", lane), lane_of(lane, lane * share, share))
 
     def run(lane: int, runs: int) -> float:
         found = one.run(packet_of(lane), repeat=runs)
         assert found.retval == 2
         return float(found.duration_ns)
 
-    return Side(run, one.close)
+    return Side(run, stack.close, prepare)
+
+
+def _fill_kernel(one: KernelProgram, spec: MapSpec, stack: ExitStack) -> Callable[[], None]:
+    target = one.maps["m"]
+    match spec.type:
+        case MapType.RINGBUF:
+            return drain_kernel(one, stack)
+        case MapType.USER_RINGBUF:
+            ring = mmap.mmap(target.fd, mmap.PAGESIZE + spec.max_entries, offset=mmap.PAGESIZE)
+            return _producer(memoryview(ring), 0, mmap.PAGESIZE, spec.max_entries)
+        case MapType.PERF_EVENT_ARRAY:
+            events = [stack.enter_context(closing(KernelEvent(cpu)))
+                      for cpu in sorted(os.sched_getaffinity(0))]
+            for event in events:
+                target.update(struct.pack("=I", event.cpu), struct.pack("=I", event.fd))
+
+            def read() -> None:
+                for event in events:
+                    event.records()
+
+            return read
+        case MapType.ARENA:
+            with target.pages() as pages:
+                pages[:] = bytes(len(pages))
+        case _ if spec.type in OF_MAPS:
+            inner = stack.enter_context(KernelMap(INNER))
+            for key in all_keys(spec, spec.max_entries):
+                target.update(key, struct.pack("=I", inner.fd))
+        case _ if spec.type in _ENTRIES:
+            for key in all_keys(spec, spec.max_entries):
+                target.update(key, struct.pack("=I", _ENTRIES[spec.type]))
+        case _ if spec.type in KEYED and spec.type not in FIXED:
+            for key in all_keys(spec, spec.max_entries):
+                target.update(key, bytes(spec.value_size))
+    return lambda: None
 
 
 def our_side(spec: MapSpec, operation: str, lanes: int) -> Side:
-    one: Program = load(program_of(spec, operation), workers=lanes)
-    target, share = one.maps["m"], spec.max_entries // lanes
-    if spec.key_size and spec.type not in _FIXED:
-        keys = np.frombuffer(b"".join(_keys(spec, spec.max_entries)), np.uint8)
-        copies = lanes if target.family.per_cpu else 1
-        values = np.zeros((spec.max_entries, copies, spec.value_size), np.uint8)
-        target.from_numpy(keys.reshape(spec.max_entries, spec.key_size),
-                          values if target.family.per_cpu else values[:, 0])
+    stack = ExitStack()
+    one: Program = stack.enter_context(load(program_of(spec, operation), workers=lanes))
+    share = keys_of(spec) // lanes
+    prepare = _fill(one, spec, lanes, stack)
     for lane in range(lanes):
-        one.maps["lanes"].update(struct.pack("=I", lane), _lane(lane, lane * share, share))
+        one.maps["lanes"].update(struct.pack("=I", lane), lane_of(lane, lane * share, share))
 
     def run(lane: int, runs: int) -> float:
         found = one.repeat(packet_of(lane), runs, worker=lane)
         assert found.verdict == 2
         return float(found.duration_ns)
 
-    return Side(run, one.close)
+    return Side(run, stack.close, prepare)
+
+
+def _fill(one: Program, spec: MapSpec, lanes: int, stack: ExitStack) -> Callable[[], None]:
+    target = one.maps["m"]
+    match spec.type:
+        case MapType.RINGBUF:
+            return drain_ours(one)
+        case MapType.USER_RINGBUF:
+            return _producer(target.memory("ring"), PRODUCER, DATA, spec.max_entries)
+        case MapType.PERF_EVENT_ARRAY:
+
+            def consume() -> None:
+                target.consume()
+
+            return consume
+        case MapType.ARENA:
+            with target.pages() as pages:
+                pages[:] = bytes(len(pages))
+        case _ if spec.type in OF_MAPS:
+            inner = stack.enter_context(Map.create(INNER, lanes))
+            for key in all_keys(spec, spec.max_entries):
+                target.set_inner(key, inner)
+        case _ if spec.type in _ENTRIES:
+            for key in all_keys(spec, spec.max_entries):
+                target.update(key, struct.pack("=I", _ENTRIES[spec.type]))
+        case _ if spec.type in KEYED and spec.type not in FIXED:
+            keys = np.frombuffer(b"".join(all_keys(spec, spec.max_entries)), np.uint8)
+            copies = lanes if target.family.per_cpu else 1
+            values = np.zeros((spec.max_entries, copies, spec.value_size), np.uint8)
+            target.from_numpy(keys.reshape(spec.max_entries, spec.key_size),
+                              values if target.family.per_cpu else values[:, 0])
+    return lambda: None
+
+
+def _producer(memory: memoryview, position: int, data: int, size: int) -> Callable[[], None]:
+    """Records all over a ring, which are there again and again."""
+    memory[data:data + size] = (RECORD_BYTES - 8).to_bytes(8, "little").ljust(
+        RECORD_BYTES, b"\0") * (size // RECORD_BYTES)
+    produced = 0
+
+    def produce() -> None:
+        nonlocal produced
+        produced += size
+        memory[position:position + 8] = produced.to_bytes(8, "little")
+
+    return produce
 
 
 def one_operation(spec: MapSpec, rounds: int) -> dict[str, tuple[float, float]]:
@@ -185,13 +194,14 @@ def one_operation(spec: MapSpec, rounds: int) -> dict[str, tuple[float, float]]:
     try:
         for number in range(rounds + 1):
             for place, side in sides.items():
-                taken = side.run(0, _RUNS)
+                side.prepare()
+                taken = side.run(0, _FEW.get(spec.type, _RUNS))
                 if number:  # the first warms up
                     best[place] = min(best.get(place, taken), taken)
     finally:
         for side in sides.values():
             side.close()
-    return {name: tuple((best[name, where] - best["nothing", where]) / LOOPS
+    return {name: tuple((best[name, where] - best["nothing", where]) / many(name)
                         for where in (0, 1)) for name in names}  # type: ignore[misc]
 
 
@@ -236,7 +246,7 @@ def run(rounds: int, entries: int = 1 << 16) -> dict[str, Any]:
     """All types, as a result with a row each: {operation: [ns here, ns in the kernel]}."""
     rows = [{"name": kind.name, "operations": {
         what: list(both) for what, both in one_operation(spec_of(kind, entries), rounds).items()}}
-        for kind in (*_KEYED, *_KEYLESS)]
+        for kind in TYPES]
     return {"bench": "maps", "rounds": rounds, "entries": entries, "rows": rows}
 
 
@@ -276,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                             f"  {n}: {v:7.1f} M/s ({v / found[1]:4.2f}x)"
                             for n, v in found.items()), flush=True)
     else:
-        for name in args.types or [kind.name for kind in (*_KEYED, *_KEYLESS)]:
+        for name in args.types or [kind.name for kind in TYPES]:
             results[name] = one_operation(spec_of(MapType[name], args.entries), args.rounds)
             if not args.json:
                 print(f"{name:16}" + "".join(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import random
 import struct
@@ -29,6 +27,7 @@ from xdp_runtime.isa import (
     Store,
 )
 from xdp_runtime.kernel import load_into_kernel
+from xdp_runtime.kernel_event import KernelEvent
 from xdp_runtime.kernel_map import KernelMap
 from xdp_runtime.maps.model import ModelEvents
 from xdp_runtime.object import MapSpec, MapType
@@ -36,10 +35,6 @@ from xdp_runtime.program import load
 
 PERF_EVENT_OUTPUT, CURRENT_CPU = 25, 0xFFFFFFFF
 SAMPLES = MapSpec("samples", MapType.PERF_EVENT_ARRAY, 4, 4, os.cpu_count() or 1)
-_SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
-_PAGE, _DATA_PAGES = mmap.PAGESIZE, 8
-_HEAD_AT, _TAIL_AT = 1024, 1032  # struct perf_event_mmap_page
-_RECORD_SAMPLE = 9
 
 
 def program(size: int, flags: int) -> list[Insn]:
@@ -49,39 +44,6 @@ def program(size: int, flags: int) -> list[Insn]:
             Store(10, -8, 8, Reg(2)), Mov(True, 1, Reg(7)), LoadMap(2, 0), LoadImm64(3, flags),
             Mov(True, 4, Reg(10)), Alu(AluOp.ADD, True, 4, Imm(-24)), Mov(True, 5, Imm(size)),
             Call(PERF_EVENT_OUTPUT), Store(6, 0, 8, Reg(0)), Mov(True, 0, Imm(2)), Exit()]
-
-
-class Event:
-    """A perf event of this CPU whose records are programs' output."""
-
-    def __init__(self, cpu: int) -> None:
-        attr = bytearray(112)
-        struct.pack_into("=IIQQQQ", attr, 0, 1, 112, 10, 1, 1 << 10, 0)  # software, BPF_OUTPUT, RAW
-        raw = (ctypes.c_char * 112).from_buffer(attr)
-        libc = ctypes.CDLL(None, use_errno=True)
-        self.fd = libc.syscall(_SYS_PERF_EVENT_OPEN[os.uname().machine], raw, -1, cpu, -1, 8)
-        if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "perf_event_open")
-        self.pages = mmap.mmap(self.fd, (1 + _DATA_PAGES) * _PAGE)
-        libc.ioctl(self.fd, 0x2400, 0)  # PERF_EVENT_IOC_ENABLE
-
-    def records(self) -> list[bytes]:
-        """Their raw bytes, which the kernel pads."""
-        head, tail = (struct.unpack_from("=Q", self.pages, at)[0] for at in (_HEAD_AT, _TAIL_AT))
-        data, out = self.pages[_PAGE:] * 2, []
-        while tail < head:
-            at = tail % (_DATA_PAGES * _PAGE)
-            kind, _, size = struct.unpack_from("=IHH", data, at)
-            if kind == _RECORD_SAMPLE:
-                raw = struct.unpack_from("=I", data, at + 8)[0]
-                out.append(data[at + 12:at + 12 + raw])
-            tail += size
-        struct.pack_into("=Q", self.pages, _TAIL_AT, tail)
-        return out
-
-    def close(self) -> None:
-        self.pages.close()
-        os.close(self.fd)
 
 
 @contextmanager
@@ -132,7 +94,7 @@ def test_compiled_is_interpreted(opt: int) -> None:
 def test_kernel() -> None:
     met = set()
     with this_cpu() as cpu:
-        event = Event(cpu)
+        event = KernelEvent(cpu)
         try:
             for size, flags, packet in cases(2, 120):
                 with load_into_kernel(one_program(program(size, flags), (SAMPLES,))) as made:

@@ -128,8 +128,9 @@ def test_who_is_full_drops_its_own(where: str, kind: MapType, share: int) -> Non
         assert side.content() >= others
         # the kernel drops up to four at a time (PERCPU_FREE_TARGET), and then has that many fewer
         assert share - 3 <= len(mine) <= share
-        if where == "ours":  # first in, first out within a shard
-            assert len(mine) == share and mine >= set(range(3 * share - share // 2, 3 * share))
+        if where == "ours":
+            newest = set(range(3 * share - share // 2, 3 * share))
+            assert len(mine) == share and len(mine & newest) >= 0.9 * len(newest)
         if where == "kernel" or share < 1000:
             assert mine >= set(range(2 * share + 3, 3 * share))
 
