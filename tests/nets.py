@@ -10,9 +10,12 @@ Namespaces are named xdpu-<pid>-<n>[-<label>]; what a killed run left behind is 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import itertools
 import os
 import re
+import socket
+import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -24,6 +27,7 @@ from typing import Any, Self
 _NETNS_DIR = Path("/run/netns")
 _PREFIX = re.compile(r"xdpu-(\d+)-")
 _CLONE_NEWNET = 0x40000000
+_SIOCGIFHWADDR = 0x8927
 _numbers = itertools.count()
 _swept: set[int] = set()
 
@@ -49,6 +53,12 @@ def popen_in_ns(ns: str, *argv: str, **options: Any) -> subprocess.Popen[str]:
     """A process started in a namespace, its output piped; the caller ends it."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen([*_ns_argv(ns), *argv], **options)
+
+
+def ip_batch(ns: str, *lines: str) -> None:
+    """Commands of `ip`, one a line, by one process, which stops at the first that fails: a pair of
+    ends takes thirty commands, and a process costs more than what it asks of the kernel."""
+    run("ip", *(["-n", ns] if ns else []), "-batch", "-", input="\n".join(lines))
 
 
 def _ns_argv(ns: str) -> list[str]:
@@ -94,16 +104,29 @@ def namespace(label: str = "") -> Iterator[str]:
     name = f"xdpu-{os.getpid()}-{next(_numbers)}" + (f"-{label}" if label else "")
     run("ip", "netns", "add", name)
     try:
-        in_ns(name, "ip", "link", "set", "lo", "up")
+        ip_batch(name, "link set lo up")
         yield name
     finally:
         # Interfaces die with the namespace, and a process left in it keeps it alive.
-        pids = run("ip", "netns", "pids", name, check=False).stdout.split()
-        for pid in pids:
-            with suppress(ProcessLookupError, ValueError):
-                if int(pid) != os.getpid():
-                    os.kill(int(pid), 9)
+        for pid in _inside(name):
+            with suppress(ProcessLookupError):
+                os.kill(pid, 9)
         run("ip", "netns", "del", name, check=False)
+
+
+def _inside(name: str) -> list[int]:
+    """The other processes in a namespace."""
+    try:
+        inode = os.stat(_NETNS_DIR / name).st_ino
+    except FileNotFoundError:  # a test removed it
+        return []
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal() and int(entry) != os.getpid():
+            with suppress(OSError):
+                if os.stat(f"/proc/{entry}/ns/net").st_ino == inode:
+                    found.append(int(entry))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,30 +181,27 @@ class VethPair(AbstractContextManager["VethPair"]):
     def _build(self) -> None:
         spaces = [self._stack.enter_context(namespace(side)) if ns is None else ns
                   for ns, side in zip(self._ns, "ab", strict=True)]
-        queues = str(self._queues)
-        per_end = ["mtu", str(self._mtu), "numrxqueues", queues, "numtxqueues", queues]
+        per_end = f"mtu {self._mtu} numrxqueues {self._queues} numtxqueues {self._queues}"
         name_a, name_b = self._names
-        netns_b = ["netns", spaces[1]] if spaces[1] else ["netns", str(os.getpid())]
-        in_ns(spaces[0], "ip", "link", "add", name_a, *per_end, "type", "veth", "peer", "name",
-              name_b, *per_end, *netns_b)
-        self._stack.callback(in_ns, spaces[0], "ip", "link", "del", name_a, check=False)
-        ends = []
-        for index, (ns, name) in enumerate(zip(spaces, self._names, strict=True), 1):
-            ends.append(self._raise_end(ns, name, index))
-        self.a, self.b = ends
+        netns_b = spaces[1] or os.getpid()
+        ip_batch(spaces[0], f"link add {name_a} {per_end} type veth peer name {name_b} {per_end} "
+                            f"netns {netns_b}")
+        self._stack.callback(run, "ip", *(["-n", spaces[0]] if spaces[0] else []),
+                             "link", "del", name_a, check=False)
+        self.a, self.b = (self._raise_end(ns, name, index) for index, (ns, name) in
+                          enumerate(zip(spaces, self._names, strict=True), 1))
         for near, far in ((self.a, self.b), (self.b, self.a)):
-            for address in (far.ip4, far.ip6):
-                in_ns(near.ns, "ip", "neigh", "replace", address, "lladdr", far.mac, "dev",
-                      near.ifname, "nud", "permanent")
+            ip_batch(near.ns, *(f"neigh replace {address} lladdr {far.mac} dev {near.ifname} "
+                                "nud permanent" for address in (far.ip4, far.ip6)))
 
     def _raise_end(self, ns: str, name: str, index: int) -> End:
         ip4, ip6 = f"10.77.{self._subnet}.{index}", f"fd77:{self._subnet:x}::{index}"
-        in_ns(ns, "ip", "addr", "add", f"{ip4}/24", "dev", name)
-        in_ns(ns, "ip", "addr", "add", f"{ip6}/64", "dev", name, "nodad")
-        in_ns(ns, "ip", "link", "set", name, "up")
-        if not self._offload:
-            # A checksum left for the hardware to fill in is a wrong one to an XDP program.
-            in_ns(ns, "ethtool", "-K", name, "tx", "off", "gso", "off", "gro", "off", check=False)
-        link = in_ns(ns, "cat", f"/sys/class/net/{name}/ifindex", f"/sys/class/net/{name}/address")
-        ifindex, mac = link.stdout.split()
-        return End(ns, name, int(ifindex), mac, ip4, ip6)
+        ip_batch(ns, f"addr add {ip4}/24 dev {name}", f"addr add {ip6}/64 dev {name} nodad",
+                 f"link set {name} up")
+        with entered(ns):
+            if not self._offload:
+                # A checksum left for the hardware to fill in is a wrong one to an XDP program.
+                run("ethtool", "-K", name, "tx", "off", "gso", "off", "gro", "off", check=False)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+                said = fcntl.ioctl(asked, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()))
+            return End(ns, name, socket.if_nametoindex(name), said[18:24].hex(":"), ip4, ip6)
