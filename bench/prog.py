@@ -28,7 +28,7 @@ from bench.agree import Mismatch, Unfit, compare
 from bench.cases import CASES, Case, choose
 from bench.noise import Watch
 from bench.peers import Peer
-from bench.record import Record, interruptible
+from bench.record import Record, interruptible, stop_if_interrupted
 from bench.rig import Rig
 from bench.samples import cpus, estimate, machine, pinned
 from bench.sides import KernelSide, OurSide, Sample, Side
@@ -104,6 +104,7 @@ def _take(sides: Sequence[Side], plan: Plan, record: Row) -> dict[str, list[Samp
         taken: dict[str, Sample] = {}
         try:
             for side in sides if turn % 2 == 0 else reversed(sides):
+                stop_if_interrupted()
                 taken[side.name] = side.sample(plan.repeat)
         except (KeyboardInterrupt, InterruptedError):
             if turn < _FEWEST_ROUNDS:
@@ -168,6 +169,7 @@ def run(cases: Sequence[Case], plan: Plan, cpu: int, record: Record | None = Non
     try:
         with pinned(cpu):
             for case in cases:
+                stop_if_interrupted()
                 watch = Watch({cpu})
                 row = measure(case, plan)
                 row["noise"] = watch.noise().record()

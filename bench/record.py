@@ -20,21 +20,38 @@ from typing import Any
 from xdp_runtime.errors import ConfigError
 
 NAME, PAGE = "bench.json", "bench.html"
+_interrupted = threading.Event()
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what was measured can be kept."""
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what was measured can be kept.
+
+    Where Python drops it, as it does in a `__del__`, `stop_if_interrupted` raises it again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.default_int_handler)
+    _interrupted.clear()
+    before = {number: signal.signal(number, _interrupt)
               for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _interrupted.clear()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def stop_if_interrupted() -> None:
+    """Between two steps of a measurement."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 class Record:

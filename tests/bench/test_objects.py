@@ -18,6 +18,7 @@ import pytest
 from bench import frames, packets, prog, rig
 from bench.cases import EXAMPLES
 from bench.noise import BUSY_CPUS, Watch
+from bench.record import interruptible, stop_if_interrupted
 from control.cli import main
 from tests.privileges import needs_bpf
 from xdp_runtime import kernel
@@ -182,6 +183,23 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     assert result["interrupted"] and not result["complete"] and result["rows"][0]["ok"]
     assert "demo/echo" in result["waiting"]
     assert "interrupted; not measured: " in text
+
+
+def test_ctrl_c_in_a_destructor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops what is raised there."""
+    class Ending:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
+    with interruptible():
+        stop_if_interrupted()
+        Ending()
+        with pytest.raises(KeyboardInterrupt):
+            stop_if_interrupted()
+    assert dropped == [KeyboardInterrupt]
+    stop_if_interrupted()
 
 
 def test_an_interrupted_row_says_how_much_of_it_there_is() -> None:
