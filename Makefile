@@ -40,11 +40,11 @@ help:
 demo: venv
 	@$(PY) examples/demo.py
 
-# What makes interfaces runs alone: it needs the cores, and the other half does not wait for it.
+# What makes interfaces runs apart, two files at a time: it needs the cores.
 test: venv apt-test
 	@status=0; \
 	$(PYTEST) -n $(JOBS) -q -m 'not netns and not perf' || status=1; \
-	$(PYTEST) -q -m 'netns and not perf' || { \
+	$(PYTEST) -n 2 --dist loadfile -q -m 'netns and not perf' || { \
 		echo 'test: what failed of these runs once more, by itself: a machine may be busy'; \
 		$(PYTEST) -q -m 'netns and not perf' --last-failed --last-failed-no-failures none; \
 	} || status=1; \

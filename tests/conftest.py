@@ -1,8 +1,11 @@
 """What every test run shares: its own run directory, one cache of compiled code, no leftovers.
 
-    pytest                        all of it, one test at a time
-    pytest -m "not netns" -n auto what touches no interface, on all cores
-    pytest -m netns               what makes namespaces and interfaces: one at a time
+    pytest                                all of it, one test at a time
+    pytest -m "not netns" -n auto         what touches no interface, on all cores
+    pytest -m netns -n 2 --dist loadfile  what makes namespaces and interfaces: two files at a time
+
+Two processes may test with interfaces at once: each names its namespaces and interfaces after
+itself, and has a run directory of its own.  More than two keep each other from the cores.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
                           (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, usual)
-    if hasattr(config, "workerinput"):
+    if worker := getattr(config, "workerinput", None):
+        own = Path(os.environ["XDPU_RUNDIR"]) / worker["workerid"]
+        own.mkdir()
+        os.environ["XDPU_RUNDIR"] = str(own)
         return
     _run_dir.append(Path(tempfile.mkdtemp(prefix="xdpu-test-run-")))
     os.environ["XDPU_RUNDIR"] = str(_run_dir[0])
@@ -46,14 +52,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     _remove_leftovers()
     for path in _run_dir:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` one worker has all that makes interfaces."""
-    for item in items:
-        if item.get_closest_marker("netns"):
-            item.add_marker(pytest.mark.xdist_group("netns"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
