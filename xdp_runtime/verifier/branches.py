@@ -174,7 +174,12 @@ def _pointers(state: State, insn: JumpIf, left: Ptr, right: Ptr
         inside, beyond = taken, falls
     else:
         return falls, taken
-    _prove(inside, ptr, op in (JmpOp.LT, JmpOp.GE))
+    strict = op in (JmpOp.LT, JmpOp.GE)
+    if ptr.kind is Kind.PACKET and 0 < ptr.range >= ptr.off + strict:
+        # Compared before.  The kernel looks at the other side, too, where a compiler that saw
+        # the same has left whatever the registers held.
+        return (inside, None) if inside is falls else (None, inside)
+    _prove(inside, ptr, strict)
     if ptr.kind is Kind.PACKET:  # mark_pkt_end: whatever was known of this register says nothing
         assert isinstance(insn.src, Reg)
         beyond.top.regs[insn.dst if ends else insn.src.n] = ptr.but(range_=0)
