@@ -28,7 +28,6 @@ struct xdp_statistics {
 int bpf_xdp_query_id(int ifindex, int flags, __u32 *prog_id);
 
 void be_quiet(void);
-int register_umem(int fd, __u64 address, __u64 size, __u32 chunk_size, __u32 flags);
 int bind_queue(int fd, __u32 ifindex, __u32 queue, __u32 flags, __u32 shared_fd);
 int max_tx_budget(int fd, __u32 packets);
 int read_statistics(int fd, struct xdp_statistics *statistics);
@@ -59,14 +58,6 @@ static void be_quiet(void)
 }
 
 /* 0 or a negative errno, as of all below */
-static int register_umem(int fd, __u64 address, __u64 size, __u32 chunk_size, __u32 flags)
-{
-    struct xdp_umem_reg umem = {.addr = address, .len = size, .chunk_size = chunk_size,
-                                .flags = flags};
-
-    return setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &umem, sizeof(umem)) ? -errno : 0;
-}
-
 static int bind_queue(int fd, __u32 ifindex, __u32 queue, __u32 flags, __u32 shared_fd)
 {
     struct sockaddr_xdp address = {.sxdp_family = AF_XDP, .sxdp_flags = flags,

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from afxdp import tx_metadata
 from afxdp.rings import (
     ADDRESS_MASK,
     AFXDP,
@@ -82,6 +83,7 @@ _CLAIM = 1.05  # so much faster before it is told of
 
 def _forward(m: Any) -> Callable[..., Any]:
     append, push = m.extern(APPEND), m.extern(live_frames.PUSH)
+    complete_asked = m.extern(tx_metadata.COMPLETE_ASKED)
 
     def afxdp_forward(q):  # type: ignore[no-untyped-def]
         """What waits in the TX ring goes as live frames; the ring is as if it had not been."""
@@ -92,9 +94,11 @@ def _forward(m: Any) -> Callable[..., Any]:
         count = m.load_u64(q, TX + MINE) - first
         for i in range(count):
             desc = m.inside(ring, ((first + i) & mask) * DESC_BYTES)
-            address = m.load_u64(desc, 0)
+            address, length = m.load_u64(desc, 0), m.load_u32(desc, 8)
             packet = (address & ADDRESS_MASK) + m.lshr(address, OFFSET_BITS_AT)
-            append(live, m.inside(umem, packet), m.load_u32(desc, 8))
+            if m.load_u32(desc, tx_metadata.OPTIONS_AT) != 0:
+                complete_asked(m.inside(umem, packet), length)
+            append(live, m.inside(umem, packet), length)
             m.store_u64(stack, (free + i) * 8, address & chunks)
         push(live)
         m.store_u64(pool, FREE, free + count)
@@ -105,7 +109,8 @@ def _forward(m: Any) -> Callable[..., Any]:
     return afxdp_forward
 
 
-FORWARD = Template("afxdp_forward", _forward, "i64(ptr)", (APPEND, live_frames.PUSH), inline=False)
+FORWARD = Template("afxdp_forward", _forward, "i64(ptr)",
+                   (APPEND, live_frames.PUSH, tx_metadata.COMPLETE_ASKED), inline=False)
 
 
 def _turn(m: Any) -> Callable[..., Any]:

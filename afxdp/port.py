@@ -18,7 +18,7 @@ from functools import cache
 from typing import Protocol, Self
 
 from afxdp import filter as packet_filter
-from afxdp import interface, live_tx, native, redirect_program, rings, sg, umem
+from afxdp import interface, live_tx, native, redirect_program, rings, sg, tx_metadata, umem
 from afxdp.hints import with_hints
 from afxdp.interface import Interface
 from afxdp.live_tx import LiveTx
@@ -86,7 +86,8 @@ class AfxdpPort:
              need_wakeup: bool = True, promisc: bool = False, unaligned: bool = False,
              pages: str = "auto", frames: int = 0, busy_poll: int = 0,
              umems: Umems | None = None, wanted: str = "", frags: bool = False,
-             passed: bool = False, tx: str = "xsk", hints: bool = False) -> Self:
+             passed: bool = False, tx: str = "xsk", hints: bool = False,
+             checksums: bool = False) -> Self:
         """Take over queues of an interface in the calling thread's network namespace.
 
         `frames` of `frame_size` bytes for each queue, 0 for twice the ring; `pages` of the umem
@@ -94,7 +95,8 @@ class AfxdpPort:
         other ports of the run share; `wanted` a filter (filter.py), what it does not match goes
         to the stack; `frags` for programs that take packets in several frames; `passed`: the
         umem can be given to another process; `tx` how packets leave (live_tx.py);
-        `hints` for programs that ask for RX metadata (hints.py).  Raises ConfigError (an
+        `hints` for programs that ask for RX metadata (hints.py); `checksums` that a local sender
+        left to hardware are finished on the way out (tx_metadata.py).  Raises ConfigError (an
         option is wrong), PortError or OutOfMemory (the host refuses); the interface is then as it
         was.
         """
@@ -105,6 +107,9 @@ class AfxdpPort:
         _check_options(queues, mode, copy_mode, shape)
         chosen = packet_filter.parse(wanted) if wanted else None
         native.load()
+        checksums = checksums and not frags
+        if checksums and tx_metadata.kernel_takes_it():
+            shape = replace(shape, metadata_bytes=tx_metadata.BYTES)
         with ExitStack() as undo:
             found = interface.query(iface)
             program = redirect_program.attach(found, mode, chosen, frags, hints and not frags)
@@ -132,6 +137,8 @@ class AfxdpPort:
             if live is not None:
                 undo.callback(live.close)
             text += f"; {sent}" if sent else ""
+            if checksums:
+                text += f"; {_finish_checksums(found, opened)}"
             if hints:
                 text += f"; {program.hints or 'no RX metadata of packets in several frames'}"
             if wanted:
@@ -139,7 +146,7 @@ class AfxdpPort:
             if deferral is not None:
                 text += f"; {deferral.said}"
             port = cls(found, program, opened, member, deferral, text, live,
-                       kind_of(frags, tx, hints))
+                       kind_of(frags, tx, hints, checksums))
             undo.pop_all()
             return port
 
@@ -204,11 +211,21 @@ class AfxdpPort:
 
 
 @cache
-def kind_of(frags: bool, tx: str = "xsk", hints: bool = False) -> PortKind:
+def kind_of(frags: bool, tx: str = "xsk", hints: bool = False,
+            checksums: bool = False) -> PortKind:
     if frags:
         return sg.AFXDP_SG
     kind = rings.AFXDP if tx == "xsk" else live_tx.AFXDP_LIVE
+    kind = tx_metadata.with_checksums(kind) if checksums else kind
     return with_hints(kind) if hints else kind
+
+
+def _finish_checksums(found: Interface, opened: Sequence[Queue]) -> str:
+    asked, who = tx_metadata.can_ask(found.ifindex, bool(opened[0].shape.metadata_bytes),
+                                     any(queue.is_zero_copy() for queue in opened))
+    for queue in opened:
+        queue.store(rings.METADATA_ASKS, int(asked))
+    return f"checksums left to hardware are finished {who}"
 
 
 def _check_mtu(found: Interface, shape: Shape) -> None:

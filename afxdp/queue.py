@@ -32,7 +32,8 @@ _TX_BUDGET = 256  # packets one sendto() may send
 _POLLIN = 1
 _RING_LINES = {"fill": rings.FILL, "comp": rings.COMPLETION, "rx": rings.RX, "tx": rings.TX}
 _COUNTERS = {"tx_full": rings.TX_FULL, "no_frame": rings.NO_FRAME, "wakeups": rings.WAKEUPS,
-             "wake_errors": rings.WAKE_ERRORS, "malformed": rings.MALFORMED}
+             "wake_errors": rings.WAKE_ERRORS, "malformed": rings.MALFORMED,
+             "tx_checksums": rings.TX_CHECKSUMS}
 _KERNEL_COUNTERS = ("rx_dropped", "rx_invalid_descs", "tx_invalid_descs", "rx_ring_full",
                     "rx_fill_ring_empty_descs", "tx_ring_empty_descs")
 
@@ -42,7 +43,8 @@ class Shape:
     """How a socket is made: frame and ring sizes, and how it is bound.
 
     `frames` it brings into its umem, 0 for two rings' worth; `busy_poll` packets one call may take
-    from the driver, 0 for interrupts; `frags`: packets may take several frames (sg.py).
+    from the driver, 0 for interrupts; `frags`: packets may take several frames (sg.py);
+    `metadata_bytes` as in umem.Layout.
     """
 
     frame_size: int
@@ -54,6 +56,7 @@ class Shape:
     own_frames: int = 0
     busy_poll: int = 0
     frags: bool = False
+    metadata_bytes: int = 0
 
     @property
     def frames(self) -> int:
@@ -61,7 +64,7 @@ class Shape:
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.frame_size, self.unaligned, self.pages)
+        return Layout(self.frame_size, self.unaligned, self.pages, self.metadata_bytes)
 
     @property
     def tail(self) -> int:
@@ -117,7 +120,7 @@ class Queue:
             self._socket = made = Socket()
             if frames.leader == umem.NOBODY:
                 made.register(frames.address, frames.size_bytes, shape.frame_size,
-                              shape.layout.flags)
+                              shape.layout.flags, shape.metadata_bytes)
             made.size_rings(shape.ring_size)
             self._rings = made.map_rings(shape.ring_size)
         except OSError as error:
@@ -150,6 +153,7 @@ class Queue:
         self.store(rings.OFFSET_SHIFT, rings.OFFSET_BITS_AT if shape.unaligned else 0)
         struct.pack_into("=ihh", self._memory, rings.POLLFD, self.fd, _POLLIN, 0)
         self.store(rings.FLAGS, shape.block_flags)
+        self.store(rings.COPY_AT, rings.BEHIND_METADATA if shape.metadata_bytes else 0)
         for name, line in _RING_LINES.items():
             ring = self._rings[name]
             self.store(line + rings.ARRAY, ring.entries)

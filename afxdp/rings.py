@@ -81,10 +81,14 @@ WAKE_ERRORS = 344  # of these, failed for another reason than "come again"
 WAKE_ERRNO = 352  # the last such errno
 MALFORMED = 360  # packets given up: no length the kernel would send
 SCRATCH = 368  # 8 bytes for read(2) to leave alone
+COPY_AT = 376  # where in a chunk a packet begins that is copied in: 0, or
+BEHIND_METADATA = 64
 # live_tx.py: the second way out, LIVE_LEAST packets at once; the rest is its bookkeeping
 (LIVE_QUEUE, LIVE_LEAST, LIVE_MOST, LIVE_ALWAYS, LIVE_CHOSEN, LIVE_TURNS, LIVE_WAITED, LIVE_NS,
  LIVE_PROBED, XSK_NS, XSK_PROBED, LIVE_FRAMES) = range(384, 480, 8)
 LIVE_NEVER = 1 << 32  # as LIVE_LEAST
+METADATA_ASKS = 480  # tx_metadata.py: 1: checksums are asked of the kernel
+TX_CHECKSUMS = 488  # packets that had no checksum yet
 BLOCK_SIZE_BYTES = 512
 
 # --- the pool of a umem; only one worker has it --------------------------------------------------
@@ -354,7 +358,8 @@ def _send(m: Any) -> Factory:
     has_room, push = m.extern(HAS_ROOM), m.extern(PUSH)
 
     def afxdp_send(q, data, length):  # type: ignore
-        if not (m.ule(MIN_LENGTH_BYTES, length) and m.ule(length, m.load_u64(q, FRAME_SIZE))):
+        at = m.load_u64(q, COPY_AT)
+        if not (m.ule(MIN_LENGTH_BYTES, length) and m.ule(length, m.load_u64(q, FRAME_SIZE) - at)):
             m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
             return 0
         tx = m.load_u64(q, TX + MINE)
@@ -369,9 +374,9 @@ def _send(m: Any) -> Factory:
             return 0
         chunk = m.load_u64(m.load_ptr(pool, STACK), (free - 1) * 8)
         m.store_u64(pool, FREE, free - 1)
-        m.copy(m.inside(m.load_ptr(q, UMEM), chunk), data, length)
+        m.copy(m.inside(m.load_ptr(q, UMEM), chunk + at), data, length)
         desc = m.inside(m.load_ptr(q, TX + ARRAY), (tx & m.load_u64(q, TX + MASK)) * DESC_BYTES)
-        m.store_u64(desc, 0, chunk)
+        m.store_u64(desc, 0, chunk + (at << m.load_u64(q, OFFSET_SHIFT)))
         m.store_u64(desc, 8, length)
         m.store_u64(q, TX + MINE, tx + 1)
         return 1

@@ -28,11 +28,13 @@ NOBODY, GONE = -1, -2
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How a umem is cut: frames of `frame_size` bytes, anywhere (`unaligned`) or each at a multiple
-    of its size, a power of two then; `pages` is one of PAGES."""
+    of its size, a power of two then; `pages` is one of PAGES; `metadata_bytes` in front of each
+    packet that is sent are its metadata (tx_metadata.py)."""
 
     frame_size: int = 4096
     unaligned: bool = False
     pages: str = "auto"
+    metadata_bytes: int = 0
 
     @property
     def flags(self) -> int:

@@ -19,14 +19,16 @@ from typing import Any
 from afxdp import native
 
 AF_XDP, SOL_XDP = 44, 283
-_MMAP_OFFSETS, _RX_RING, _TX_RING, _FILL_RING, _COMPLETION_RING = 1, 2, 3, 5, 6
+_MMAP_OFFSETS, _RX_RING, _TX_RING, _UMEM_REG, _FILL_RING, _COMPLETION_RING = 1, 2, 3, 4, 5, 6
 _RINGS = {  # option of its size, bytes of an entry, where it is mapped
     "rx": (_RX_RING, 16, 0), "tx": (_TX_RING, 16, 0x80000000),
     "fill": (_FILL_RING, 8, 0x100000000), "comp": (_COMPLETION_RING, 8, 0x180000000)}
 _OFFSETS_ORDER = ("rx", "tx", "fill", "comp")  # in struct xdp_mmap_offsets
 
 SHARED_UMEM, COPY, ZEROCOPY, USE_NEED_WAKEUP, USE_SG = 1, 2, 4, 8, 16  # sxdp_flags
-UNALIGNED_CHUNKS = 1  # xdp_umem_reg.flags
+UNALIGNED_CHUNKS, UMEM_TX_METADATA_LEN = 1, 4  # xdp_umem_reg.flags
+_UMEM = struct.Struct("=QQIIII")  # struct xdp_umem_reg: address, bytes, chunk bytes, headroom,
+# flags, metadata bytes; a kernel that knows less takes the front of it
 _SO_BUSY_POLL, _SO_PREFER_BUSY_POLL, _SO_BUSY_POLL_BUDGET = 46, 69, 70
 _BUSY_POLL_US = 20  # how long one call may poll; any number but 0 allows it
 
@@ -67,11 +69,13 @@ class Socket:
     def fd(self) -> int:
         return self._socket.fileno()
 
-    def register(self, address: int, size_bytes: int, frame_size: int, flags: int) -> None:
-        """XDP_UMEM_REG: this memory, pinned, is where the packets will be."""
-        failed = self._lib.register_umem(self.fd, address, size_bytes, frame_size, flags)
-        if failed:
-            raise OSError(-failed, os.strerror(-failed))
+    def register(self, address: int, size_bytes: int, frame_size: int, flags: int,
+                 metadata_bytes: int = 0) -> None:
+        """XDP_UMEM_REG: this memory, pinned, is where the packets will be; `metadata_bytes` in
+        front of those that are sent are the kernel's to read (Linux 6.11)."""
+        flags |= UMEM_TX_METADATA_LEN if metadata_bytes else 0
+        self._socket.setsockopt(SOL_XDP, _UMEM_REG, _UMEM.pack(
+            address, size_bytes, frame_size, 0, flags, metadata_bytes))
 
     def size_rings(self, size: int) -> None:
         """All four rings, before bind."""

@@ -39,6 +39,9 @@ OPTIONS = (
     Option("--tx", "how packets leave: xsk: by AF_XDP's TX ring; live: redirected by the kernel as "
            "live frames; auto: batches by whichever turns out to be faster",
            choices=("auto", "xsk", "live"), default="auto"),
+    Option("--tx-metadata", "auto: where a run has veths, checksums that local senders left to "
+           "hardware are asked of the driver when packets leave; off: they leave as they are",
+           choices=("auto", "off"), default="auto"),
     Option("--filter", "packets to take, such as 'tcp port 80' or 'not (icmp or src 10.0.0.0/8)'; "
            "all others go to the stack untouched", "EXPRESSION", default=""),
     Option("--setup-socket", "of an xdpu setup, which then does all that needs privileges", "PATH",
@@ -79,12 +82,22 @@ def share(args: Namespace, counts: Sequence[int], workers: int) -> None:
     """Decide which queues share a umem, once it is known how many each AF_XDP interface has."""
     from afxdp.umem import Umems
 
+    args.checksums = _may_be_unfinished(args)
     wanted = counts and (args.umem == "shared" or (args.umem == "auto" and len(counts) > 1))
     args.umems = Umems(workers, sum(counts)) if wanted else None
     args.setup = None
     if args.setup_socket:
         from afxdp.granted import Grants
         args.setup = Grants(Path(args.setup_socket))
+
+
+def _may_be_unfinished(args: Namespace) -> bool:
+    """May packets come in whose checksum a local sender left to hardware?  From a veth."""
+    from afxdp import interface
+
+    return args.tx_metadata == "auto" and not args.setup_socket and not args.frags and any(
+        interface.query(spec.name).driver == "veth" for spec in args.ports.values()
+        if spec.kind == "afxdp")
 
 
 def open_port(args: Namespace, name: str) -> AfxdpPort:
@@ -100,7 +113,8 @@ def open_port(args: Namespace, name: str) -> AfxdpPort:
         return args.setup.open(name, args.queue, args.umems.workers if shared else 1,
                                args.umems.queues if shared else 1, shared, wishes)
     return AfxdpPort.open(name, args.queue, pages=args.umem_pages, umems=args.umems,
-                          tx=way_out(args), hints=asks(args), **wishes)
+                          tx=way_out(args), hints=asks(args), checksums=args.checksums,
+                          **wishes)
 
 
 def asks(args: Namespace) -> bool:

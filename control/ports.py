@@ -83,7 +83,8 @@ def _kind(args: Namespace, spec: PortSpec) -> PortKind:
             from afxdp import native
             from afxdp.port import kind_of
             native.load()
-            return kind_of(args.frags, afxdp_options.way_out(args), afxdp_options.asks(args))
+            return kind_of(args.frags, afxdp_options.way_out(args), afxdp_options.asks(args),
+                           args.checksums)
         case "afpacket":
             from dataplane.af_packet import AfPacketPort
             return AfPacketPort.kind

@@ -17,6 +17,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -47,10 +48,12 @@ class Signals:
         self.quits = 0  # SIGQUITs so far: Ctrl-\
         self._raises = False
         self._found: dict[signal.Signals, Any] = {}
+        self._unraisable = sys.unraisablehook
         self._read = self._write = self._old_wakeup = -1
 
     def __enter__(self) -> Self:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._ignored
         if threading.current_thread() is threading.main_thread():
             self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
             for number in (*ENDING, signal.SIGQUIT):
@@ -64,8 +67,15 @@ class Signals:
             signal.set_wakeup_fd(self._old_wakeup)
             for number, handler in self._found.items():
                 signal.signal(number, signal.SIG_IGN if self.process_ends else handler)
+        sys.unraisablehook = self._unraisable
         os.close(self._read)
         os.close(self._write)
+
+    def _ignored(self, what: sys.UnraisableHookArgs) -> None:
+        """Raised where Python cannot pass it on, as in a weak reference's callback of an import:
+        `interruptible` looks again, there is nothing to tell."""
+        if not isinstance(what.exc_value, Interrupted):
+            self._unraisable(what)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGQUIT:

@@ -8,11 +8,22 @@ from dataplane import netlink as nl
 
 CTRL_ID, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
 NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, NETDEV_A_DEV_XDP_FEATURES = 1, 1, 3
+NETDEV_A_DEV_XSK_FEATURES = 6
+XSK_TX_TIMESTAMP, XSK_TX_CHECKSUM = 1, 2
 XDP_BASIC, XDP_REDIRECT, XDP_NDO_XMIT, XDP_ZEROCOPY, XDP_HW, XDP_RX_SG = 1, 2, 4, 8, 16, 32
 
 
 def xdp_features(ifindex: int) -> int | None:
     """The XDP_* bits of an interface of this network namespace; None where nobody can say."""
+    return _ask(ifindex, NETDEV_A_DEV_XDP_FEATURES)
+
+
+def xsk_features(ifindex: int) -> int | None:
+    """The XSK_* bits of TX metadata that its driver knows (Linux 6.8); None as above."""
+    return _ask(ifindex, NETDEV_A_DEV_XSK_FEATURES)
+
+
+def _ask(ifindex: int, attribute: int) -> int | None:
     name = nl.attr(CTRL_ATTR_FAMILY_NAME, b"netdev\0")
     try:
         with nl.Netlink(nl.NETLINK_GENERIC) as net:
@@ -24,5 +35,5 @@ def xdp_features(ifindex: int) -> int | None:
                 + nl.attr(NETDEV_A_DEV_IFINDEX, ifindex))[0][4:]))
     except (OSError, KeyError, IndexError):
         return None
-    value = device.get(NETDEV_A_DEV_XDP_FEATURES)
+    value = device.get(attribute)
     return None if value is None else int(struct.unpack("=Q", value)[0])

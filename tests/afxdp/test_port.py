@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from afxdp import interface, native, queue, redirect_program
+from afxdp import interface, native, queue, redirect_program, xsk
 from afxdp.port import AfxdpPort
 from afxdp.queue import Shape
 from tests.afxdp.network import (
@@ -237,17 +237,23 @@ class _Refusing:
 
 
 @pytest.mark.parametrize("call, code, error, said", [
-    ("register_umem", errno.ENOBUFS, OutOfMemory, "needs 16384 KiB of locked memory and the"),
-    ("register_umem", errno.ENOMEM, OutOfMemory, "the kernel has no memory for a umem"),
-    ("register_umem", errno.EPERM, PortError, "not permitted to make an AF_XDP socket"),
-    ("register_umem", errno.EAFNOSUPPORT, PortError, "the kernel is built without AF_XDP"),
+    ("register", errno.ENOBUFS, OutOfMemory, "needs 16384 KiB of locked memory and the"),
+    ("register", errno.ENOMEM, OutOfMemory, "the kernel has no memory for a umem"),
+    ("register", errno.EPERM, PortError, "not permitted to make an AF_XDP socket"),
+    ("register", errno.EAFNOSUPPORT, PortError, "the kernel is built without AF_XDP"),
     ("bind_queue", errno.ENETDOWN, PortError, "the interface went down"),
     ("bind_queue", errno.EINVAL, PortError, "no such queue, or its queues changed"),
     ("bind_queue", errno.EIO, PortError, "cannot be bound: Input/output error"),
 ])
 def test_refusals_of_the_kernel(wire: VethPair, monkeypatch: pytest.MonkeyPatch, call: str,
                                 code: int, error: type[XdpuError], said: str) -> None:
-    ffi, lib = native.load()
-    monkeypatch.setattr(native, "load", lambda: (ffi, _Refusing(lib, call, code)))
+    if call == "register":
+        def register(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(xsk.Socket, call, register)
+    else:
+        ffi, lib = native.load()
+        monkeypatch.setattr(native, "load", lambda: (ffi, _Refusing(lib, call, code)))
     assert said in refuses(wire.a, error)
     untouched(wire.a)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -33,6 +34,19 @@ def test_one_that_became_another_error_on_the_way_is_a_signal() -> None:
 
     with Signals() as signals, pytest.raises(Interrupted), signals.interruptible():
         type("Live", (), {"ports": Field()})
+
+
+def test_one_that_python_swallows_is_a_signal_and_nothing_is_told(
+        capfd: pytest.CaptureFixture[str]) -> None:
+    class Gone:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = sys.unraisablehook
+    with Signals() as signals, pytest.raises(Interrupted), signals.interruptible():
+        Gone()
+    assert capfd.readouterr().err == ""
+    assert sys.unraisablehook is hook
 
 
 def test_errors_without_a_signal_stay_what_they_are() -> None:
