@@ -284,6 +284,9 @@ def search(way: Way, plan: Plan, floods: Sequence[Mapping[str, float]]) -> Row:
     result = zero_loss(way.trial, most, plan.tolerance)
     loads = [way.load(share, share * result.rate, plan.seconds) for share in SHARES] \
         if result.rate else []
+    if not result.rate:
+        way.complaints.append("no rate without loss: the source could keep none of those tried"
+                              if result.is_source else "no rate without loss: each lost something")
     return {"zero_loss_mpps": result.rate / 1e6, "is_source": result.is_source,
             "trials": [trial.record() for trial in result.trials], "loads": loads}
 

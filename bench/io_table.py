@@ -35,7 +35,8 @@ def cells(name: str, one: Mapping[str, Any]) -> list[str]:
     spent = [flood["cpu_ns"] for flood in floods if "cpu_ns" in flood]
     row.append(f"{Spread.of(spent).median:.0f}" if spent else "")
     if "zero_loss_mpps" in one:
-        row.append(f"{'>' if one['is_source'] else ''}{one['zero_loss_mpps']:.2f}")
+        rate = f"{'>' if one['is_source'] else ''}{one['zero_loss_mpps']:.2f}"
+        row.append(rate if one["zero_loss_mpps"] else "-")
         row += [_latency(load) for load in one["loads"]]
     if "tcp_mbps" in one:
         row[0] += f", TCP {_spread([mbps / 1000 for mbps in one['tcp_mbps']])} Gbit/s"

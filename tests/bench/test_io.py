@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench import io, io_table, systems
+from bench.search import Trial
 from bench.source import Sent
 from tests.privileges import needs_bpf
 from xdp_runtime.errors import ConfigError
@@ -145,7 +146,20 @@ def test_who_was_the_limit_is_said() -> None:
             "p999_ns": 9000}
     searched = {"flood": [flood], "zero_loss_mpps": 1.5, "is_source": True, "loads": [load]}
     assert io_table.cells("ours", searched)[3:] == ["", ">1.50", "2 4 9, lost 1.00%"]
+    nothing = searched | {"zero_loss_mpps": 0.0, "loads": []}
+    assert io_table.cells("ours", nothing)[4:] == ["-"]
     assert io_table.cells("ours", {"flood": [flood | {"cpu_ns": 20.6}]})[3] == "21"
+
+
+@pytest.mark.parametrize(("kept", "why"), [(False, "could keep none"), (True, "lost something")])
+def test_a_search_that_finds_nothing_says_why(kept: bool, why: str) -> None:
+    class Played(io.Way):
+        def trial(self, rate: float, seconds: float = 0.3) -> Trial:
+            return Trial(rate, 100, 1, kept)
+
+    way = Played([], int, None)
+    found = io.search(way, io.Plan.on(), [{"mpps": 0.001}])
+    assert found["zero_loss_mpps"] == 0 and found["loads"] == [] and why in way.complaints[0]
 
 
 def test_many_complaints_are_few_lines() -> None:
