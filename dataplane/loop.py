@@ -11,8 +11,8 @@ run on, "back" those behind which the stack lives.  With one kind of port on a s
 plain call and disappears; with several it is a switch on the flow's kind.
 
 A worker that finds nothing spins for a while, then sleeps in poll(2) on its ports and on an event
-that `stop` signals.  How long it spins adapts: a sleep that ended at once was not worth it.  If the
-program sets timers, what is due is fired once a round, and a sleep ends when the next one is.
+that `stop` signals.  How long it spins adapts (patience.py).  If the program sets timers, what is
+due is fired once a round, and a sleep ends when the next one is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from dataplane import chains, port, stats
+from dataplane import chains, patience, port, stats
 from dataplane.aborted import NOTE
 from dataplane.capture_put import AT_EXIT
 from dataplane.inbox import COLLECT
@@ -84,7 +84,6 @@ WORKER = "xdpu.worker"  # i64(ptr control), exported
 _SAMPLE = 63  # a round of 64 is timed
 _CLOCK_MONOTONIC = 1
 _METADATA = 2  # of F_TIMESTAMPS
-_SPIN_MIN, _SPIN_MAX = 64, 4096  # rounds without a packet before sleeping
 _SLEEP_MS = 100
 _EAGER_WAKEUPS = 64  # fruitless wake-ups in a row before a short unconditional sleep
 
@@ -307,11 +306,16 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
     publish_rings = m.extern(PUBLISH_RINGS)
     flush_all = m.extern(FLUSH_ALL)
     fire, sleep_until_due = m.symbol(TIMERS, "i64(ptr, i64)"), m.extern(SLEEP_UNTIL_DUE)
+    start_patience, lasts, paid, slept = (m.extern(patience.START), m.extern(patience.LASTS),
+                                          m.extern(patience.PAID), m.extern(patience.SLEPT))
+    patience_bytes = patience.PATIENCE_BYTES  # a literal, as alloca needs it
 
     def worker(control):  # type: ignore
         flows = m.load_u32(control, C_FLOWS)
         rounds = idle = fruitless = 0
-        spin = _SPIN_MIN
+        searched = 0  # rounds without a packet since the last one, or sleep
+        waiting = m.gep(m.alloca(patience_bytes), 0)
+        start_patience(waiting)
         while m.acquire_u32(control, C_STOP) == 0:
             work = began = 0
             if rounds & _SAMPLE == 0:
@@ -346,7 +350,9 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
             if work != 0:
                 if began != 0:
                     note_latency(control, now() - began)
-                idle = fruitless = 0
+                if searched > 0:
+                    paid(waiting, now())
+                idle = fruitless = searched = 0
                 continue
             idle += 1
             if m.load_u32(control, C_EXIT_WHEN_IDLE) != 0:
@@ -354,7 +360,11 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
                     return 1
                 m.pause()
                 continue
-            if m.load_u32(control, C_BUSY_POLL) != 0 or idle < spin:
+            if m.load_u32(control, C_BUSY_POLL) != 0:
+                m.pause()
+                continue
+            searched += 1
+            if lasts(waiting, searched, now()) != 0:
                 m.pause()
                 continue
             counters = m.load_ptr(control, C_FLOW_TABLE + F_STATS)
@@ -370,11 +380,8 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
             fruitless += 1
             if fruitless > _EAGER_WAKEUPS:  # a descriptor that is always ready, e.g. in error
                 m.c_poll(m.null(), 0, 1)
-            if ready > 0 and spin < _SPIN_MAX:
-                spin *= 2
-            elif ready <= 0 and spin > _SPIN_MIN:
-                spin = spin // 2
-            idle = 1
+            slept(waiting, ready)
+            idle, searched = 1, 0
         flush_all(control)  # twice: a port may wait for the second to send what it has collected
         flush_all(control)
         return 0
@@ -456,7 +463,8 @@ def _loop(suffix: str, several: int, dispose: Template, one_pass: bool = False) 
         flow = one_pass_flow(flow, dispose, SHOW_TAPS)
     return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
                     (flow, STACK_FLOW, FLUSH_ALL, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT,
-                     ALL_DONE, LIE_DOWN, GET_UP, PUBLISH_RINGS, SLEEP_UNTIL_DUE))
+                     ALL_DONE, LIE_DOWN, GET_UP, PUBLISH_RINGS, SLEEP_UNTIL_DUE,
+                     patience.START, patience.LASTS, patience.PAID, patience.SLEPT))
 
 
 LOOP, LOOP_FRAGS = _loop("", 0, DISPOSE), _loop("_frags", 1, chains.dispose(DISPOSE))
