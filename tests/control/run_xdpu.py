@@ -17,7 +17,7 @@ from typing import Any, Self
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 OBJECTS = Path(__file__).parent / "objects"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0  # a loop of all kinds of ports, compiled for the first time on a busy machine
 
 
 def command(*argv: str) -> list[str]:

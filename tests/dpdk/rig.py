@@ -55,16 +55,19 @@ def packet(rng: random.Random, size: int, verdict: int, ifindex: int = 0, pull: 
 
 
 class Rig:
-    """net_pcap0 reads `given`; what it and net_pcap1 send are files."""
+    """net_pcap0 reads `given`, of which `unfit` do not reach the program; what it and net_pcap1
+    send are files."""
 
-    def __init__(self, folder: Path, given: list[bytes], program: str = "frags") -> None:
+    def __init__(self, folder: Path, given: list[bytes], program: str = "frags",
+                 unfit: int = 0) -> None:
         packets = [CapturedPacket(i, one, len(one)) for i, one in enumerate(given)]
         (folder / "in").write_bytes(
             pcapfile.pcap_header() + b"".join(map(pcapfile.pcap_record, packets)))
         (folder / "none").write_bytes(pcapfile.pcap_header())
         devices = [f"net_pcap0,rx_pcap={folder}/in,tx_pcap={folder}/out0",
                    f"net_pcap1,rx_pcap={folder}/none,tx_pcap={folder}/out1"]
-        done = subprocess.run([sys.executable, "-c", _RUN, str(OBJECT), program, str(len(given)),
+        done = subprocess.run([sys.executable, "-c", _RUN, str(OBJECT), program,
+                               str(len(given) - unfit),
                                *devices], cwd=ROOT, capture_output=True, text=True, timeout=100,
                               check=False)
         assert done.returncode == 0, done.stderr

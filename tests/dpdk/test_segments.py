@@ -40,6 +40,6 @@ def test_changed(tmp_path: Path) -> None:
 def test_a_program_of_one_buffer_gets_what_fits_one(tmp_path: Path) -> None:
     rng = random.Random(3)
     given = [packet(rng, size, Verdict.TX) for size in (60, 9000, 2048)]
-    rig = Rig(tmp_path, given, "linear")
+    rig = Rig(tmp_path, given, "linear", unfit=1)
     assert rig.out[0] == [given[0], given[2]]
     assert rig.said["ports"][0]["rx_unfit"] == 1

@@ -284,20 +284,20 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def test_mutants_raise_nothing_but_load_errors() -> None:
-    """Within a second each, without growing by 200 MB."""
+    """Within a second of processor time each, without growing by 200 MB."""
     rng = random.Random(42)
     originals = [path.read_bytes() for path in ALL]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     accepted = 0
     for _ in range(4000):
         mutant = mutate(rng.choice(originals), rng)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             read_object(mutant)
             accepted += 1
         except LoadError as error:
             assert "\n" not in str(error)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
     assert 100 < accepted < 3900
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
