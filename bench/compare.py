@@ -1,4 +1,4 @@
-"""xdpu bench compare A.json B.json: what changed beyond noise.
+"""xdpu bench compare A.json B.json: what changed beyond noise; `newest` is the tree's last report.
 
 Of every figure that both reports have, the raw samples are drawn again with replacement, 2,000
 times, and the medians divided: B / A with its 95 % interval.  A change is told where the interval
@@ -11,15 +11,19 @@ that is what to believe.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.record import RESULTS
 from xdp_runtime.errors import ConfigError
 
+NEWEST = "newest"  # instead of a path
 LEAST_SHARE = 0.05
+_REPORT = re.compile(r"\d{4}-\d\d-\d\dT\d{4}\.json")
 _LEAST_NS = 1.0
 _DRAWS = 2000
 
@@ -45,12 +49,12 @@ def figures(report: Mapping[str, Any]) -> dict[str, Figure]:
     """By name, of the report of all benches or of one."""
     benches = report.get("benches") or {report.get("bench", "prog"): report}
     return {name: figure for bench, result in benches.items()
-            for row in result.get("rows", []) if isinstance(row, dict)
+            for row in result.get("rows", result.get("records", [])) if isinstance(row, dict)
             for name, figure in _of(bench, row) if figure.samples}
 
 
 def _of(bench: str, row: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    if "ours" in row:
+    if "ours" in row and "name" in row:
         name = f"{bench}: {row['name']}"
         yield from _pair(name, row)
         if isinstance(row.get("cold"), dict):
@@ -65,6 +69,18 @@ def _of(bench: str, row: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
         for kind in ("cold", "warm"):
             yield (f"{bench}: {row['example']}, {kind} cache",
                    Figure(row[kind]["samples"]["first_packet_s"], "s"))
+    elif "samples_ns" in row:  # of bench.micro
+        yield (f"{bench}: {row['name']}, {row['engine']} {row['way']}",
+               Figure([max(value, _LEAST_NS) for value in row["samples_ns"]], "ns"))
+    elif "program" in row and "cold" in row:
+        for kind in ("cold", "warm"):
+            for part, one in row[kind].items():
+                yield (f"{bench}: {row['program']}, {kind}, {part}",
+                       Figure(one.get("samples", []), "MB" if part == "peak_mb" else "s"))
+    elif "insns" in row:
+        for side in ("ours", "kernel"):
+            yield (f"{bench}: {row['name']}, {side}",
+                   Figure(row.get(f"{side}_ms", {}).get("samples", []), "ms"))
 
 
 def _pair(name: str, row: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
@@ -96,8 +112,11 @@ def judge(a: Figure, b: Figure) -> Change:
     return Change(first, second, ratio, low, high, word)
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    mine, theirs = figures(a), figures(b)
+def compare(a: Mapping[str, Any], b: Mapping[str, Any], only_ratios: bool = False
+            ) -> dict[str, Any]:
+    """`only_ratios`: of kernel and ours, all that two machines have in common."""
+    mine, theirs = ({name: figure for name, figure in figures(one).items()
+                     if figure.unit == "x" or not only_ratios} for one in (a, b))
     changes = {name: judge(mine[name], theirs[name]) for name in mine if name in theirs}
     return {"changes": {name: change._asdict() for name, change in changes.items()},
             "units": {name: mine[name].unit for name in changes},
@@ -134,20 +153,29 @@ def text(found: Mapping[str, Any], everything: bool) -> str:
     return "\n".join([*lines, *(f"not the same ground: {one}" for one in found["machines"])])
 
 
+def newest(folder: Path = RESULTS) -> Path:
+    """The last report of all benches in the tree.  Raises ConfigError where there is none."""
+    found = sorted(path for path in folder.glob("*.json") if _REPORT.fullmatch(path.name))
+    if not found:
+        raise ConfigError(str(folder), "has no report of all benches", "make one: make bench")
+    return found[-1]
+
+
 def read(path: str) -> dict[str, Any]:
     """Raises ConfigError for what is no report."""
     try:
         report = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(path, f"is no report: {error}") from error
-    if not isinstance(report, dict) or not ("benches" in report or "rows" in report):
+    if not isinstance(report, dict) or not {"benches", "rows", "records"} & set(report):
         raise ConfigError(path, "is no report", "give the bench.json of xdpu bench ... --out DIR")
     return report
 
 
 def main_of(args: Namespace) -> int:
     """xdpu bench compare: information, never a gate; exit code 0 whatever changed."""
-    found = compare(read(args.a), read(args.b))
+    a, b = (str(newest()) if path == NEWEST else path for path in (args.a, args.b))
+    found = compare(read(a), read(b), bool(args.ratios))
     print(json.dumps(found, indent=1) if args.json else text(found, bool(args.all)))
     return 0
 

@@ -18,11 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.facts import PROGRAMS
-from bench.samples import ROOT, Spread, machine
+from bench.samples import ROOT, Spread, machine, of_repository
 from xdp_runtime import repeat
 from xdp_runtime.compiler import link
 from xdp_runtime.core_relo import read_settled
@@ -70,8 +71,9 @@ def program_of(count: int) -> Object:
 def _object(what: str) -> Object:
     if what.isdigit():
         return program_of(int(what))
-    known = PROGRAMS / f"{what}.o"
-    return read_settled(known if known.exists() else Path(what))
+    path = Path(what)
+    return read_settled(path if path.exists() else of_repository(
+        PROGRAMS / f"{what}.o", "xdpu bench load"))
 
 
 def _once(what: str) -> dict[str, Any]:
@@ -99,7 +101,8 @@ def _once(what: str) -> dict[str, Any]:
 
 
 def measure(what: str, rounds: int) -> dict[str, Any]:
-    """cold and warm, medians of so many processes each."""
+    """cold and warm, medians of so many processes each.  Raises XdpuError for what is no object."""
+    _object(what)
     with tempfile.TemporaryDirectory() as cache:
         def child() -> dict[str, Any]:
             done = subprocess.run([sys.executable, "-m", __spec__.name, "--once", what], cwd=ROOT,
@@ -121,8 +124,29 @@ def measure(what: str, rounds: int) -> dict[str, Any]:
             warm.append(child())
     assert not any(one["cached"] for one in cold) and all(one["cached"] for one in warm)
     return {"program": what, "insns": cold[0]["insns"], "pipeline": cold[0]["pipeline"]} | {
-        name: {key: Spread.of([one[key] for one in runs]).record() for key in (*_TIMES, "peak_mb")}
+        name: {key: Spread.of([one[key] for one in runs]).record()
+               | {"samples": [round(one[key], 4) for one in runs]} for key in (*_TIMES, "peak_mb")}
         for name, runs in (("cold", cold), ("warm", warm))}
+
+
+def run(programs: Sequence[str], rounds: int,
+        told: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
+    rows = []
+    for what in programs:
+        rows.append(measure(what, rounds))
+        told(rows[-1])
+    return {"bench": "load", "rounds": rounds, "machine": machine(), "rows": rows}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    lines = ["| instructions | compile cache | verify s | compile s | load s | peak MB |",
+             "|---|---|---:|---:|---:|---:|"]
+    for row in result["rows"]:
+        name = "" if row["program"].isdigit() else f" ({row['program']})"
+        lines += [f"| {row['insns']:,}{name} | {'empty' if kind == 'cold' else 'warm'} | "
+                  + " | ".join(f"{row[kind][key]['median']:.2f}" for key in _TIMES)
+                  + f" | {row[kind]['peak_mb']['median']:.0f} |" for kind in ("cold", "warm")]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,18 +160,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.once:
         print(json.dumps(_once(args.once)))
         return 0
-    rows = []
-    for what in args.programs:
-        rows.append(measure(what, args.rounds))
-        if not args.json:
-            for name in ("cold", "warm"):
-                row = rows[-1][name]
-                print(f"{what:16} {name}  " + "  ".join(
-                    f"{key} {row[key]['median']:.3f} s" for key in _TIMES)
-                    + f"  peak {row['peak_mb']['median']:.0f} MB  ({rows[-1]['pipeline']})",
-                    flush=True)
+
+    def tell(row: dict[str, Any]) -> None:
+        for name in () if args.json else ("cold", "warm"):
+            one = row[name]
+            print(f"{row['program']:16} {name}  " + "  ".join(
+                f"{key} {one[key]['median']:.3f} s" for key in _TIMES)
+                + f"  peak {one['peak_mb']['median']:.0f} MB  ({row['pipeline']})", flush=True)
+
+    result = run(args.programs, args.rounds, tell)
     if args.json:
-        print(json.dumps({"machine": machine(), "programs": rows}, indent=1))
+        print(json.dumps(result, indent=1))
     return 0
 
 

@@ -21,6 +21,8 @@ CYCLES, INSTRUCTIONS = (HARDWARE, 0), (HARDWARE, 1)
 TASK_CLOCK = (SOFTWARE, 1)  # ns, on every machine
 _ENABLE, _DISABLE, _RESET = 0x2400, 0x2401, 0x2403
 _DISABLED, _EXCLUDE_HV = 1 << 0, 1 << 6
+_TIMES = 1 << 0 | 1 << 1  # PERF_FORMAT_TOTAL_TIME_ENABLED, _RUNNING
+_READ = struct.Struct("=QQQ")  # count, ns enabled, ns on the PMU
 _ATTR_BYTES = 112  # PERF_ATTR_SIZE_VER5
 _SYSCALL = {"x86_64": 298, "aarch64": 241}
 Event = tuple[int, int]  # type, config
@@ -39,14 +41,17 @@ class Counters:
             raise
 
     def count(self, call: Callable[[], object]) -> dict[str, int]:
+        """Where the PMU was shared (a watchdog, another perf), of all that time.  Raises OSError
+        if it was never ours."""
         for fd in self._fds.values():
             fcntl.ioctl(fd, _RESET, 0)
+        before = {name: _read(fd) for name, fd in self._fds.items()}
         for fd in self._fds.values():
             fcntl.ioctl(fd, _ENABLE, 0)
         call()
         for fd in self._fds.values():
             fcntl.ioctl(fd, _DISABLE, 0)
-        return {name: int.from_bytes(os.read(fd, 8), "little") for name, fd in self._fds.items()}
+        return {name: whole(before[name], _read(fd)) for name, fd in self._fds.items()}
 
     def close(self) -> None:
         for fd in self._fds.values():
@@ -61,9 +66,24 @@ class Counters:
         self.close()
 
 
+def _read(fd: int) -> tuple[int, int, int]:
+    count, enabled_ns, running_ns = _READ.unpack(os.read(fd, _READ.size))
+    return count, enabled_ns, running_ns
+
+
+def whole(before: tuple[int, int, int], after: tuple[int, int, int]) -> int:
+    """What was counted between two reads, (count, ns enabled, ns on the PMU) each: scaled up if the
+    PMU had it only for a part (perf_event_open(2)).  Raises OSError if it never had."""
+    count, enabled_ns, running_ns = (b - a for a, b in zip(before, after, strict=True))
+    if running_ns <= 0:
+        raise OSError(errno.EBUSY, "the counters are in use by somebody else")
+    return count * enabled_ns // running_ns if running_ns < enabled_ns else count
+
+
 def _open(event: Event) -> int:
     kind, config = event
-    attr = struct.pack("=IIQQQQQ", kind, _ATTR_BYTES, config, 0, 0, 0, _DISABLED | _EXCLUDE_HV)
+    attr = struct.pack("=IIQQQQQ", kind, _ATTR_BYTES, config, 0, 0, _TIMES,
+                       _DISABLED | _EXCLUDE_HV)
     number = _SYSCALL.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

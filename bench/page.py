@@ -13,12 +13,13 @@ from bench.samples import describe
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem;
        color: #1c1e21; background: #fff; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
+td { white-space: nowrap; }
 .bad { color: #b00020; font-weight: 600; } .note { color: #555; font-size: 0.85rem; }
 svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 pre { white-space: pre-wrap; font-size: 0.8rem; background: #f4f5f7; padding: 0.7rem; }
@@ -27,11 +28,12 @@ _TITLES = {
     "prog": "A packet through a program", "uxdp": "The programs of the uXDP paper",
     "micro": "One thing at a time", "io": "Packets through an interface",
     "maps": "Operations of maps", "start": "From nothing to the first packet",
-    "load": "Objects: read, verify, compile",
+    "load": "From an object to machine code", "verify": "Proving a program safe",
 }
 _TABLES = {  # where a bench's Markdown is written; imported when there is a result of it
     "prog": "bench.prog", "uxdp": "bench.prog", "io": "bench.io", "maps": "bench.maps",
-    "micro": "bench.micro.records", "start": "bench.start"}
+    "micro": "bench.micro.records", "start": "bench.start", "load": "bench.compile_time",
+    "verify": "bench.verify"}
 Result = Mapping[str, Any]
 
 
@@ -116,6 +118,9 @@ def from_markdown(text: str) -> str:
         kind = "td" if in_table else "th"
         out += ["<table>"] * (not in_table)
         in_table = True
+        if len(cells) > 1 and cells[0] and not any(cells[1:]):
+            out.append(f"<tr><td colspan={len(cells)}>{_bold(cells[0])}</td></tr>")
+            continue
         out.append("<tr>" + "".join(
             f"<{kind}{' class=bad' if 'mismatch' in cell.lower() else ''}>{_bold(cell)}</{kind}>"
             for cell in cells) + "</tr>")

@@ -14,9 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KERNEL, OURS, OTHER = "#8a8f98", "#1565c0", "#c77700"
-_COLOURS = {"kernel": KERNEL, "ours": OURS}
-_NAMES = {"ours": "xdpu"}
+_COLOURS = {"kernel": KERNEL, "ours": OURS, "ours-xsk": "#64a3e0", "ours-live": OURS,
+            "ours-tap": "#64a3e0", "c": OTHER, "native": "#4b5058", "generic": "#b4b8bf",
+            "none": "#4b5058"}
+_NAMES = {"ours": "xdpu", "ours-xsk": "xdpu, by the TX ring", "ours-live": "xdpu, live frames",
+          "ours-tap": "xdpu, by a TAP", "c": "C loop", "native": "kernel, native",
+          "generic": "kernel, generic", "none": "without XDP"}
 _BAR_INCHES, _WIDTH_INCHES = 0.36, 8.5
+_WIDE = 15  # the longest bar by the middle one: then the axis is logarithmic
+_LEAST_NS = 0.5  # where that begins
 _FINE_BITS = 4  # of a latency histogram's buckets (bench.io)
 Row = Mapping[str, Any]
 
@@ -58,31 +64,54 @@ def bars(rows: Sequence[Row], name: str) -> str:
     rows = [row for row in rows if "ours" in row]
     if not rows:
         return ""
-    figure = _figure(_WIDTH_INCHES, 1.0 + _BAR_INCHES * len(rows))
+    figure = _figure(_WIDTH_INCHES, 0.9 + _BAR_INCHES * len(rows))
     axes = figure.subplots()
+    heights = sorted(_bar(row[side])[0] for row in rows for side in ("kernel", "ours")
+                     if side in row)
+    is_wide = heights[-1] > _WIDE * max(heights[len(heights) // 2], 1.0)
+    if is_wide:
+        axes.set_xscale("log")
+    named: set[str] = set()
+    longest = 0.0
     for at, row in enumerate(rows):
-        end = 0.0
-        for offset, side in ((-0.2, "kernel"), (0.2, "ours")):
+        end = _LEAST_NS if is_wide else 0.0
+        for offset, side in ((-0.19, "kernel"), (0.19, "ours")):
             if side not in row:
                 continue
             height, error = _bar(row[side])
             axes.barh(at + offset, height, 0.36, xerr=error, color=_COLOURS[side], capsize=2,
                       ecolor="#444", error_kw={"linewidth": 0.8},
-                      label=_NAMES.get(side, side) if at == 0 else None)
+                      label=_NAMES.get(side, side) if side not in named else None)
+            named.add(side)
             end = max(end, height + error[1][0])
+        longest = max(longest, end)
         if row.get("ratio"):
-            axes.annotate(f" {row['ratio']['median']:.1f}x", (end, at), va="center", fontsize=8)
+            axes.annotate(f"{row['ratio']['median']:.1f}x", (end, at), (6, 0), va="center",
+                          textcoords="offset points", fontsize=8, fontweight="bold")
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("net ns a packet (95% interval of the median); x: kernel / xdpu")
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.set_xlabel("net ns a packet (95% interval of the median); x: kernel / xdpu"
+                    + ("; logarithmic" if is_wide else ""), fontsize=8)
+    if is_wide:
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(_LEAST_NS, longest * 2)
+    else:
+        axes.set_xlim(0, max(longest, 1.0) * 1.1)
     _tidy(axes, "x")
-    axes.legend(frameon=False, loc="best", fontsize=8)
+    _legend(figure, axes)
     return _svg(figure, f"bars-{name}")
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """Above the drawing, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=max(len(labels), 1),
+                  frameon=False, fontsize=8)
 
 
 def flows(rows: Sequence[Row], name: str) -> str:
     """How many flows against ns a packet, a panel for each program."""
-    rows = [row for row in rows if row.get("flows")]
+    rows = [row for row in rows if len(row.get("flows") or ()) > 1]
     if not rows:
         return ""
     columns = min(3, len(rows))
@@ -102,14 +131,25 @@ def flows(rows: Sequence[Row], name: str) -> str:
                           marker="o", markersize=3, linewidth=1.2, capsize=2,
                           color=_COLOURS[side], label=_NAMES.get(side, side))
         axes.set_xscale("log")
+        axes.set_xticks([one["flows"] for one in points],
+                        [_short(one["flows"]) for one in points])
+        axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.set_title(rows[at]["name"], fontsize=9)
         axes.tick_params(labelsize=7)
         _tidy(axes, "y")
-    grid.flat[0].legend(frameon=False, fontsize=7)
+    _legend(figure, grid.flat[0])
     figure.supxlabel("flows, at random", fontsize=8)
     figure.supylabel("net ns a packet", fontsize=8)
     return _svg(figure, f"flows-{name}")
+
+
+def _short(count: int) -> str:
+    """1, 64k, 1M: powers of two as one says them."""
+    for unit, letter in ((1 << 20, "M"), (1 << 10, "k")):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit}{letter}"
+    return f"{count:,}"
 
 
 def upper_ns(bucket: int) -> int:
@@ -133,7 +173,8 @@ def latencies(rows: Sequence[Row], name: str) -> str:
             panels.append((row["action"], curves))
     if not panels:
         return ""
-    figure = _figure(_WIDTH_INCHES, 3.0)
+    most = max(len(curves) for _, curves in panels)
+    figure = _figure(_WIDTH_INCHES, 2.9 + 0.16 * most)
     for axes, (action, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels,
                                       strict=True):
         for system, load in curves.items():
@@ -143,9 +184,10 @@ def latencies(rows: Sequence[Row], name: str) -> str:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(1e-4, 1.0)
-        axes.set_title(action, fontsize=9)
+        axes.set_title(action.upper(), fontsize=9)
         axes.tick_params(labelsize=7)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, loc="upper center",
+                    bbox_to_anchor=(0.5, -0.12))
         _tidy(axes, "both")
     figure.supxlabel("latency, microseconds", fontsize=8)
     figure.supylabel("share that took longer", fontsize=8)
@@ -169,17 +211,24 @@ def rates(rows: Sequence[Row], name: str) -> str:
              for row in rows for system, of in row.get("systems", {}).items() if of.get("flood")]
     if not found:
         return ""
-    figure = _figure(_WIDTH_INCHES, 1.0 + 0.28 * len(found))
+    actions = list(dict.fromkeys(action for action, _, _ in found))
+    figure = _figure(_WIDTH_INCHES, 0.8 + 0.27 * (len(found) + 0.6 * len(actions)))
     axes = figure.subplots()
-    for at, (_, system, values) in enumerate(found):
+    ticks, labels = [], []
+    for at, (action, system, values) in enumerate(found):
+        place = at + 0.6 * actions.index(action)
         middle = sorted(values)[len(values) // 2]
-        axes.barh(at, middle, 0.7, xerr=[[middle - min(values)], [max(values) - middle]],
+        axes.barh(place, middle, 0.78, xerr=[[middle - min(values)], [max(values) - middle]],
                   color=_COLOURS.get(system, OURS if system.startswith("ours") else OTHER),
                   capsize=2, ecolor="#444", error_kw={"linewidth": 0.8})
-    axes.set_yticks(range(len(found)), [f"{action}: {_NAMES.get(system, system)}"
-                                        for action, system, _ in found], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("million packets a second under a flood (range of the rounds)")
+        axes.annotate(f"{middle:.2f}", (max(values), place), (5, 0), va="center", fontsize=7,
+                      textcoords="offset points")
+        ticks.append(place)
+        labels.append(f"{action.upper()}: {_NAMES.get(system, system)}")
+    axes.set_yticks(ticks, labels, fontsize=8)
+    axes.set_ylim(ticks[-1] + 0.6, -0.6)
+    axes.margins(x=0.08)
+    axes.set_xlabel("million packets a second under a flood (range of the rounds)", fontsize=8)
     _tidy(axes, "x")
     return _svg(figure, f"rates-{name}")
 

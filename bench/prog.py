@@ -30,7 +30,7 @@ from bench.noise import Watch
 from bench.peers import Peer
 from bench.record import Record, interruptible, stop_if_interrupted
 from bench.rig import Rig
-from bench.samples import cpus, estimate, machine, pinned
+from bench.samples import cpus, estimate, machine, of_repository, pinned
 from bench.sides import KernelSide, OurSide, Sample, Side
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.object import Object
@@ -83,7 +83,7 @@ def measure(case: Case, plan: Plan, *, ours: Object | None = None) -> Row:
             sides = [*rig.sides(), *rig.peers(plan.peers)]
             record |= rig.record
             samples = _take(sides, plan, record)
-            record["counters"] = _count(sides, plan.repeat)
+            record |= _count(sides, plan.repeat)
             if not record.get("interrupted"):
                 _vary(rig, plan, record)
         except (Mismatch, XdpuError) as mismatch:  # or ours does not even load it
@@ -136,13 +136,15 @@ def _pair(samples: Mapping[str, Sequence[Sample]]) -> Row:
             "ratio": ratio(samples.get("kernel", ()), samples.get("ours", ()))}
 
 
-def _count(sides: Sequence[Side], count: int) -> dict[str, dict[str, float]] | None:
+def _count(sides: Sequence[Side], count: int) -> Row:
     """Cycles and instructions a packet, net; None where nothing counts them."""
     if counters.refusal():
-        return None
-    return {side.name: {event: round(value, 1) for event, value in
-                        counters.net(side.timed(), count).items()}
-            for side in sides if side.timed()}
+        return {"counters": None}
+    try:
+        return {"counters": {side.name: {event: round(value, 1) for event, value in counters.net(
+            side.timed(), count).items()} for side in sides if side.timed()}}
+    except OSError as error:
+        return {"counters": None, "notes": [f"no cycles and instructions: {error.strerror}"]}
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -279,7 +281,8 @@ def main_of(args: Namespace) -> int:
             record.rows += found.mismatches
         else:
             cases += _examples([where])
-    cases = cases if args.obj else list(CASES)
+    if not args.obj:
+        cases = _examples([])
 
     def tell(row: Row) -> None:
         print_out("\n".join([text_row(cells(row)), *(f"    {text}" for text in remarks(row))]))
@@ -325,11 +328,14 @@ def engines(words: Sequence[str]) -> tuple[str, ...]:
 
 def _examples(names: list[str]) -> list[Case]:
     try:
-        return choose(names)
+        found = choose(names)
     except KeyError:
         raise ConfigError(names[0], "is no file, and no example",
                           "give an object file, or: " + ", ".join(
                               dict.fromkeys(case.example for case in CASES))) from None
+    for case in found:
+        of_repository(case.object_path, f"example {case.name}")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

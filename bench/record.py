@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.samples import ROOT
 from xdp_runtime.errors import ConfigError
 
 NAME, PAGE = "bench.json", "bench.html"
+RESULTS = ROOT / "bench" / "results"
 _interrupted = threading.Event()
 
 

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from xdp_runtime.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parent.parent
 _DRAWS = 2000
 
@@ -51,6 +53,14 @@ def estimate(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     low, high = interval(values)
     return Spread.of(values).record(digits) | {"low": round(low, digits),
                                                "high": round(high, digits)}
+
+
+def of_repository(path: Path, what: str) -> Path:
+    """The path, of something that is not installed with xdpu.  Raises ConfigError without it."""
+    if not path.exists():
+        raise ConfigError(what, f"needs {path.name}, which is not installed with xdpu",
+                          "run it in a clone of the repository")
+    return path
 
 
 def cpus(count: int) -> list[int]:

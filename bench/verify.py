@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,23 @@ from xdp_runtime.isa import encode
 from xdp_runtime.kernel import load_into_kernel
 from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.verifier import verify
+
+
+def objects() -> list[Path]:
+    """The examples, and the uXDP paper's programs."""
+    return [*sorted(EXAMPLES.glob("*.o")), *sorted(HERE.glob("*.o"))]
+
+
+def run(paths: Sequence[Path], rounds: int, cpu: int,
+        told: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
+    """Raises XdpuError for what is no object."""
+    rows = []
+    with pinned(cpu):
+        for path in paths:
+            for row in measure(path, rounds):
+                rows.append(row)
+                told(row)
+    return {"bench": "verify", "rounds": rounds, "on_cpu": cpu, "machine": machine(), "rows": rows}
 
 
 def measure(path: Path, rounds: int) -> list[dict[str, Any]]:
@@ -62,6 +79,15 @@ def text(row: dict[str, Any]) -> str:
     return f"{row['name']:<34}{row['insns']:>7}{figure('ours')}{figure('kernel')}"
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    def figure(row: Mapping[str, Any], side: str) -> str:
+        return f"{row[f'{side}_ms']['median']:.2f}" if f"{side}_ms" in row else "refused"
+
+    return "\n".join(["| program | instructions | ours ms | kernel ms |", "|---|---:|---:|---:|", *(
+        f"| {row['name']} | {row['insns']} | {figure(row, 'ours')} | {figure(row, 'kernel')} |"
+        for row in result["rows"])])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="xdpu bench verify", description="ms to verify a program")
     parser.add_argument("objects", nargs="*", type=Path, metavar="OBJ")
@@ -69,17 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpu", type=int, default=cpus(1)[0])
     parser.add_argument("-j", "--json", action="store_true")
     args = parser.parse_args(argv)
-    rows = []
     if not args.json:
         print(f"{'object/program':<34}{'insns':>7}{'ours, ms':>10}{'kernel':>10}")
-    with pinned(args.cpu):
-        for path in args.objects or [*sorted(EXAMPLES.glob("*.o")), *sorted(HERE.glob("*.o"))]:
-            for row in measure(path, args.rounds):
-                rows.append(row)
-                if not args.json:
-                    print(text(row), flush=True)
+
+    def tell(row: dict[str, Any]) -> None:
+        if not args.json:
+            print(text(row), flush=True)
+
+    result = run(args.objects or objects(), args.rounds, args.cpu, tell)
     if args.json:
-        print(json.dumps({"bench": "verify", "machine": machine(), "rows": rows}, indent=1))
+        print(json.dumps(result, indent=1))
     return 0
 
 

@@ -69,9 +69,12 @@ _BENCHES = (
          "be written; 130: Ctrl-C, with\nwhat was measured until then."),
     Verb("bench compare", "What changed beyond noise between two reports.",
          "bench.compare:main_of", (
-             Option("A", "bench.json of the first", required=True),
+             Option("A", "bench.json of the first; newest: the last report in bench/results",
+                    required=True),
              Option("B", "bench.json of the second", required=True),
-             Option("--all", "show what did not change, too", type=bool), _JSON, _VERBOSE),
+             Option("--all", "show what did not change, too", type=bool),
+             Option("--ratios", "only kernel / ours, which other machines have in common",
+                    type=bool), _JSON, _VERBOSE),
          "Information, not a gate: the exit code is 0 whatever changed."),
     *(Verb(f"bench {name}", text, f"bench.{module}:main", is_passed_on=True)
       for name, module, text in (

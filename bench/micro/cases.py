@@ -14,7 +14,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from bench import frames
-from bench.samples import ROOT
+from bench.samples import ROOT, of_repository
 from xdp_runtime.state import Verdict
 
 PROGRAMS = ROOT / "bench" / "micro" / "programs"
@@ -170,9 +170,10 @@ def choose(names: list[str]) -> list[Micro]:
 
 def build(source: str, where: Path, *flags: str) -> Path:
     """An object for BPF; of these flags, once."""
+    text = of_repository(PROGRAMS / f"{source}.c", "xdpu bench micro")
     path = where / f"{source}{''.join(flags)}.o"
     if not path.exists():
         subprocess.run(["clang", "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3",
                         "-fno-builtin", "-Wno-pass-failed", "-I/usr/include/x86_64-linux-gnu",
-                        *flags, "-c", PROGRAMS / f"{source}.c", "-o", path], check=True)
+                        *flags, "-c", text, "-o", path], check=True)
     return path

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,8 @@ import pytest
 
 from bench import all as everything
 from bench import io, maps, plots, prog
-from bench.samples import Spread, machine
+from bench.samples import ROOT, Spread, machine
+from tests.control.run_xdpu import until
 
 ROW = {"name": "tx", "verdict": "TX", "ok": True, "method": "plain",
        "kernel": {"raw": {"median": 24}, "net": {"median": 12.0, "min": 12, "max": 13}},
@@ -72,6 +77,14 @@ def test_readme_is_brief() -> None:
     assert "HASH" not in brief and "| tx | TX |" in brief
 
 
+def test_what_is_lost_is_said_beside_the_table() -> None:
+    slow = ROW | {"name": "sum", "ratio": {"median": 0.7, "low": 0.6, "high": 0.8}, "flows": [
+        {"flows": 65_536, "ratio": {"median": 1.0}}, {"flows": 1, "ratio": None}]}
+    assert everything.losses([ROW, slow]) == ["sum 0.7", "sum, 65,536 flows 1.0"]
+    text = everything.markdown(result(ROW, slow), is_brief=True)
+    assert "Not faster than in the kernel: sum 0.7, sum, 65,536 flows 1.0." in text
+
+
 def test_ctrl_c_keeps_the_benches_before(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> dict[str, Any]:
         raise KeyboardInterrupt
@@ -105,6 +118,40 @@ def test_disagreement_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "| tx | TX | mismatch | mismatch | none |" in out
     assert prog.cells(bad)[3] == "packet: byte 3"
+
+
+def test_ctrl_c_leaves_a_report_that_says_so(tmp_path: Path) -> None:
+    """A real signal to a real run of two benches, once there are figures of the first."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", "verify", "prog", "--quick", "--out", str(tmp_path)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    until(lambda: (tmp_path / "bench.json").exists(), "the first bench's figures", 120)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["interrupted"] and found["waiting"] == ["prog"]
+    assert found["benches"]["verify"]["rows"]
+    assert "**Interrupted. Not or not all measured: prog.**" in text
+    assert "Interrupted: what was measured until then" in (tmp_path / "bench.html").read_text()
+
+
+_FULL = """
+import subprocess, sys
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", sys.argv[1]], check=True)
+from bench.all import main
+sys.exit(main(["verify", "--quick", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk_is_told_and_the_tables_go_on(tmp_path: Path) -> None:
+    done = subprocess.run(["unshare", "-m", sys.executable, "-c", _FULL, str(tmp_path)], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "not written: [Errno 28] No space left on device" in done.stderr
+    assert "| tx/" in done.stdout
 
 
 def test_unknown_bench() -> None:

@@ -11,10 +11,12 @@ import pytest
 from bench import compare, prog
 from bench.cases import EXAMPLES, choose
 from bench.prog import summary
+from bench.record import RESULTS
 from control.cli import main
 from tests.privileges import needs_bpf
 from xdp_runtime.asm import assemble
 from xdp_runtime.elf import read_object
+from xdp_runtime.errors import ConfigError
 from xdp_runtime.object import Object, ProgramSpec
 
 
@@ -78,6 +80,40 @@ def test_variants_are_figures_of_their_own() -> None:
         row("", NOISY) | {"flows": 65_536}]}
     assert set(compare.figures(report(varied))) == {
         "prog: tx, ours", "prog: tx, cold, ours", "prog: tx, 65,536 flows, ours"}
+
+
+def test_ratios_alone_are_what_machines_have_in_common() -> None:
+    a, b = report(row("tx", NOISY, NOISY)), report(row("tx", [3 * v for v in NOISY], NOISY))
+    found = compare.compare(a, b, only_ratios=True)
+    assert {name: one["word"] for name, one in found["changes"].items()} == {
+        "prog: tx, kernel / ours": "worse"}
+
+
+def test_the_newest_report_is_that_of_all_benches(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no report of all benches"):
+        compare.newest(tmp_path)
+    for name in ("2026-01-02T0304.json", "2025-12-31T2359.json", "2026-05-05T0000-quick.json",
+                 "2026-05-05T0000-micro.json", "2027-01-01-io.json"):
+        (tmp_path / name).write_text("{}")
+    assert compare.newest(tmp_path).name == "2026-01-02T0304.json"
+
+
+def test_the_reports_of_the_tree_are_read() -> None:
+    """Also those of before: what has another shape is left out."""
+    for path in sorted(RESULTS.glob("*.json")):
+        assert isinstance(compare.figures(compare.read(str(path))), dict)
+    assert any("kernel / ours" in name for name in compare.figures(compare.read(
+        str(compare.newest()))))
+
+
+def test_what_micro_load_and_verify_measure_is_compared() -> None:
+    micro = {"bench": "micro", "records": [
+        {"name": "x", "engine": "xdpu", "way": "plain", "samples_ns": NOISY},
+        {"name": "y", "engine": "xdpu", "way": "", "mismatch": "byte 3"}]}
+    verify = {"bench": "verify", "rows": [{"name": "a/b", "insns": 3, "ours_ms": {
+        "samples": NOISY}}]}
+    assert set(compare.figures({"benches": {"micro": micro, "verify": verify}})) == {
+        "micro: x, xdpu plain", "verify: a/b, ours"}
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import compile_time
+from bench import compare, compile_time
 from xdp_runtime.compiler import link
 from xdp_runtime.interp import Machine
 from xdp_runtime.program import load
@@ -27,3 +27,12 @@ def test_one_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     record = json.loads(capsys.readouterr().out)
     assert record["insns"] == 60 and record["pipeline"] == "O3"
     assert {"verify", "compile", "load", "peak_mb"} < record.keys()
+
+
+def test_rows() -> None:
+    result = compile_time.run(["60"], 1)
+    row, = result["rows"]
+    assert row["insns"] == 60 and len(row["cold"]["compile"]["samples"]) == 1
+    lines = compile_time.markdown(result).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| 60 | empty | ")
+    assert "load: 60, cold, compile" in compare.figures(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ import pytest
 from bench import histogram, page, plots
 from bench.prog import summary
 from bench.samples import ROOT, machine
+from tests.privileges import needs_bpf
 
 MISSING = pytest.mark.skipif(bool(plots.refusal()), reason=plots.refusal() or "no plots")
 
@@ -116,13 +118,34 @@ def test_latency_buckets(bucket: int, end: int) -> None:
     assert plots.upper_ns(bucket) == histogram.upper_ns(bucket) == end
 
 
-def test_measuring_programs_needs_nothing_that_is_not_installed() -> None:
-    """The wheel has no tests: `bench prog` and its page go without them."""
-    code = ("import sys; sys.modules['tests'] = None\n"
-            "import bench.compare, bench.page, bench.prog, bench.verify, bench.uxdp\n"
-            "from control.cli import main\n"
-            "sys.exit(main(['bench', 'io']))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          check=False)
-    assert done.returncode == 2, done.stderr
+_WHEEL = """
+import sys; sys.modules['tests'] = None
+import bench.compare, bench.page, bench.prog, bench.verify, bench.uxdp
+from bench import cases, compile_time
+from bench.micro import cases as micro
+from pathlib import Path
+compile_time.PROGRAMS = micro.PROGRAMS = Path('/none')
+cases.CASES = tuple(__import__('dataclasses').replace(c, path=Path('/none') / c.object_path.name)
+                    for c in cases.CASES)
+from control.cli import main
+print(*(main(['bench', *words.split()]) for words in sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("words", [("io",), ("prog",), ("prog tx",), ("load",), ("micro empty",)])
+def test_what_is_not_installed_is_said(words: tuple[str, ...]) -> None:
+    """The wheel has neither tests nor examples nor the C of bench.micro."""
+    if words[0].startswith("micro") and shutil.which("clang") is None:
+        pytest.skip("bench.micro needs clang in any case")
+    done = subprocess.run([sys.executable, "-c", _WHEEL, *words], cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "2", done.stderr
     assert "run it in a clone of the repository" in done.stderr
+
+
+@pytest.mark.parametrize("words", [pytest.param("prog uxdp/tx --repeat 200 --rounds 1",
+                                                marks=needs_bpf())])
+def test_what_is_installed_is_measured(words: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _WHEEL, words], cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0", done.stderr

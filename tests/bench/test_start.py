@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bench import start
+from bench.noise import Watch
 from bench.samples import ROOT
 from tests.privileges import needs_bpf
 
@@ -69,9 +71,40 @@ def test_sums() -> None:
                                        "packages": {"numba": 0.003, "control": 0.0005}}
 
 
+def test_goals_are_judged() -> None:
+    """A start that misses its goal is marked, on whatever machine it was measured."""
+    late = {kind: {name: {"median": goal_s + 1, "min": goal_s, "max": goal_s + 2} for name in
+                   ("compiled_s", "loaded_s", "first_packet_s")} | {"goal_s": goal_s}
+            for kind, goal_s in start.GOALS_S.items()}
+    early = {kind: one | {"first_packet_s": {"median": start.GOALS_S[kind] / 2, "min": 0,
+                                             "max": 1}} for kind, one in late.items()}
+    for row, word in ((late, "MISSED"), (early, "met")):
+        lines = start.markdown({"rows": [{"example": "drop", **row}]}).splitlines()[2:]
+        assert [line.endswith(f": {word} |") for line in lines] == [True, True]
+
+
+def _yardstick_s() -> float:
+    """The interpreter with what a run cannot do without."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import numpy, llvmlite.binding, elftools, cffi"],
+                   check=True)
+    return time.monotonic() - began
+
+
 @pytest.mark.perf
 @pytest.mark.parametrize("example", [pytest.param(e, marks=netns) for e in ("drop", "demo")])
 def test_goals(example: str) -> None:
-    row = start.measure(example, 5)
-    for kind, goal_s in start.GOALS_S.items():
-        assert row[kind]["first_packet_s"]["median"] < goal_s
+    """The goals in starts of this machine's interpreter, of which one takes 0.2 s where they were
+    set; each beside a start of its own."""
+    shares: dict[str, list[float]] = {kind: [] for kind in start.GOALS_S}
+    watch = Watch(set())
+    for _ in range(5):
+        yardstick_s = _yardstick_s()
+        row = start.measure(example, 1)
+        for kind, goal_s in start.GOALS_S.items():
+            shares[kind].append(row[kind]["first_packet_s"]["median"] / yardstick_s
+                                / (goal_s / 0.2))
+    others = [name for name, _, _ in watch.noise().who]
+    if others:
+        pytest.skip(f"others kept CPUs busy meanwhile: {', '.join(others)}")
+    assert max(min(shares[kind]) for kind in shares) < 1, shares

@@ -20,6 +20,7 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["ok"] and row["insns"] > 5 and len(row["ours_ms"]["samples"]) == 2
     assert row["kernel_ms"]["median"] > 0
     assert row["name"] in verify.text(row)
+    assert f"| {row['name']} | {row['insns']} | " in verify.markdown({"rows": [row]})
 
 
 def test_a_refused_program_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,4 +28,4 @@ def test_a_refused_program_is_no_success(capsys: pytest.CaptureFixture[str]) -> 
     assert verify.main([str(fault), "--rounds", "1", "-j"]) == 0
     row = json.loads(capsys.readouterr().out)["rows"][0]
     assert row["ok"] is False and "kernel_refuses" in row and "kernel_ms" not in row
-    assert "refused" in verify.text(row)
+    assert "refused" in verify.text(row) and verify.markdown({"rows": [row]}).endswith("refused |")
