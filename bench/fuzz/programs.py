@@ -69,7 +69,7 @@ class FuzzGenerator(CallingGenerator):
 
     def statement(self) -> None:
         mine: list[Callable[[], None]] = [self.edges, self.buffer, self.text, self.may_goto,
-                                          self.diff, self.redirect, *self.calling()]
+                                          self.walk, self.diff, self.redirect, *self.calling()]
         for name in self.index:
             if name in ("queue", "stack"):
                 mine.append(lambda name=name: self.take(name))  # type: ignore[misc]
@@ -153,6 +153,36 @@ class FuzzGenerator(CallingGenerator):
                   Alu(AluOp.ADD, True, 5, Imm(1)), JumpIf(JmpOp.GT, True, 5, Imm(mask), 1),
                   Jump(-(len(body) + 4)), Mov(True, 0, Imm(0)))
         self.fresh((5,))
+
+    def walk(self) -> None:
+        """Over the packet to its end, which is compared with before each round, or behind it."""
+        size, rounds = self.random.choice((1, 2, 4, 8)), self.random.choice((3, 20, 100))
+        first, indexed = self.random.choice((0, 1, 14, 34)), self.random.random() < 0.4
+        turned = not indexed and self.random.random() < 0.5
+        leave = self.random.choice(((JmpOp.GT, 1, 2), (JmpOp.GE, 1, 2), (JmpOp.LT, 2, 1),
+                                    (JmpOp.LE, 2, 1)))
+        stay = self.random.choice(((JmpOp.LE, 1, 2), (JmpOp.LT, 1, 2), (JmpOp.GE, 2, 1),
+                                   (JmpOp.GT, 2, 1)))
+        body: list[Insn] = [Load(0, 1, -size, size), Alu(self.random.choice((
+            AluOp.ADD, AluOp.XOR)), self.random.random() < 0.5, 9, Reg(0))]
+        if self.random.random() < 0.4:
+            body += [Alu(AluOp.XOR, True, 0, Imm(self.imm())), Store(1, -size, size, Reg(0))]
+        place: list[Insn] = [Mov(True, 1, Reg(7)),
+                             Alu(AluOp.ADD, True, 1, Imm(first + size))]
+        head: list[Insn] = [*place, Alu(AluOp.ADD, True, 1, Reg(4))] if indexed else []
+        count = Alu(AluOp.ADD, self.random.random() < 0.5, 4, Imm(size if indexed else 1))
+        last, forwards = rounds * (size if indexed else 1), Alu(AluOp.ADD, True, 1, Imm(size))
+        begin: list[Insn] = [Load(2, 6, 4, 4), Mov(True, 4, Imm(0)), *([] if indexed else place)]
+        if turned:
+            ends: list[Insn] = [count, JumpIf(JmpOp.GE, True, 4, Imm(last), 2), forwards]
+            around = JumpIf(stay[0], True, stay[1], Reg(stay[2]), -(len(body) + len(ends) + 1))
+        else:
+            ends = [count] if indexed else [forwards, count]
+            around = JumpIf(JmpOp.NE, True, 4, Imm(last), -(len(head) + len(body) + len(ends) + 2))
+        out = len(body) + len(ends) + 1
+        self.emit(*begin, *head, JumpIf(leave[0], True, leave[1], Reg(leave[2]), out), *body,
+                  *ends, around)
+        self.packet_again()
 
     def keyed(self, name: str) -> None:
         self.emit(Load(0, 7, self.random.randrange(60), 4))
