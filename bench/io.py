@@ -3,7 +3,8 @@
     python -m bench.io [--port afxdp|afpacket|tap|dpdk[:net_memif|net_af_xdp|net_af_packet]]
                        [--action drop,tx,redirect,pass] [--queues 1] [--rounds 5] [--seconds 1]
                        [--no-search] [--tolerance 0] [--source auto|live|afpacket|dpdk]
-                       [--source-cpus N[,N]] [--loop-cpus N[,N]] [--share-cpus] [--out DIR] [-j]
+                       [--source-cpus N[,N]] [--loop-cpus N[,N]] [--share-cpus] [--systems ours,c]
+                       [--out DIR] [-j]
 
 Namespaces, veths and memif's sockets are built here (wires.py), fresh for every turn.  A source of
 its own CPU (source.py) sends frames into one end; a system (systems.py) at the other drops them,
@@ -91,6 +92,7 @@ class Plan:
     reader_cpu: int = 0
     source: str = "auto"
     shares: bool = False  # a loop its source's CPU
+    systems: tuple[str, ...] = ()  # all that can, unless some are named
 
     @classmethod
     def on(cls, queues: int = 1, sources: Sequence[int] = (), loops: Sequence[int] = (),
@@ -255,7 +257,10 @@ Row = dict[str, Any]
 
 
 def measure(action: str, plan: Plan) -> Row:
-    names, _ = systems.of(action, plan.port)
+    names = [name for name in systems.of(action, plan.port)[0]
+             if name in plan.systems or not plan.systems]
+    if not names:
+        raise RuntimeError(f"none of {', '.join(plan.systems)} does it on {plan.port}")
     found: dict[str, Row] = {name: {"flood": []} for name in names}
     complaints: list[str] = []
     with path(names[0], action, plan):
@@ -350,6 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", choices=SOURCES, default="auto")
     parser.add_argument("--source-cpus", default="")
     parser.add_argument("--loop-cpus", default="")
+    parser.add_argument("--systems", default="", help="only these, such as ours,c")
     parser.add_argument("--share-cpus", action="store_true", help="a loop has its source's CPU")
     parser.add_argument("--out", type=Path, help="folder for bench.json")
     parser.add_argument("-j", "--json", action="store_true")
@@ -361,7 +367,12 @@ def main(argv: Sequence[str] | None = None) -> int:
               for text in (args.source_cpus, args.loop_cpus)]
     plan = Plan.on(args.queues, chosen[0], chosen[1], args.share_cpus, port=port_named(args.port),
                    rounds=args.rounds, seconds=args.seconds,
-                   search=not args.no_search, tolerance=args.tolerance, source=args.source)
+                   search=not args.no_search, tolerance=args.tolerance, source=args.source,
+                   systems=tuple(word for word in args.systems.split(",") if word))
+    unknown = set(plan.systems) - set(systems.SYSTEMS)
+    if unknown:
+        parser.error(f"no system {', '.join(sorted(unknown))}: there are "
+                     f"{', '.join(systems.SYSTEMS)}")
     result = run(actions, plan, Record(args.out), lambda row: print(
         f"{row['action']} done", file=sys.stderr, flush=True))
     print(json.dumps(result, indent=1) if args.json else markdown(result))

@@ -199,6 +199,8 @@ def test_what_cannot_be_measured_is_refused(words: list[str], why: str) -> None:
 def test_only_known_actions() -> None:
     with pytest.raises(SystemExit):
         io.main(["--action", "dance"])
+    with pytest.raises(SystemExit):
+        io.main(["--systems", "theirs"])
 
 
 @pytest.mark.perf
