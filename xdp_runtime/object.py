@@ -179,9 +179,18 @@ class ProgramSpec:
         return self.kind.split("/")[0] in ("xdp", "xdp.frags")
 
     @property
+    def replaces(self) -> bool:
+        """BPF_PROG_TYPE_EXT: it takes the place of a function of a loaded program."""
+        return self.kind.split("/")[0] == "freplace"
+
+    @property
     def has_frags(self) -> bool:
         """BPF_F_XDP_HAS_FRAGS: it takes packets in several buffers."""
         return self.kind.split("/")[0] == "xdp.frags"
+
+
+REPLACES = ("replaces a function of a program that runs in the kernel (freplace), which nothing "
+            "here does")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +214,9 @@ class Object:
             have = ", ".join(p.name for p in self.programs) or "none"
             raise LoadError(f"program {name!r}", f"not in {self.name}", f"it has: {have}")
         if not candidates:
+            for program in self.programs:
+                if program.replaces:
+                    raise LoadError(f"program {program.name}", REPLACES)
             have = ", ".join(f"{p.name} ({p.section})" for p in self.programs)
             raise LoadError(self.name, f"no XDP program; it has {have or 'no program at all'}",
                             'put the program in SEC("xdp")')

@@ -33,7 +33,7 @@ from xdp_runtime.fib.tables import Tables
 from xdp_runtime.maps import dev, heir
 from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
-from xdp_runtime.object import MapType, Object, ProgramSpec
+from xdp_runtime.object import REPLACES, MapType, Object, ProgramSpec
 
 if TYPE_CHECKING:
     from xdp_runtime.policy import ExtensionClass
@@ -313,9 +313,8 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
     """
     obj = settle(obj, target_btf)
     spec = obj.program(name)
-    if spec.kind.partition("/")[0] == "freplace":
-        raise LoadError(f"program {spec.name}", "replaces a function of a program that runs in the "
-                        "kernel (freplace), which nothing here does")
+    if spec.replaces:
+        raise LoadError(f"program {spec.name}", REPLACES)
     if not spec.is_xdp:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')

@@ -76,13 +76,14 @@ def example(name: str) -> str:
 
 def live(net: VethPair, name: str, *argv: str, **env: str) -> Run:
     """With a TAP in the interface's place, which takes more than live frames do."""
-    argv = argv if "--stack" in argv else ("--stack", "tap", *argv)
+    if not {"--stack", "--no-stack"} & {*argv}:
+        argv = ("--stack", "tap", *argv)
     return Run(net.b.ns, example(name), "--iface", net.b.ifname, "-i", "0.1", *argv, **env)
 
 
 def ping(net: VethPair, address: str, count: int = 3) -> bool:
     """All answered?"""
-    done = in_ns(net.a.ns, "ping", "-q", "-c", str(count), "-i", "0.02", "-W", "2", address,
+    done = in_ns(net.a.ns, "ping", "-q", "-c", str(count), "-i", "0.02", "-W", "10", address,
                  check=False)
     return done.returncode == 0 and f" {count} received" in done.stdout
 

@@ -44,7 +44,7 @@ def router(nets: tuple[VethPair, VethPair], port: str) -> Run:
 
 
 def ping(nets: tuple[VethPair, VethPair], address: str, count: int = 5) -> str:
-    return in_ns(nets[0].a.ns, "ping", "-c", str(count), "-i", "0.05", "-W", "2", address,
+    return in_ns(nets[0].a.ns, "ping", "-c", str(count), "-i", "0.05", "-W", "10", address,
                  check=False).stdout
 
 

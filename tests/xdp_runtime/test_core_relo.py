@@ -283,5 +283,6 @@ def test_the_running_kernels_configuration() -> None:
 def test_freplace_is_refused() -> None:
     obj = read_object(OBJECTS / "pass.o")
     spec = replace(obj.programs[0], section="freplace/f", kind="freplace/f")
-    with pytest.raises(LoadError, match="freplace"):
-        load(Object("x", (spec,), ()), spec.name)
+    for name in (spec.name, None):
+        with pytest.raises(LoadError, match="freplace"):
+            load(Object("x", (spec,), ()), name)
