@@ -56,7 +56,7 @@ char _license[] __attribute__((section("license"))) = "GPL";
 """
 _SOURCES = {"bounce": "3", "aborted": "0",
             "redirect": f"((int (*)(int, int))23)({OWN_IFINDEX + 1}, 0)"}
-_SEEDS = 256
+_SEEDS = 64
 _BATCH = 64
 _MBUFS = 8192
 

@@ -26,7 +26,7 @@ from dataplane.aborted import NOTE
 from dataplane.capture_put import AT_EXIT
 from dataplane.inbox import COLLECT
 from dataplane.mesh import ALL_DONE, GET_UP, LIE_DOWN, PUBLISH
-from dataplane.one_pass import BEGIN_RUN, END_RUN, wrappers
+from dataplane.one_pass import BEGIN_FLOWS, BEGIN_RUN, END_RUN, wrappers
 from dataplane.one_pass import flow as one_pass_flow
 from dataplane.port import PortKind
 from dataplane.redirect import ELSEWHERE
@@ -297,9 +297,10 @@ def _stack_flow(m: Any) -> Factory:
     return stack_flow
 
 
-def _worker(m: Any, of_a_program: Template) -> Factory:
+def _worker(m: Any, of_a_program: Template, before: Template) -> Factory:
     count_up = m.extern(COUNT_UP)
     program_flow, stack_flow = m.extern(of_a_program), m.extern(STACK_FLOW)
+    begin = m.extern(before)
     now, note_latency = m.extern(NOW), m.extern(NOTE_LATENCY)
     publish, collect, all_done = m.extern(PUBLISH), m.extern(COLLECT), m.extern(ALL_DONE)
     lie_down, get_up = m.extern(LIE_DOWN), m.extern(GET_UP)
@@ -316,6 +317,7 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
         searched = 0  # rounds without a packet since the last one, or sleep
         waiting = m.gep(m.alloca(patience_bytes), 0)
         start_patience(waiting)
+        begin(control)
         while m.acquire_u32(control, C_STOP) == 0:
             work = began = 0
             if rounds & _SAMPLE == 0:
@@ -389,6 +391,13 @@ def _worker(m: Any, of_a_program: Template) -> Factory:
     return worker
 
 
+def _nothing_to_begin(m: Any) -> Factory:
+    def nothing_to_begin(control):  # type: ignore
+        return 0
+
+    return nothing_to_begin
+
+
 def _flush_all(m: Any) -> Factory:
     flush_front = m.symbol("xdpu.front.flush", "i64(i64, ptr)")
     flush_back = m.symbol("xdpu.back.flush", "i64(i64, ptr)")
@@ -451,6 +460,7 @@ NOTE_LATENCY = Template("note_latency", _note_latency, "i64(ptr, i64)", inline=F
 DISPOSE = Template("dispose", _dispose, "i64(ptr, ptr, ptr, ptr, i64)",
                    (COUNT_UP, FIND_FLOW, ELSEWHERE, NOTE))
 STACK_FLOW = Template("stack_flow", _stack_flow, "i64(ptr, ptr)", (COUNT_UP,), inline=False)
+NOTHING_TO_BEGIN = Template("nothing_to_begin", _nothing_to_begin, "i64(ptr)")
 FLUSH_ALL = Template("flush_all", _flush_all, "i64(ptr)", inline=False)
 
 
@@ -461,10 +471,12 @@ def _loop(suffix: str, several: int, dispose: Template, one_pass: bool = False) 
                                       SHOW_TAPS, BEGIN_RUN, END_RUN, chains.BEGIN, chains.END))
     if one_pass:
         flow = one_pass_flow(flow, dispose, SHOW_TAPS)
-    return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow), "i64(ptr)",
-                    (flow, STACK_FLOW, FLUSH_ALL, COUNT_UP, NOW, NOTE_LATENCY, PUBLISH, COLLECT,
-                     ALL_DONE, LIE_DOWN, GET_UP, PUBLISH_RINGS, SLEEP_UNTIL_DUE,
-                     patience.START, patience.LASTS, patience.PAID, patience.SLEPT))
+    begin = BEGIN_FLOWS if one_pass else NOTHING_TO_BEGIN
+    return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow, before=begin),
+                    "i64(ptr)", (flow, begin, STACK_FLOW, FLUSH_ALL, COUNT_UP, NOW, NOTE_LATENCY,
+                                 PUBLISH, COLLECT, ALL_DONE, LIE_DOWN, GET_UP, PUBLISH_RINGS,
+                                 SLEEP_UNTIL_DUE, patience.START, patience.LASTS, patience.PAID,
+                                 patience.SLEPT))
 
 
 LOOP, LOOP_FRAGS = _loop("", 0, DISPOSE), _loop("_frags", 1, chains.dispose(DISPOSE))
@@ -478,7 +490,7 @@ def unit(front: Sequence[PortKind], back: Sequence[PortKind], several: bool = Fa
     loop = LOOP_FRAGS if several else LOOP_ONE_PASS if one_pass else LOOP
     templates = [loop]
     if one_pass:
-        templates += one_pass.templates
+        templates += one_pass.templates.values()
     for kind in (*front, *back):
         templates += [kind.receive, kind.release, kind.transmit, kind.send, kind.flush]
         if several and kind.chain is not None:

@@ -6,7 +6,8 @@ DPDK makes itself.  Of kinds with `one_pass` (port.py) a packet's edges never le
 What is neither sent back nor dropped gets a slot all the same, and goes the usual way, behind the
 others of its batch.  So does a packet that a capture looks at, for as long as it looks.
 
-Programs that look ahead (scouting.py) see a whole batch first: they have the usual loop.
+Programs that look ahead (scouting.py) see a whole batch first: they have the usual loop.  Of those
+that look at no packet and send all back, or drop all, the batch is one thing (`_all_alike`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataplane.port import OnePass
 from dataplane.worker_block import (
     C_BATCH,
     C_BATCH_SIZE,
+    C_FLOW_TABLE,
+    C_FLOWS,
     C_HOWS,
     C_PROGRAM_MEMORY,
     C_TAPS,
@@ -29,21 +32,25 @@ from dataplane.worker_block import (
     COUNT_UP,
     F_IFINDEX,
     F_QUEUE,
+    F_ROLE,
     F_RX_QUEUE,
     F_STATS,
+    FLOW_SIZE_BYTES,
+    ROLE_PROGRAM,
     WHERE,
 )
 from xdp_runtime import state as st
-from xdp_runtime.compiler.link import ENTRY
+from xdp_runtime.compiler.link import ENTRY, UNSEEN, UNSEEN_VERDICT
 from xdp_runtime.maps.pool import ENTER, LEAVE
 from xdp_runtime.maps.scout import STEPS
 from xdp_runtime.template import Template
 
 _RUNNING, _DISPOSING = WHERE.index("in the program"), WHERE.index("passing packets on")
 _, _DROP, _, _TX, _ = (int(v) for v in st.Verdict)
-_SHAPES = {"burst": ("ptr", "ptr", "i64"), "open": ("ptr", "ptr", "i64", "ptr"),
+_SHAPES = {"begin": ("ptr",), "burst": ("ptr", "ptr", "i64"), "open": ("ptr", "ptr", "i64", "ptr"),
            "release": ("ptr", "ptr", "ptr"), "transmit": ("ptr", "ptr", "ptr"),
-           "done": ("ptr", "ptr")}
+           "done": ("ptr", "ptr"), "release_all": ("ptr", "ptr", "i64"),
+           "transmit_all": ("ptr", "ptr", "i64")}
 Factory = Callable[..., Any]
 
 
@@ -135,6 +142,68 @@ def _tap_out(m: Any, show_taps: Template) -> Factory:
     return tap_out
 
 
+def _symbol(m: Any, name: str) -> Any:
+    return m.symbol(f"xdpu.one.{name}", f"i64({', '.join(_SHAPES[name])})")
+
+
+def _begin_flows(m: Any) -> Factory:
+    begin = _symbol(m, "begin")
+
+    def begin_flows(control):  # type: ignore
+        for i in range(m.load_u32(control, C_FLOWS)):
+            flow = m.gep(control, C_FLOW_TABLE + i * FLOW_SIZE_BYTES)
+            if m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
+                begin(m.load_ptr(flow, F_QUEUE))
+        return 0
+
+    return begin_flows
+
+
+BEGIN_FLOWS = Template("begin_flows", _begin_flows, "i64(ptr)", inline=False)
+
+
+def _all_alike(m: Any) -> Factory:
+    count_up, enter, leave = m.extern(COUNT_UP), m.extern(ENTER), m.extern(LEAVE)
+    begin_run = m.extern(BEGIN_RUN)
+    verdict_of_all, program = m.symbol(UNSEEN_VERDICT, "i64()"), m.symbol(UNSEEN, "i32(ptr)")
+    burst, release_all, transmit_all = (
+        _symbol(m, name) for name in ("burst", "release_all", "transmit_all"))
+    state_bytes, hand_bytes, slot_bytes = st.STATE_SIZE_BYTES, port.HAND_BYTES, port.SLOT_SIZE_BYTES
+
+    def all_alike(control, flow):  # type: ignore
+        """A batch whose packets all have the same verdict, TX or DROP, and that no program sees."""
+        q, hand = m.load_ptr(flow, F_QUEUE), m.alloca(hand_bytes)
+        count = burst(q, hand, m.load_u32(control, C_BATCH_SIZE))
+        if count == 0:
+            return 0
+        m.store_u32(control, C_WHERE, _RUNNING)
+        counters = m.load_ptr(flow, F_STATS)
+        run, slot = m.alloca(state_bytes), m.alloca(slot_bytes)
+        ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
+        worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
+        enter(memory)
+        for _ in range(count):
+            begin_run(run, slot, ifindex, rx_queue, worker, memory)
+            program(run)
+        leave(memory)
+        count_up(counters, stats.BATCHES, 1)
+        count_up(counters, stats.RX_PACKETS, count)
+        m.store_u32(control, C_WHERE, _DISPOSING)
+        if verdict_of_all() == _TX:
+            count_up(counters, stats.TX, count)
+            count_up(counters, stats.UNMEASURED, count)
+            transmit_all(q, hand, count)
+        else:
+            count_up(counters, stats.DROP, count)
+            count_up(counters, stats.RX_BYTES, release_all(q, hand, count))
+        return count
+
+    return all_alike
+
+
+ALL_ALIKE = Template("all_alike", _all_alike, "i64(ptr, ptr)", (COUNT_UP, ENTER, LEAVE, BEGIN_RUN))
+
+
 def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Template) -> Factory:
     tap_in, tap_out = m.extern(into), m.extern(out)
     count_up, enter, leave = m.extern(COUNT_UP), m.extern(ENTER), m.extern(LEAVE)
@@ -142,13 +211,16 @@ def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Te
     slots_flow, dispose_others = m.extern(of_slots), m.extern(dispose)
     program, steps_of = m.symbol(ENTRY, "i32(ptr)"), m.symbol(STEPS, "i64()")
     burst, open_, release, transmit, done = (
-        m.symbol(f"xdpu.one.{name}", f"i64({', '.join(shape)})")
-        for name, shape in _SHAPES.items())
+        _symbol(m, name) for name in ("burst", "open", "release", "transmit", "done"))
+    verdict_of_all, all_alike = m.symbol(UNSEEN_VERDICT, "i64()"), m.extern(ALL_ALIKE)
     state_bytes, hand_bytes, slot_bytes = st.STATE_SIZE_BYTES, port.HAND_BYTES, port.SLOT_SIZE_BYTES
 
     def one_pass_flow(control, flow):  # type: ignore
         if steps_of() != 0:
             return slots_flow(control, flow)
+        taps = m.load_u32(control, C_TAPS)
+        if taps == 0 and (verdict_of_all() == _TX or verdict_of_all() == _DROP):
+            return all_alike(control, flow)
         q, hand = m.load_ptr(flow, F_QUEUE), m.alloca(hand_bytes)
         count = burst(q, hand, m.load_u32(control, C_BATCH_SIZE))
         if count == 0:
@@ -161,7 +233,6 @@ def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Te
         ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
         worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
         received = unsent = others = unfit = tx_full = 0  # of each path as few as can be
-        taps = m.load_u32(control, C_TAPS)
         enter(memory)
         for i in range(count):
             if open_(q, hand, i, slot) == 0:
@@ -233,7 +304,7 @@ def flow(of_slots: Template, dispose: Template, show_taps: Template) -> Template
                    cold=True)
     return Template("one_pass_flow", lambda m: _flow(m, of_slots, others, into, out),
                     of_slots.signature, (of_slots, others, into, out, COUNT_UP, ENTER, LEAVE,
-                                         BEGIN_RUN, END_RUN))
+                                         BEGIN_RUN, END_RUN, ALL_ALIKE))
 
 
 def wrappers(kind: OnePass) -> str:
@@ -242,5 +313,5 @@ def wrappers(kind: OnePass) -> str:
     for name, shape in _SHAPES.items():
         arguments = ", ".join(f"{one} %a{i}" for i, one in enumerate(shape))
         out += [f'define i64 @"xdpu.one.{name}"({arguments}) alwaysinline {{',
-                f"  %r = call i64 @{getattr(kind, name).name}({arguments})", "  ret i64 %r", "}"]
+                f"  %r = call i64 @{kind.templates[name].name}({arguments})", "  ret i64 %r", "}"]
     return "\n".join(out)

@@ -30,17 +30,23 @@ A kind with `one_pass` can also give its packets one by one (one_pass.py), for w
 a device costs next to nothing.  `hand` is HAND_BYTES of the loop's own, which become registers:
 between `burst` and `done` of a queue, none of the templates above is called for it.
 
+    begin(q) -> 0                      the loop of the queue's worker starts, in its thread
     burst(q, hand, budget) -> n        take n packets from the device; never blocks
     open(q, hand, i, slot) -> 1 | 0    fill the slot of packet i < n; 0: unfit, given back, counted
     release(q, hand, slot) -> 0        as above, and
     transmit(q, hand, slot) -> 1 | 0   as above
     done(q, hand) -> sent              all n are released or transmitted, or kept by their cookies
+
+and of packets that nobody looks at and that all have the same verdict, in place of the last four:
+
+    release_all(q, hand, n) -> bytes   of all n
+    transmit_all(q, hand, n) -> 0      what finds no room is the port's to count
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from xdp_runtime.template import Template
@@ -79,15 +85,18 @@ HAND_BYTES = 64
 class OnePass:
     """The templates that give packets one by one."""
 
+    begin: Template
     burst: Template
     open: Template
     release: Template
     transmit: Template
     done: Template
+    release_all: Template
+    transmit_all: Template
 
     @property
-    def templates(self) -> tuple[Template, ...]:
-        return self.burst, self.open, self.release, self.transmit, self.done
+    def templates(self) -> dict[str, Template]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)

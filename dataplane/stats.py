@@ -54,13 +54,14 @@ COUNTERS = (
     "cpu_aborted",  # that program returned something else: lost
     "ring_sent",  # of `redirect`: into a named ring, by an XSKMAP
     "ring_full",  # no room in that ring, or longer than its rows: lost
+    "unmeasured",  # of rx_packets and tx: nobody looked at them, their bytes are not counted
 )
 (RX_PACKETS, RX_BYTES, ABORTED, DROP, PASS, TX,
  REDIRECT, BATCHES, TX_BYTES, TX_FULL, REDIRECT_NO_PORT, REDIRECT_FULL,
  PASS_FULL, INVALID_VERDICT, STACK_PACKETS, STACK_BYTES, STACK_FULL, IDLE_POLLS,
  ABORTED_PROGRAM, ABORTED_REDIRECT, ABORTED_BUDGET, BROADCAST, BROADCAST_COPIES,
  EGRESS_DROP, EGRESS_ABORTED, CPU_SENT, CPU_FULL, CPU_NO_WORKER, CPU_RECEIVED, CPU_PASS,
- CPU_REDIRECT, CPU_DROP, CPU_ABORTED, RING_SENT, RING_FULL) = (
+ CPU_REDIRECT, CPU_DROP, CPU_ABORTED, RING_SENT, RING_FULL, UNMEASURED) = (
     8 * _i for _i in range(len(COUNTERS)))  # byte offsets in a flow's block, for the loop
 LATENCY_SUM = 504  # ns, of all that the histogram has counted
 LATENCY = 512  # histogram of a worker, in the block of its first flow

@@ -57,6 +57,7 @@ MULTI_SEGS = 104  # 1: the device sends packets of several segments
 ROOM = 112  # bytes of a packet that an mbuf of ours holds
 PUT = 120  # a function, too
 TX_FULL, NO_MBUF, RX_UNFIT, RX_COPIED, TX_MOVED, MALFORMED = range(128, 176, 8)  # counters
+ATTACHED = 176  # the thread that this queue's worker is has an lcore number (one_pass.py)
 RX_ARRAY = 256  # struct rte_mbuf *[]
 RX_SPARE = 8  # behind them, for one_pass.py
 TX_ARRAY = RX_ARRAY + 8 * (BATCH_MAX + RX_SPARE)
@@ -65,8 +66,8 @@ SPARE_ARRAY = FREE_ARRAY + 8 * BATCH_MAX
 SPARES = 32
 BLOCK_SIZE_BYTES = SPARE_ARRAY + 8 * SPARES
 
-_WHOLE = 0x00010001  # nb_segs 1, refcnt 1
-_ATTACHED = 3  # EXTERNAL and INDIRECT, from bit 61 of ol_flags on
+WHOLE = 0x00010001  # nb_segs 1, refcnt 1
+ATTACHED_MBUF = 3 << 61  # EXTERNAL and INDIRECT, of ol_flags
 Factory = Callable[..., Any]
 
 
@@ -184,10 +185,10 @@ def _make(at: dict[str, int]) -> Made:
         def dpdk_settle(q, i, slot):  # type: ignore
             where = m.inside(q, RX_ARRAY + i * 8)
             mbuf = m.load_ptr(where, 0)
-            fit = 1 if m.load_u32(mbuf, rearm + 2) == _WHOLE else 0
+            fit = 1 if m.load_u32(mbuf, rearm + 2) == WHOLE else 0
             flags = m.load_u64(mbuf, flags_at)
             if flags != 0:
-                if (flags >> 61) & _ATTACHED != 0:
+                if flags & ATTACHED_MBUF != 0:
                     fit = 0
                 else:  # what receiving says of it is no wish for sending
                     m.store_u64(mbuf, flags_at, 0)

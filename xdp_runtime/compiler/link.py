@@ -25,6 +25,9 @@ from xdp_runtime.verifier.facts import Facts
 
 _FROZEN = (GlobalKind.RODATA, GlobalKind.KCONFIG)
 ENTRY = "xdpu.program"  # i32(ptr state): what a loop template calls
+# of a program that looks at no packet (unseen.py), otherwise -1 and nothing
+UNSEEN_VERDICT = "xdpu.unseen.verdict"  # i64(): the verdict of all packets
+UNSEEN = "xdpu.unseen"  # i32(ptr state): the program
 SECOND = "xdpu.second"  # i32(i64 number + 1, ptr state): a program of a map's entry; -1: none
 # Of a function that programs are inlined into.  Its stack begins a cache line: a vector of 64 bytes
 # that finds no register is spilled there, and across two lines that costs some 3 ns, by chance of
@@ -140,6 +143,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     from xdp_runtime.compiler.lower import Lowering
     from xdp_runtime.compiler.scopes import alias_scopes
     from xdp_runtime.compiler.scout import scouts
+    from xdp_runtime.compiler.unseen import verdict_unseen
     from xdp_runtime.entry import XDP
 
     for spec in obj.maps:
@@ -194,6 +198,7 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         intrinsics(),
         f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{', *_fill_up(fuel),
         *_call_program(0, wide), "  ret i32 %v0", "}",
+        _unseen(verdict_unseen(entry.insns) if fuel is None else -1, wide),
         _second(programs, [programs.index(p) for p in second_programs(obj, entry)], fuel, wide),
         _targets(obj.maps, devices, workers),
         _timers(obj.maps, callbacks),
@@ -213,6 +218,12 @@ def _call_program(number: int, wide: bool) -> list[str]:
         return [f'  %v{number} = call i32 @"prog.{number}"(ptr %state)']
     return [f'  %r{number} = call i64 @"prog.{number}"(ptr %state)',
             f"  %v{number} = trunc i64 %r{number} to i32"]
+
+
+def _unseen(verdict: int, wide: bool) -> str:
+    program = ["  ret i32 -1"] if verdict < 0 else [*_call_program(0, wide), "  ret i32 %v0"]
+    return "\n".join([f'define i64 @"{UNSEEN_VERDICT}"() alwaysinline {{', f"  ret i64 {verdict}", "}",
+                      f'define i32 @"{UNSEEN}"(ptr %state) alwaysinline {{', *program, "}"])
 
 
 def _second(programs: Sequence[ProgramSpec], numbers: Sequence[int], fuel: int | None,
