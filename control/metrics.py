@@ -28,6 +28,8 @@ _COUNTS = {  # counter: (metric, help)
     "rx_packets": ("xdpu_receive_packets_total", "Packets received and run through the program."),
     "rx_bytes": ("xdpu_receive_bytes_total", "Bytes of those packets."),
     "tx_bytes": ("xdpu_transmit_bytes_total", "Bytes sent by TX and REDIRECT."),
+    "unmeasured": ("xdpu_unmeasured_packets_total", "Packets received and sent whose bytes nobody "
+                   "counted."),
     "stack_packets": ("xdpu_stack_packets_total", "Frames that the kernel's stack has sent."),
     "stack_bytes": ("xdpu_stack_bytes_total", "Bytes of those frames."),
     "batches": ("xdpu_batches_total", "Receive calls that brought something."),

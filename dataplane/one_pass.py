@@ -245,12 +245,11 @@ def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Te
             if taps != 0:
                 tap_in(control, flow, start, stop, m.load_u64(slot, port.COOKIE))
             verdict = program(run)
-            if taps != 0:
-                tap_out(control, flow, m.load_u64(run, st.REDIRECT_HOW), verdict,
-                        m.load_u32(run, st.REDIRECT_IFINDEX), m.load_ptr(run, st.DATA),
-                        m.load_ptr(run, st.DATA_END), m.load_ptr(run, st.DATA_META))
+            data, end = m.load_ptr(run, st.DATA), m.load_ptr(run, st.DATA_END)
+            # a look at `taps` in each branch, so that the program's own branches lead into these
             if verdict == _TX:
-                data, end = m.load_ptr(run, st.DATA), m.load_ptr(run, st.DATA_END)
+                if taps != 0:
+                    tap_out(control, flow, 0, _TX, 0, data, end, m.load_ptr(run, st.DATA_META))
                 m.store_ptr(slot, port.DATA, data)
                 m.store_ptr(slot, port.DATA_END, end)
                 if transmit(q, hand, slot) == 0:
@@ -259,9 +258,15 @@ def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Te
                 elif m.diff(data, start) != 0 or m.diff(end, stop) != 0:
                     unsent += length - m.diff(end, data)
             elif verdict == _DROP:
+                if taps != 0:
+                    tap_out(control, flow, 0, _DROP, 0, data, end, m.load_ptr(run, st.DATA_META))
                 unsent += length
                 release(q, hand, slot)
             else:
+                if taps != 0:
+                    tap_out(control, flow, m.load_u64(run, st.REDIRECT_HOW), verdict,
+                            m.load_u32(run, st.REDIRECT_IFINDEX), data, end,
+                            m.load_ptr(run, st.DATA_META))
                 unsent += length
                 other = m.gep(batch, others * slot_bytes)
                 m.store_ptr(other, port.HARD_START, m.load_ptr(slot, port.HARD_START))

@@ -185,14 +185,13 @@ def _make(at: dict[str, int]) -> Made:
         def dpdk_settle(q, i, slot):  # type: ignore
             where = m.inside(q, RX_ARRAY + i * 8)
             mbuf = m.load_ptr(where, 0)
-            fit = 1 if m.load_u32(mbuf, rearm + 2) == WHOLE else 0
-            flags = m.load_u64(mbuf, flags_at)
-            if flags != 0:
+            fit, flags = m.load_u32(mbuf, rearm + 2) == WHOLE, m.load_u64(mbuf, flags_at)
+            if m.unlikely(flags != 0):
                 if flags & ATTACHED_MBUF != 0:
-                    fit = 0
+                    fit = False
                 else:  # what receiving says of it is no wish for sending
                     m.store_u64(mbuf, flags_at, 0)
-            if fit == 0:
+            if m.unlikely(not fit):
                 if copy(q, where) == 0:
                     return 0
                 mbuf = m.load_ptr(where, 0)

@@ -79,7 +79,6 @@ def make(plain: Made) -> OnePass:
 
         def dpdk_open(q, hand, i, slot):  # type: ignore
             later = m.load_ptr(q, RX_ARRAY + (i + _AHEAD) * 8)  # or one of long ago: no harm
-            m.prefetch(later, 0)
             m.prefetch(later, packet)
             if settle(q, i, slot) == 0:
                 return 0

@@ -291,6 +291,19 @@ def prefetch(typingctx: Any, base: Any, offset: Any) -> Any:
 
 
 @intrinsic
+def unlikely(typingctx: Any, condition: Any) -> Any:
+    """The condition, which LLVM lays code out for not to hold."""
+
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        name = "llvm.expect.i1"
+        fn = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(I1, [I1, I1]), name)
+        return builder.call(fn, [args[0], ir.Constant(I1, 0)])
+
+    return types.boolean(types.boolean), codegen
+
+
+@intrinsic
 def pause(typingctx: Any) -> Any:
     """A spin-wait hint to the core."""
 

@@ -222,7 +222,8 @@ def _call_program(number: int, wide: bool) -> list[str]:
 
 def _unseen(verdict: int, wide: bool) -> str:
     program = ["  ret i32 -1"] if verdict < 0 else [*_call_program(0, wide), "  ret i32 %v0"]
-    return "\n".join([f'define i64 @"{UNSEEN_VERDICT}"() alwaysinline {{', f"  ret i64 {verdict}", "}",
+    return "\n".join([f'define i64 @"{UNSEEN_VERDICT}"() alwaysinline {{',
+                      f"  ret i64 {verdict}", "}",
                       f'define i32 @"{UNSEEN}"(ptr %state) alwaysinline {{', *program, "}"])
 
 
