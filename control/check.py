@@ -11,6 +11,10 @@ from typing import Any
 from control import policy
 from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import LoadError
+from xdp_runtime.helpers.names import kernel_name
+from xdp_runtime.helpers.refused import REFUSED
+from xdp_runtime.isa import Call
+from xdp_runtime.maps.limits import refusal
 from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.verifier.cached import Checked, check
 from xdp_runtime.verifier.explain import annotated, describe_line
@@ -37,11 +41,14 @@ def run(args: Namespace) -> int:
         agreed = opinion is None or opinion.ok == checked.report.ok
         if grants is not None:
             checked = replace(checked, report=policy.judge(grants, obj, spec, checked.report))
-        good = good and checked.report.ok and agreed
+        why = refusals(obj, spec)
+        good = good and checked.report.ok and agreed and not why
         if args.json:
-            answers[spec.name] = describe(spec, checked, opinion, agreed)
+            answers[spec.name] = describe(spec, checked, opinion, agreed) | {"refused": why}
         else:
             show(spec, checked, opinion, agreed, args.verbose)
+            for one in why:
+                print(f"  refused when it is loaded: {one}")
     if args.json:
         print(json.dumps({"object": obj.name, "ok": good, "programs": answers}))
     return 0 if good else 4
@@ -54,6 +61,15 @@ def chosen(obj: Object, name: str | None) -> list[ProgramSpec]:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')
     return [spec] if name is not None else [p for p in obj.programs if p.is_xdp]
+
+
+def refusals(obj: Object, spec: ProgramSpec) -> list[str]:
+    """Why a program is not loaded here, be it safe or not."""
+    numbers = {insn.helper for insn in spec.insns if isinstance(insn, Call)}
+    found = [f"helper {kernel_name(number)} cannot run in user space: {REFUSED[number]}"
+             for number in sorted(numbers & REFUSED.keys())]
+    return found + [f"map {one.name}: {refused[1]}" for one in obj.maps
+                    if (refused := refusal(one)) is not None]
 
 
 def ask_kernel(obj: Object, spec: ProgramSpec) -> Opinion:

@@ -63,12 +63,24 @@ def test_a_refusal_says_where_why_and_what_helps(capsys: pytest.CaptureFixture[s
     assert said.err == ""
 
 
+def test_safe_and_not_for_user_space(capsys: pytest.CaptureFixture[str]) -> None:
+    """What loading it would say."""
+    assert cli.main(["check", f"{OBJECTS}/elsewhere.o"]) == 4
+    safe, lookup, release, flag = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(SAFE.format("socket"), safe)
+    assert lookup == ("  refused when it is loaded: helper bpf_sk_lookup_udp cannot run in user "
+                      "space: the socket is an object of the kernel, which no process can hold")
+    assert "bpf_sk_release" in release
+    assert flag == ("  refused when it is loaded: map odd: HASH has no flag 0x40000000 "
+                    "(0x40000000)")
+
+
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     answer = ask(capsys, SSH, code=4)
     assert (answer["object"], answer["ok"]) == ("ssh.o", False)
     refused, safe = answer["programs"]["ssh_unchecked"], answer["programs"]["ssh_checked"]
     assert set(refused) == set(safe) == {
-        "ok", "errors", "instructions", "steps", "states", "seconds", "cached"}
+        "ok", "errors", "instructions", "steps", "states", "seconds", "cached", "refused"}
     (error,) = refused["errors"]
     assert set(error) == {"insn", "kind", "text", "state", "mend", "line"}
     assert (error["insn"], error["kind"]) == (11, "bounds")
