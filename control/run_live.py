@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from control import setmap
@@ -76,6 +76,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
         if report is not None:
             finish(args, *report, sys.stdout)
             _say_unpassed(args, report[1])
+            _say_without_socket(args, report[3])
     for error in (port.error() for port in files):
         if error is not None:
             raise error
@@ -207,6 +208,13 @@ def _say_unpassed(args: Namespace, engine: Engine) -> None:
     if count:
         note(f"{count:,} frames{_of(lost, args.ports)} with XDP_PASS were dropped: there was no "
              "stack to go to")
+
+
+def _say_without_socket(args: Namespace, counters: Mapping[str, Mapping[str, int]]) -> None:
+    for name, spec in args.ports.items():
+        lost = counters[name]["refused"] if spec.kind == "xsk" and name in counters else 0
+        if lost:
+            note(f"{lost:,} packets redirected to {name} were dropped: there was no socket")
 
 
 def _why_silent(args: Namespace, live: Live, dog: Watchdog) -> str:

@@ -194,6 +194,20 @@ def test_what_it_has_no_room_for_is_in_its_own_counters(bpffs: Path) -> None:
         assert app.receive() == frames[:10]
 
 
+def test_a_run_without_the_socket_says_so(
+        bpffs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("run")
+    with VethPair() as pair, application(pair) as app:
+        app.hide()
+        with Run(pair.a.ns, str(OBJECT), "-n", "to_ring",
+                 "--iface", f"pcap:{capture(root / 'in.pcap', packets(7))}",
+                 "--iface", f"xsk:{pin(bpffs / 'xsks', app.map_fd)},dev={pair.a.ifname}",
+                 "--set-map", "xsks=0:xsk=xsks-0", XDPU_RUNDIR=str(root)) as one:
+            assert one.finish() == 0, one.errors
+        assert "no socket there yet" in one.errors
+        assert "7 packets redirected to xsks-0 were dropped: there was no socket" in one.errors
+
+
 def test_a_socket_may_go_and_come(bpffs: Path) -> None:
     frames = packets(5)
     with VethPair() as pair, application(pair) as app:
