@@ -6,7 +6,9 @@ import struct
 
 from xdp_runtime import asm
 from xdp_runtime.arena import PAGE_BYTES, start_of
+from xdp_runtime.btf import Btf
 from xdp_runtime.isa import MAX_TAIL_CALLS
+from xdp_runtime.kernel_functions import typed
 from xdp_runtime.object import MapFlag, MapSpec, MapType, Object, ProgramSpec
 
 LOOPS, LANES = 64, 64
@@ -40,6 +42,7 @@ _HEAD = """
     if r0 == 0 goto out
     r7 = r0
     r8 = *(u64 *)(r7 + 0)
+    r6 = 0
     r9 = {loops}
 loop:
     r1 = 6364136223846793005 ll
@@ -58,6 +61,7 @@ _TAIL = """
     r9 += -1
     if r9 != 0 goto loop
     *(u64 *)(r7 + 0) = r8
+    *(u64 *)(r7 + 24) = r6
     r0 = 2
     exit
 out:
@@ -69,14 +73,14 @@ _PREFIX_KEY = "r1 = be32 r1\n    *(u32 *)(r10 - 12) = r1\n    *(u32 *)(r10 - 16)
 _KEY = "r1 = map[m] ll\n    r2 = r10\n    r2 += -16\n"
 _VALUE = "r1 = map[m] ll\n    r2 = r10\n    r2 += -24\n"
 _LOOKUP = (_KEY + "call bpf_map_lookup_elem\n    if r0 == 0 goto none\n"
-           "    r1 = *(u64 *)(r0 + 0)\n    *(u64 *)(r10 - 32) = r1\nnone:\n")
+           "    r1 = *(u64 *)(r0 + 0)\n    r6 ^= r1\nnone:\n")
 _UPDATE = _KEY + "r3 = r10\n    r3 += -24\n    r4 = 0\n    call bpf_map_update_elem\n"
 _DELETE = _KEY + "call bpf_map_delete_elem\n"
 _PUSH = _VALUE + "r3 = 0\n    call bpf_map_push_elem\n"
 _POP = _VALUE + "call bpf_map_pop_elem\n"
 _PEEK = _VALUE + "call bpf_map_peek_elem\n"
 _FIND_MAP = (_KEY + "call bpf_map_lookup_elem\n    if r0 == 0 goto none\n"
-             "    *(u64 *)(r10 - 32) = r9\nnone:\n")
+             "    r6 += r9\nnone:\n")
 _REDIRECT = ("r1 = map[m] ll\n    r2 = *(u32 *)(r10 - 16)\n    r3 = 0\n"
              "    call bpf_redirect_map\n")
 _OUTPUT = _VALUE + "r3 = 8\n    r4 = 0\n    call bpf_ringbuf_output\n"
@@ -84,7 +88,7 @@ _EVENT = ("r1 = *(u64 *)(r10 - 40)\n    r2 = map[m] ll\n    r3 = 0xffffffff ll\n
           "    r4 += -24\n    r5 = 8\n    call bpf_perf_event_output\n")
 _IN_ARENA = ("r1 = map[m] ll\n    r2 = *(u32 *)(r10 - 16)\n    r2 <<= 3\n    r1 = {start} ll\n"
              "    r1 += r2\n    r1 = addr_space_cast(r1, 0, 1)\n")
-_LOAD = _IN_ARENA + "    r1 = *(u64 *)(r1 + 0)\n    *(u64 *)(r10 - 32) = r1\n"
+_LOAD = _IN_ARENA + "    r1 = *(u64 *)(r1 + 0)\n    r6 ^= r1\n"
 _STORE = _IN_ARENA + "    *(u64 *)(r1 + 0) = r8\n"
 # whole programs, without the loop
 _LEAVE = "r0 = 2\n    exit\n"
@@ -124,8 +128,7 @@ def spec_of(kind: MapType, entries: int, value_size: int = 8) -> MapSpec:
             return MapSpec("m", kind, 4, 4, 0)
         case MapType.ARENA:
             pages = -(-entries * 8 // PAGE_BYTES)
-            return MapSpec("m", kind, 0, 0, pages, flags=int(MapFlag.MMAPABLE),
-                           map_extra=0x7E00_0000_0000)
+            return MapSpec("m", kind, 0, 0, pages, flags=int(MapFlag.MMAPABLE))
         case _ if kind in OF_MAPS:
             return MapSpec("m", kind, 4, 4, entries, inner=INNER)
         case _ if kind in TARGETS:
@@ -155,8 +158,9 @@ def program_of(spec: MapSpec, operation: str) -> Object:
         what = OPERATIONS[operation].replace("{start}", str(start_of(spec)))
         text = _HEAD.format(loops=LOOPS, key=key) + what + _TAIL
     maps = (spec, MapSpec("lanes", MapType.ARRAY, 4, _LANE_BYTES, LANES))
-    return Object("bench", (ProgramSpec("bench", "xdp", "xdp", asm.assemble(
-        text, [one.name for one in maps])),), maps, "GPL")
+    program = ProgramSpec("bench", "xdp", "xdp", asm.assemble(text, [one.name for one in maps]))
+    types = typed(program.insns)[0]  # a callback has some
+    return Object("bench", (program,), maps, "GPL", btf=Btf.parse(types) if types else None)
 
 
 def packet_of(lane: int) -> bytes:

@@ -13,6 +13,7 @@ to a core, have a share of the keys each; figures are million operations a secon
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import mmap
 import os
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ from xdp_runtime.program import Program, load
 _RUNS = 400  # packets a measurement: some milliseconds
 # of these as many as fit the ring
 _FEW: Mapping[int, int] = {MapType.USER_RINGBUF: 1, MapType.PERF_EVENT_ARRAY: 12}
+_ARENAS = itertools.count()
 _CALL_NS = 50e6  # of a thread's calls when it scales
 # the loopback interface, packets that an entry's queue holds; an XSKMAP is empty
 _ENTRIES: Mapping[int, int] = {MapType.DEVMAP: 1, MapType.DEVMAP_HASH: 1, MapType.CPUMAP: 192}
@@ -71,8 +73,15 @@ class Side:
     prepare: Callable[[], None] = lambda: None
 
 
+def _placed(spec: MapSpec) -> MapSpec:
+    """An arena has an address of its own in this process."""
+    if spec.type != MapType.ARENA:
+        return spec
+    return replace(spec, map_extra=(0x7E00 + next(_ARENAS)) << 32)
+
+
 def kernel_side(spec: MapSpec, operation: str, lanes: int) -> Side:
-    stack = ExitStack()
+    stack, spec = ExitStack(), _placed(spec)
     one: KernelProgram = stack.enter_context(load_into_kernel(program_of(spec, operation)))
     share = keys_of(spec) // lanes
     prepare = _fill_kernel(one, spec, stack)
@@ -123,7 +132,7 @@ def _fill_kernel(one: KernelProgram, spec: MapSpec, stack: ExitStack) -> Callabl
 
 
 def our_side(spec: MapSpec, operation: str, lanes: int) -> Side:
-    stack = ExitStack()
+    stack, spec = ExitStack(), _placed(spec)
     one: Program = stack.enter_context(load(program_of(spec, operation), workers=lanes))
     share = keys_of(spec) // lanes
     prepare = _fill(one, spec, lanes, stack)
