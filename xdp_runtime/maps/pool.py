@@ -46,6 +46,7 @@ SHARES_AT = 80  # u32, where workers' shares of an LRU map are (share.py); 0: it
 LINES = 256
 LINE_BYTES = 64
 _TURNS, _SLEEPS = 32, 500  # of others, and ms, before an element is reused early
+_EARLY = 24  # that become ripe early at a time
 # in a pool; a head's first pool has these offsets from the head
 COUNT, FRESH, OLDEST, NEWEST, RIPE, EARLY, LIMBO, YOUNG, AT, IMPATIENT = (
     128, 132, 136, 140, 144, 148, 152, 156, 160, 168)
@@ -146,6 +147,8 @@ def _scarce(m: Any) -> Factory:
         missing = count - ripe - unused
         if older != 0 or (other != 0 and missing > limbo) or missing > limbo + young:
             return 0
+        if missing < _EARLY and limbo >= _EARLY:
+            missing = _EARLY
         for _ in range(missing):
             if limbo != 0:
                 limbo -= 1
