@@ -23,7 +23,8 @@ _SIOCGIFFLAGS, _SIOCGIFMTU, _IFF_UP, _IFF_RUNNING = 0x8913, 0x8921, 0x1, 0x40
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """An interface at one moment; `queues` are receive queues, 0 where the driver does not say."""
+    """An interface at one moment; `queues` are receive queues, 0 where the driver does not say or
+    the port takes what comes by whichever."""
 
     name: str
     up: bool
@@ -53,7 +54,7 @@ class Watchdog:
             if port.ifindex:
                 now = self._look(port)
                 before = self._seen.get(port.ifindex) or replace(
-                    now, name=port.name, up=True, queues=getattr(port, "channels", now.queues))
+                    now, name=_name(port), up=True, queues=getattr(port, "channels", now.queues))
                 self._seen[port.ifindex] = now
                 for text in say_change(before, now, len(port.queues)):
                     note(text)
@@ -68,11 +69,16 @@ class Watchdog:
             flags, = struct.unpack_from("=H", fcntl.ioctl(self._asker, _SIOCGIFFLAGS, request), 16)
             mtu, = struct.unpack_from("=i", fcntl.ioctl(self._asker, _SIOCGIFMTU, request), 16)
         except OSError as error:
-            raise PortError(f"interface {port.name}", "was removed during the run, or moved to "
+            raise PortError(f"interface {_name(port)}", "was removed during the run, or moved to "
                             "another network namespace") from error
         from afxdp.interface import channels  # not for `xdpu --help`
         return Condition(name, bool(flags & _IFF_UP), bool(flags & _IFF_RUNNING), mtu,
-                         channels(name))
+                         channels(name) if hasattr(port, "channels") else 0)
+
+
+def _name(port: Port) -> str:
+    """Of the interface, where a device of DPDK has another."""
+    return getattr(port, "host_name", "") or port.name
 
 
 def say_change(before: Condition, now: Condition, taken: int) -> Iterator[str]:

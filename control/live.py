@@ -51,8 +51,9 @@ class Live:
     @property
     def watched(self) -> list[Port]:
         """Interfaces of the host among them."""
-        return [port for name in self.ports if self.specs[name].of_host
-                for port in (self.ports[name], self.stacks.get(name)) if port is not None]
+        found = [port for name in self.ports if self.specs[name].of_host
+                 for port in (self.ports[name], self.stacks.get(name)) if port is not None]
+        return found + [port for port in self.ports.values() if getattr(port, "host_name", "")]
 
     @property
     def specs(self) -> dict[str, PortSpec]:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import socket
 import struct
+import time
 from collections.abc import Iterable, Mapping
 
 from dataplane import hostnet, routers
@@ -22,6 +23,8 @@ IFF_NOARP = 0x80
 # While addresses are added: none of its own, no duplicate detection, no router listened to.
 QUIET = {"ipv6/accept_dad": "0", "ipv6/accept_ra": "0", "ipv6/autoconf": "0",
          "ipv6/use_tempaddr": "0"}
+_IFA_F_TENTATIVE = 0x40
+_DAD_S = 3.0
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)
 _NOT_YET = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.ENETDOWN)
 
@@ -41,7 +44,19 @@ def dress_tap(net: nl.Netlink, state: HostState, tap: Link) -> None:
     for route in learnt:
         routers.add_learnt(route, tap.index)
     _must(put_neighbours(net, tap.index, [n.moved(tap.index) for n in state.neighbours]))
+    await_addresses(net, tap.index)
     write_sysctls(tap.name, {key: state.sysctls[key] for key in QUIET if key in state.sysctls})
+
+
+def await_addresses(net: nl.Netlink, index: int) -> None:
+    """Until none is tentative.  The kernel looks at accept_dad in a work queue, some time after an
+    address was added: of one that finds it on again, duplicates are looked for after all, and it
+    cannot be used for a second or two.  On a loaded machine that happens."""
+    until_s = time.monotonic() + _DAD_S
+    while time.monotonic() < until_s and any(
+            address.family == socket.AF_INET6 and address.flags & _IFA_F_TENTATIVE
+            for address in hostnet.read_addresses(net, index)):
+        time.sleep(0.002)
 
 
 def strip(net: nl.Netlink, state: HostState) -> None:
@@ -94,6 +109,8 @@ def put_back(net: nl.Netlink, state: HostState, link: Link, tap: Link,
     failed += put_routes(net, link.index, tap.index, aged)  # some needed the TAP's out of the way
     failed += put_dependents(net, state.dependents)
     failed += put_neighbours(net, link.index, [n.moved(link.index) for n in state.neighbours])
+    if found.flags & IFF_UP:
+        await_addresses(net, link.index)
     _restore_sysctls(link.name, state.sysctls, QUIET)
     visible = IFF_PROMISC | IFF_ALLMULTI | IFF_NOARP | IFF_UP
     set_link(net, link.index, addr_gen_mode=found.addr_gen_mode, flags=found.flags, mask=visible)

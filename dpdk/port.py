@@ -56,6 +56,7 @@ class DpdkPort:
                  sends_segments: bool = False) -> None:
         self.kind: PortKind = bursts.kind(frags)
         self.name, self.ifindex, self.mtu, self.mode = name, ifindex, int(device.mtu), mode
+        self.host_name = socket.if_indextoname(ifindex) if ifindex < OWN_IFINDEX else ""
         self.mac = bytes(device.mac).hex(":") if any(device.mac) else None
         self.driver = runtime.ffi.string(device.driver).decode()
         self.number, self.pools = number, tuple(pools)

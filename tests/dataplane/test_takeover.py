@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dataplane import hostwrite
+from dataplane import netlink as nl
+from tests.nets import entered
 
 pytestmark = [pytest.mark.netns,
               pytest.mark.skipif(os.geteuid() != 0, reason="needs root (network namespaces)")]
@@ -183,6 +188,19 @@ def settle(net: Net) -> None:
             return
         time.sleep(0.1)
     raise AssertionError("addresses stay tentative")
+
+
+def test_addresses_are_usable_before_duplicates_are_looked_for_again(net: Net) -> None:
+    """The kernel's part of adding one comes later, and must have come."""
+    settle(net)
+    _run("ip", "netns", "exec", net.name, "sysctl", "-qw",
+         "net.ipv6.neigh.eth0.retrans_time_ms=300",
+         "net.ipv6.conf.eth0.router_solicitation_delay=0")
+    net.ip("addr add fd00::7/64 dev eth0")
+    assert "tentative" in net.ip("-6 addr show dev eth0")
+    with entered(net.name), nl.Netlink() as sock:
+        hostwrite.await_addresses(sock, socket.if_nametoindex("eth0"))
+    assert "tentative" not in net.ip("-6 addr show dev eth0")
 
 
 def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
