@@ -253,7 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = measure(args.benches or list(BENCHES), args.quick, keep)
     table = markdown(result)
     print(table, end="")
-    if args.readme:
+    if args.readme and (result.get("interrupted") or result["quick"]):
+        print("bench.all: README.md stays as it is: this run is interrupted, or quick",
+              file=sys.stderr)
+    elif args.readme:
         readme = ROOT / "README.md"
         try:
             readme.write_text(put_into(readme.read_text(),

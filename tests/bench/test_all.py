@@ -69,6 +69,20 @@ def test_readme() -> None:
             everything.put_into(broken, "")
 
 
+@pytest.mark.parametrize(("more", "is_written"), [
+    ({}, True), ({"quick": True}, False), ({"interrupted": True, "waiting": ["io"]}, False)])
+def test_readme_has_figures_of_whole_runs_only(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], is_written: bool,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(everything, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("<!-- bench -->\nold\n<!-- /bench -->\n")
+    path = everything.save(result(ROW, **more), tmp_path)
+    code = everything.main(["--from", str(path), "--readme"])
+    assert code == (130 if "interrupted" in more else 0)
+    assert ("| tx | TX |" in (tmp_path / "README.md").read_text()) == is_written
+    assert ("stays as it is" in capsys.readouterr().err) != is_written
+
+
 def test_readme_is_brief() -> None:
     both = result(ROW)
     both["benches"]["maps"] = MAPS
