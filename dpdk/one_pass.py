@@ -57,11 +57,14 @@ def make(plain: Made) -> OnePass:
 
         return dpdk_begin
 
+    begin_template = Template(f"dpdk_begin_{mark}", make_begin, "i64(ptr)", inline=False)
+
     def make_burst(m: Any) -> Factory:
-        free = m.extern(plain.free)
+        begin, free = m.extern(begin_template), m.extern(plain.free)
 
         def dpdk_burst(q, hand, budget):  # type: ignore
-            if m.load_u64(q, ATTACHED) == 0:
+            if m.load_u64(q, ATTACHED) == 0:  # no number was free: again
+                begin(q)
                 return 0
             if m.load_u64(q, FREE_COUNT) + budget > BATCH_MAX:
                 free(q)
@@ -192,8 +195,9 @@ def make(plain: Made) -> OnePass:
         return dpdk_done
 
     return OnePass(
-        begin=Template(f"dpdk_begin_{mark}", make_begin, "i64(ptr)"),
-        burst=Template(f"dpdk_burst_{mark}", make_burst, "i64(ptr, ptr, i64)", (plain.free,)),
+        begin=begin_template,
+        burst=Template(f"dpdk_burst_{mark}", make_burst, "i64(ptr, ptr, i64)",
+                       (begin_template, plain.free)),
         open=Template(f"dpdk_open_{mark}", make_open, "i64(ptr, ptr, i64, ptr)", (plain.settle,)),
         release=release_template,
         transmit=Template(f"dpdk_one_transmit_{mark}", make_transmit, "i64(ptr, ptr, ptr)",
