@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from xdp_runtime.asm import assemble
 from xdp_runtime.interp import Machine
 from xdp_runtime.isa import (
@@ -45,6 +47,20 @@ def test_65536_instructions_and_a_jump_over_most_of_them() -> None:
         for ifindex in (1, 7):
             expected = machine.run(bytes(64), ingress_ifindex=ifindex)
             assert compiled.run(bytes(64), ingress_ifindex=ifindex).retval == expected.verdict
+
+
+@pytest.mark.perf
+@pytest.mark.timeout(600)
+def test_a_million_instructions() -> None:
+    """All that the kernel takes, BPF_COMPLEXITY_LIMIT_INSNS: a minute and a half, 2.2 GB."""
+    ends: list[Insn] = [Alu(AluOp.AND, True, 3, Imm(0xFFFF)), Mov(True, 0, Reg(3)), Exit()]
+    insns: list[Insn] = [Load(3, 1, 12, 4), Mov(True, 4, Reg(3))]
+    insns += [Alu((AluOp.ADD, AluOp.XOR, AluOp.MUL)[i % 3], True, 3 + i % 2, Imm(i))
+              for i in range(1_000_000 - len(insns) - len(ends))]
+    obj = program(decode(encode([*insns, *ends])))
+    expected = Machine(obj, obj.programs[0]).run(bytes(64), ingress_ifindex=7)
+    with load(obj) as compiled:
+        assert compiled.run(bytes(64), ingress_ifindex=7).retval == expected.verdict
 
 
 def test_too_many_open_branches_are_refused_as_the_kernel_does() -> None:
