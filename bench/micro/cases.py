@@ -134,6 +134,7 @@ MICROS = (
     _plain("ipv4_checksum", _TX),
     _plain("tuple_hash", _PASS),
     _plain("checksum_1400", _PASS, _TEXT, slow=10),
+    _plain("checksum_to_end", _PASS, _TEXT, slow=10),
     _plain("siphash", _PASS, slow=100),
     _plain("strlen", _PASS, _TEXT, slow=20),
     _plain("memcpy", _PASS, _DOUBLE, slow=10),

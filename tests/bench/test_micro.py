@@ -34,8 +34,8 @@ def test_kernel_and_ours_agree_and_are_timed(name: str, tmp_path: Path) -> None:
     assert line(cells(records)).startswith(name)
 
 
-@pytest.mark.parametrize("name", ["ipv4_checksum", "tuple_hash", "checksum_1400", "strlen",
-                                  "memcpy", "siphash", "array_counter"])
+@pytest.mark.parametrize("name", ["ipv4_checksum", "tuple_hash", "checksum_1400", "checksum_to_end",
+                                  "strlen", "memcpy", "siphash", "array_counter"])
 def test_clang_and_ours_agree_on_packets_and_verdict(name: str, tmp_path: Path) -> None:
     records = native.compare(choose([name])[0], tmp_path, count=100, rounds=2)
     assert [(r["engine"], r["way"]) for r in records] == [("xdpu", "call"), ("native", "call")]

@@ -81,6 +81,23 @@ INLINE int body_checksum_1400(u8 *data, u8 *end)
 	return PASS;
 }
 
+/* To the packet's end, which is compared with each time. */
+INLINE int body_checksum_to_end(u8 *data, u8 *end)
+{
+	u16 *word = (void *)data;
+	u32 sum = 0;
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < 750; i++) {
+		if ((u8 *)(word + 1) > end)
+			break;
+		sum += *word++;
+	}
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	digest = (u16)~sum;
+	return PASS;
+}
+
 INLINE int body_siphash(u8 *data, u8 *end)
 {
 	u64 a = 0x736f6d6570736575ULL, b = 0x646f72616e646f6dULL;
@@ -128,6 +145,7 @@ PROGRAM(mac_swap)
 PROGRAM(ipv4_checksum)
 PROGRAM(tuple_hash)
 PROGRAM(checksum_1400)
+PROGRAM(checksum_to_end)
 PROGRAM(siphash)
 PROGRAM(strlen)
 PROGRAM(memcpy)
