@@ -77,6 +77,11 @@ def _of(bench: str, row: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
             for part, one in row[kind].items():
                 yield (f"{bench}: {row['program']}, {kind}, {part}",
                        Figure(one.get("samples", []), "MB" if part == "peak_mb" else "s"))
+    elif "map" in row:
+        for what, taken in row["operations"].items():
+            for side, values in taken.items():
+                yield (f"{bench}: {row['map']} {what}, {side}",
+                       Figure([max(value, _LEAST_NS) for value in values], "ns"))
     elif "insns" in row:
         for side in ("ours", "kernel"):
             yield (f"{bench}: {row['name']}, {side}",

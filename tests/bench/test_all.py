@@ -23,7 +23,8 @@ ROW = {"name": "tx", "verdict": "TX", "ok": True, "method": "plain",
        "ratio": {"median": 6.0, "min": 4.0, "max": 8.0, "low": 5.0, "high": 7.0}}
 
 
-MAPS = {"rows": [{"name": "HASH", "operations": {"lookup": [10.0, 20.0]}}]}
+MAPS = {"rows": [{"map": "HASH", "operations": {
+    "lookup": {"ours": [10.0, 11.0], "kernel": [21.0, 20.0]}}}]}
 
 
 def result(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -106,14 +106,17 @@ def test_the_reports_of_the_tree_are_read() -> None:
         str(compare.newest()))))
 
 
-def test_what_micro_load_and_verify_measure_is_compared() -> None:
+def test_what_micro_maps_load_and_verify_measure_is_compared() -> None:
     micro = {"bench": "micro", "records": [
         {"name": "x", "engine": "xdpu", "way": "plain", "samples_ns": NOISY},
         {"name": "y", "engine": "xdpu", "way": "", "mismatch": "byte 3"}]}
     verify = {"bench": "verify", "rows": [{"name": "a/b", "insns": 3, "ours_ms": {
         "samples": NOISY}}]}
-    assert set(compare.figures({"benches": {"micro": micro, "verify": verify}})) == {
-        "micro: x, xdpu plain", "verify: a/b, ours"}
+    maps = {"bench": "maps", "rows": [
+        {"map": "HASH", "operations": {"lookup": {"ours": NOISY, "kernel": NOISY}}}]}
+    assert set(compare.figures({"benches": {"micro": micro, "verify": verify, "maps": maps}})) == {
+        "micro: x, xdpu plain", "verify: a/b, ours", "maps: HASH lookup, ours",
+        "maps: HASH lookup, kernel"}
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
