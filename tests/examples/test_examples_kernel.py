@@ -75,9 +75,9 @@ def _has_good_checksums(frame: bytes) -> bool:
     return bytes(packet) == frame
 
 
-def test_there_are_thirteen() -> None:
-    assert len(NAMES) == 13
-    assert all((EXAMPLES / f"{name}.o").exists() for name in NAMES)
+def test_each_is_compiled() -> None:
+    assert len(NAMES) > 10
+    assert sorted(path.stem for path in EXAMPLES.glob("*.o")) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

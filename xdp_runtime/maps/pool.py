@@ -60,9 +60,9 @@ SHARD_BYTES = 128
 
 
 def spare(stride_bytes: int) -> int:
-    """Elements beyond the entries: 4 MiB of them (which are memory only when they are used), so
-    that a worker may be off its CPU for some milliseconds in the midst of a batch."""
-    return max(64, min(1 << 16, (4 << 20) // stride_bytes))
+    """Elements beyond the entries: 16 MiB of them (which are memory only when they are used), so
+    that a worker may be off its CPU for a time slice or two in the midst of a batch."""
+    return max(64, min(1 << 18, (16 << 20) // stride_bytes))
 
 
 def head_bytes(workers: int) -> int:

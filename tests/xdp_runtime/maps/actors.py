@@ -426,10 +426,11 @@ def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int
     early = one.reused_early if one.has_pools else 0
     assert total[LOST] == 0, total
     assert total[WRONG] + total[HELD] == 0, total
-    assert total[REFUSED] == 0 or kind in KEYLESS, total
+    # -ENOMEM: a worker may be without a CPU for longer than the spare elements last
+    assert total[REFUSED] <= total[DONE] // 1000 or kind in KEYLESS, total
     assert total[HITS] and total[DONE]
     return {"operations": total[DONE], "hits": total[HITS], "iterated": iterated, "early": early,
-            "moved": total[WRONG] + total[HELD]}
+            "refused": total[REFUSED], "moved": total[WRONG] + total[HELD]}
 
 
 def main() -> int:
