@@ -130,7 +130,8 @@ def spec_of(kind: MapType, entries: int, value_size: int = 8) -> MapSpec:
             pages = -(-entries * 8 // PAGE_BYTES)
             return MapSpec("m", kind, 0, 0, pages, flags=int(MapFlag.MMAPABLE))
         case _ if kind in OF_MAPS:
-            return MapSpec("m", kind, 4, 4, entries, inner=INNER)
+            # the kernel waits for all programs to end whenever an entry is set
+            return MapSpec("m", kind, 4, 4, min(entries, 512), inner=INNER)
         case _ if kind in TARGETS:
             return MapSpec("m", kind, 4, 4, 1 if kind == MapType.CPUMAP else entries)
     flags = MapFlag.NO_PREALLOC if kind == MapType.LPM_TRIE else 0
