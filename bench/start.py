@@ -125,9 +125,9 @@ def measure(example: str, rounds: int) -> dict[str, Any]:
     for number in range(rounds + 1):
         with tempfile.TemporaryDirectory(prefix="xdpu-bench-cache-") as cache:
             for kind in ("cold", "warm"):
-                taken = start_once(example, Path(cache))[0]
+                sample = start_once(example, Path(cache))[0]
                 if number:
-                    samples[kind].append(taken)
+                    samples[kind].append(sample)
     row: dict[str, Any] = {"example": example}
     for kind, taken in samples.items():
         columns = {name: [round(one[name], 4) for one in taken] for name in taken[0]}
