@@ -18,7 +18,7 @@ def test_limit_names_the_shares_and_the_mend() -> None:
     with pytest.raises(OutOfMemory) as caught:
         budget.check("lb.o", [SMALL[0], FLOWS, *SMALL[1:]], 2, limit_bytes=16 << 20)
     said = str(caught.value)
-    assert said.startswith("maps of lb.o: may come to 88.4 MiB (flows 88.3 MiB, a5 8 KiB, ")
+    assert said.startswith("maps of lb.o: may come to 100.4 MiB (flows 100.3 MiB, a5 8 KiB, ")
     assert said.endswith("3 others 24 KiB), --max-map-memory allows 16 MiB "
                          "(lower max_entries of flows, or allow more)")
 

@@ -82,7 +82,8 @@ def test_file_is_private_and_goes_with_its_creator(tmp_path: Path) -> None:
 def test_file_is_sparse(tmp_path: Path) -> None:
     with Map.create(MapSpec("m", MapType.HASH, 8, 48, 60_000), 1, tmp_path):
         status = (tmp_path / "m").stat()
-        assert status.st_size > 5 << 20 and status.st_blocks * 512 < 64 << 10
+        # a file system with large folios gives 2 MiB where a page is written
+        assert status.st_size > 16 << 20 and status.st_blocks * 512 <= 2 << 20
 
 
 def test_header_says_what_the_map_is(tmp_path: Path) -> None:
