@@ -21,7 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 from xdp_runtime.maps.family import BPF_F_LOCK, ENOENT, ENOSPC
-from xdp_runtime.maps.hash_table import KEY, LOCK_TABLE, NEXT
+from xdp_runtime.maps.hash_table import HASH as HASHED
+from xdp_runtime.maps.hash_table import KEY, LOCK_TABLE, MATCH, NEXT
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.locked import UNDER
 from xdp_runtime.maps.pool import GIVE_ONE
@@ -37,7 +38,7 @@ _ONE = 1 << 32
 
 
 def _bucket_out(m: Any) -> Factory:
-    under = m.extern(UNDER)
+    under, match = m.extern(UNDER), m.extern(MATCH)
 
     def batch_bucket(  # type: ignore
         elements, apart, key_size, value_size, stride, worker_stride, workers, lock_at, flags,
@@ -56,6 +57,12 @@ def _bucket_out(m: Any) -> Factory:
             if count >= room:
                 return -1
             element = m.inside(elements, link << 3)
+            # an update puts the new element in front before it takes the old one out
+            old = 0
+            for newer in range(count):
+                if match(element, m.gep(keys, newer * key_size), key_size,
+                         m.load_u32(element, HASHED)) != 0:
+                    old = 1
             m.copy(m.gep(keys, count * key_size), m.inside(element, KEY), key_size)
             out = m.gep(values, count * width)
             value = m.inside(element, KEY + ((key_size + 7) & ~7))
@@ -70,7 +77,8 @@ def _bucket_out(m: Any) -> Factory:
                 m.copy(out, value, value_size)
             if lock_at >= 0:
                 m.store_u32(out, lock_at, 0)
-            count += 1
+            if old == 0:
+                count += 1
             link = m.acquire_u32(element, NEXT)
             steps += 1
             # a walk that went astray might go round for ever
@@ -83,7 +91,7 @@ def _bucket_out(m: Any) -> Factory:
 
 BUCKET = Template("batch_bucket", _bucket_out,
                   "i64(ptr, ptr, i64, i64, i64, i64, i64, i64, i64, ptr, i64, ptr, ptr)",
-                  (UNDER,), inline=False)
+                  (UNDER, MATCH), inline=False)
 
 
 def _table(m: Any) -> Factory:
