@@ -1,6 +1,7 @@
-"""xdpu capture: packets of a run with their verdicts, into a pcapng file or a pipe.
+"""xdpu capture: packets of a run with their verdicts, into a pcapng file or a pipe, or as lines.
 
-The run's workers write pcapng blocks (dataplane/capture.py), which go into the file as they are.
+The run's workers write pcapng blocks (dataplane/capture.py), which go into the file as they are;
+without a file they are printed, a line a packet (capture_text.py).
 However it ends (a signal, enough packets, a full disk, the end of the run), the file is whole and
 has all that was captured, or it is said what is missing.
 """
@@ -15,17 +16,19 @@ from argparse import Namespace
 from pathlib import Path
 
 from control.capture_output import Output
+from control.capture_text import TextOutput
 from control.captures import to_assembly
 from control.remote import find
 from control.server import ask
 from control.signals import Interrupted, Signals
 from control.watch import note
-from dataplane.capture_lanes import POINTS, Counts, LaneReader, Span
+from dataplane.capture_lanes import LEAST_RING_BYTES, POINTS, Counts, LaneReader, Span
 from dataplane.pcapfile import interface_block, section_block, statistics_block
 from dataplane.rundir import Owner, RunDir
-from xdp_runtime.errors import PortError
+from xdp_runtime.errors import ConfigError, PortError
 
 _FIRST_SLEEP_S, _LAST_SLEEP_S = 0.0005, 0.01
+_RING_BYTES = 8 << 20
 _GONE = 141  # as a shell says of a process that SIGPIPE ended
 _POINT_NAMES = {number: name for name, number in POINTS.items()}
 
@@ -34,13 +37,31 @@ def run(args: Namespace) -> int:
     """Until a signal, `--count` packets, `--duration`, or the end of the run."""
     to_assembly(" ".join(args.filter))  # the run would refuse it, too
     one = find(args.iface)
+    if args.hex and args.write is not None:
+        raise ConfigError("-x", "is for packets that are printed", "leave out -x or -w")
     with Signals() as signals:
         try:
-            with Output(args.write, signals) as out:
+            with _output(args, one, signals) as out:
                 return _capture(args, one, signals, out)
         except Interrupted as end:
             note(f"ended by signal {end.number} before it began")
             return 128 + end.number
+
+
+def _output(args: Namespace, one: RunDir, signals: Signals) -> Output:
+    if args.write is not None:
+        return Output(args.write, signals)
+    return TextOutput(signals, _targets(one), args.json, args.hex)
+
+
+def _targets(one: RunDir) -> dict[str, str]:
+    """What redirects name by number, by name.  A port that comes later stays a number."""
+    try:
+        known = json.loads((one.path / "names.json").read_text())
+    except OSError:
+        return {}  # it is just ending: nothing will be captured
+    return {f"ifindex {number}": name for name, number in known["interfaces"].items()} | {
+        f"ring {number}": f"ring {name}" for name, number in known["rings"].items()}
 
 
 def _capture(args: Namespace, one: RunDir, signals: Signals, out: Output) -> int:
@@ -49,7 +70,7 @@ def _capture(args: Namespace, one: RunDir, signals: Signals, out: Output) -> int
         "do": "capture", "reader": str(Owner.current()), "at": list(args.at),
         "ports": [] if one.name == args.iface else [args.iface],
         "filter": " ".join(args.filter), "snap_bytes": args.snaplen or 1 << 18,
-        "sample": args.sample, "ring_bytes": 1 << (args.buffer - 1).bit_length()})
+        "sample": args.sample, "ring_bytes": 1 << (_buffer(args) - 1).bit_length()})
     reader = LaneReader(Path(answer["path"]))
     recorder = Recorder(reader, out, " ".join(args.filter), args.snaplen, args.count)
     code = 0
@@ -76,6 +97,12 @@ def _capture(args: Namespace, one: RunDir, signals: Signals, out: Output) -> int
     if ended:
         note(f"run {one.name} has ended")
     return code
+
+
+def _buffer(args: Namespace) -> int:
+    """Little for what is printed: whoever presses Ctrl-C does not want thousands of lines more."""
+    wanted: int | None = args.buffer
+    return wanted or (LEAST_RING_BYTES if args.write is None else _RING_BYTES)
 
 
 def _end(one: RunDir, number: int) -> None:

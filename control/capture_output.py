@@ -1,7 +1,7 @@
 """Where a capture is written: a file, or a pipe whose reader may be slow, stop, or go away.
 
-A file is cut behind its last whole block when it cannot be written any more.  A pipe is written
-only as far as it takes data without waiting, so that signals are still heard.
+A file is cut behind its last whole block, or line, when it cannot be written any more.  A pipe is
+written only as far as it takes data without waiting, so that signals are still heard.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ _PATIENCE_S = 2.0  # with a pipe that nobody reads, once the capture is to end
 
 
 class Output:
-    """`path` - is standard output.  Raises ConfigError, PortError; BrokenPipeError when the reader
-    of a pipe is gone."""
+    """`path` - is standard output; `text` is lines, which a terminal may have.  Raises ConfigError,
+    PortError; BrokenPipeError when the reader of a pipe is gone."""
 
-    def __init__(self, path: str, signals: Signals) -> None:
+    def __init__(self, path: str, signals: Signals, text: bool = False) -> None:
         self.path = "standard output" if path == "-" else path
-        self._signals = signals
+        self._signals, self._text = signals, text
         self._fd = -1
         try:
             self._fd = os.dup(1) if path == "-" else self._open(path)
         except OSError as error:
             raise PortError(self.path, f"cannot be written: {error.strerror or error}") from error
-        if path == "-" and os.isatty(self._fd):
+        if path == "-" and not text and os.isatty(self._fd):
             self.close()
             raise ConfigError("-w -", "standard output is a terminal",
-                              "write to a file, or to a pipe: -w - | tcpdump -nr -")
+                              "write to a file, or to a pipe: -w - | tcpdump -nr -; without -w "
+                              "packets are printed")
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
 
     def _open(self, path: str) -> int:
@@ -55,7 +56,7 @@ class Output:
             self._signals.check()
 
     def write(self, blocks: bytes | memoryview) -> None:
-        """All of it: whole blocks."""
+        """All of it: whole blocks, or lines."""
         done, since_s = 0, time.monotonic()
         while done < len(blocks):
             try:
@@ -78,9 +79,11 @@ class Output:
                                 "the packets that wait are missing in it")
 
     def _cut(self, blocks: bytes | memoryview, done: int) -> None:
-        """End the file behind the last whole block of the first `done` bytes."""
+        """End the file behind the last whole block or line of the first `done` bytes."""
         whole, size = 0, 0
-        while whole + size <= done < len(blocks):
+        if self._text:
+            whole = bytes(blocks[:done]).rfind(b"\n") + 1
+        while not self._text and whole + size <= done < len(blocks):
             whole += size
             (size,) = struct.unpack_from("=I", blocks, whole + 4)
         with suppress(OSError):

@@ -146,14 +146,15 @@ VERBS = (
         _RUN, Option("IFACE", "the interface", required=True), _JSON, _VERBOSE)) for verb, text in (
             ("add", "Let a run take one more interface."),
             ("remove", "Let a run give an interface back to the host."))),
-    Verb("capture", "Record packets of a run with their verdicts, as pcapng.",
+    Verb("capture", "Show packets of a run with their verdicts, or record them as pcapng.",
          "control.capture:run", (
              Option("FILTER", "which packets, in the words of xdpu run --filter, such as tcp port "
                     "80", "", many=True),
              Option("-i --iface", "name of the run, or one of its interfaces", "NAME",
                     required=True),
-             Option("-w --write", "where to: a file, or - for standard output", "FILE",
-                    required=True),
+             Option("-w --write", "write pcapng to this file, or - for standard output (default: "
+                    "a line a packet is printed)", "FILE"),
+             Option("-x --hex", "print the bytes of each packet as well", type=bool),
              Option("--at", "packets as they came in, or as the program left them with its "
                     "verdict, or both: entry,exit (exit)", "POINTS", options.points, ("exit",)),
              Option("-s --snaplen", "take so many bytes of each packet; 0: all (0)", "N",
@@ -164,7 +165,7 @@ VERBS = (
                     options.duration, 0.0),
              Option("--sample", "take one packet in N (1)", "N", options.number(1, 2**31 - 1), 1),
              Option("-B --buffer", "memory for each queue, 1M to 1G; what finds no room is lost "
-                    "and counted (8M)", "SIZE", options.buffer, 8 << 20),
+                    "and counted (8M; 1M where packets are printed)", "SIZE", options.buffer),
              _JSON, _VERBOSE),
          "A filter is asked once, as the packet came in.  The run never waits for the capture."),
     Verb("stop", "End a run, and wait until all is put back.", "control.remote:stop",

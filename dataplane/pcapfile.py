@@ -205,7 +205,7 @@ def _read_pcapng(path: str, content: mmap.mmap, capture: Capture) -> Iterator[Ca
         if kind not in (ENHANCED_PACKET, OLD_PACKET, SIMPLE_PACKET):
             continue
         number += 1
-        index, options = 0, b""
+        index, said = 0, b""
         head = 4 if kind == SIMPLE_PACKET else 20
         if len(body) < head:
             raise complaint(path, Damage.BAD_LENGTH, number, len(body), head)
@@ -220,14 +220,14 @@ def _read_pcapng(path: str, content: mmap.mmap, capture: Capture) -> Iterator[Ca
             if length > len(body) - 20:
                 raise complaint(path, Damage.BAD_LENGTH, number, length, len(body) - 20)
             data = body[20:20 + length]
-            options = body[20 + length + (-length % 4):]
+            said = body[20 + length + (-length % 4):]
         if index >= len(interfaces):
             raise complaint(path, Damage.NO_INTERFACE, number, index, len(interfaces))
         if interfaces[index].link_type != LINKTYPE_ETHERNET:
             raise complaint(path, Damage.LINK_TYPE, number, interfaces[index].link_type, 0)
         if kind != SIMPLE_PACKET:
             last_ns = interfaces[index].timestamp_ns(high << 32 | low)
-        comment = dict(_options(options, order)).get(OPT_COMMENT, b"").decode(errors="replace")
+        comment = dict(options(said, order)).get(OPT_COMMENT, b"").decode(errors="replace")
         yield CapturedPacket(last_ns, data, original, comment)
 
 
@@ -246,7 +246,7 @@ def _first_interfaces(content: mmap.mmap | bytes, order: str) -> Iterator[Interf
 def _interface(body: bytes, order: str) -> Interface:
     link_type, _, snap_bytes = struct.unpack_from(order + "HHI", body)
     made = Interface(link_type, snap_bytes)
-    for code, value in _options(body[8:], order):
+    for code, value in options(body[8:], order):
         if code == IF_TSRESOL and value:
             made.resolution = value[0]
         elif code == IF_TSOFFSET and len(value) == 8:
@@ -256,7 +256,8 @@ def _interface(body: bytes, order: str) -> Interface:
     return made
 
 
-def _options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+def options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Codes and values, of a block of pcapng; `order` as of struct."""
     at = 0
     while len(raw) - at >= 4:
         code, length = struct.unpack_from(order + "HH", raw, at)

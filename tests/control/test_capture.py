@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,6 +152,57 @@ def test_options(rundir: str, tmp_path: Path) -> None:
     assert [p.original for p in got].count(100) > len(got) // 2, "the rest is neighbours' talk"
 
 
+def test_a_line_a_packet(net: VethPair, rundir: str) -> None:
+    """Without -w: time, port and queue, verdict, length, what it is; the sum on standard error."""
+    process = capture(rundir, "-c", "4", "-x", "--at", "entry,exit", "udp", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    lines = process.stdout.read().decode().splitlines()
+    process.stdout.close()
+    process.stdout = None
+    assert ended(process, "capturing packets of one at entry and exit, in standard output",
+                 "4 packets captured, 0 lost") == 0
+    heads = [line for line in lines if not line.startswith("    ")]
+    assert len(heads) == 4 and len(lines) == 4 * (1 + 7)  # 100 bytes are seven rows
+    pattern = (rf"\d\d:\d\d:\d\d\.\d{{6}} {net.b.ifname}:0 (entry {{8}}|XDP_DROP {{5}})  100 bytes  "
+               r"IP 10\.77\.1\.1\.4369 > 10\.77\.1\.2\.53: UDP, length 20")
+    points = [found[1].strip() for line in heads if (found := re.fullmatch(pattern, line))]
+    assert Counter(points) <= Counter(entry=4, XDP_DROP=4) and len(points) == 4, heads
+    assert lines[1].startswith("    0000  02 00 00 00 00 02 02 00  00 00 00 01 08 00 45 00")
+
+
+def test_an_object_a_packet(net: VethPair, rundir: str) -> None:
+    done = xdpu("capture", "-i", net.b.ifname, "-j", "-x", "-c", "2", "-s", "20", "udp",
+                XDPU_RUNDIR=rundir)
+    assert done.returncode == 0, done.stderr
+    one, _, summary = map(json.loads, done.stdout.splitlines())
+    assert abs(one.pop("ts") - time.time()) < 600
+    assert one == {"type": "packet", "port": net.b.ifname, "queue": 0, "point": "exit",
+                   "verdict": "XDP_DROP", "length": 100, "lost_before": 0,
+                   "packet": "IP [|ip]", "data": UDP[:20].hex()}
+    assert summary["type"] == "summary" and summary["captured"] == 2
+
+
+def test_lines_that_nobody_reads(rundir: str, tmp_path: Path) -> None:
+    """`xdpu capture | head` ends it; a full disk ends behind a whole line."""
+    process = capture(rundir, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    assert ended(process, "capturing", "nobody reads standard output any more") == 141
+    shell = (f"mount -t tmpfs -o size=16k none {tmp_path} && \"$@\" >{tmp_path}/out; code=$?; "
+             f"cat {tmp_path}/out; exit $code")
+    process = capture(rundir, prefix=["unshare", "-m", "sh", "-c", shell, "sh"],
+                      stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    text = process.stdout.read().decode()
+    process.stdout.close()
+    process.stdout = None
+    assert ended(process, "capturing", "No space left on device (it ends behind the last whole "
+                 "packet") == 3
+    assert len(text) > 8000 and text.endswith("\n")
+    assert {len(line.split()) > 5 for line in text.splitlines()} == {True}
+
+
 def test_nobody_reads_the_pipe_any_more(rundir: str) -> None:
     process = capture(rundir, "-w", "-", stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.read(1000)
@@ -228,7 +281,7 @@ def test_either_is_killed(net: VethPair, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("argv", "code", "said"), [
     (("-i", "none", "-w", "x"), 2, "run none: there is no such run"),
     (("-i", "one", "-w", "x", "tcp", "prt", "80"), 2, "filter 'tcp prt 80': prt is not expected"),
-    (("-i", "one",), 2, "-w"),
+    (("-i", "one", "-w", "x", "-x"), 2, "-x: is for packets that are printed"),
     (("-i", "one", "-w", "x", "--at", "before"), 2, "none of entry, exit"),
     (("-i", "one", "-w", "x", "-B", "1K"), 2, "not a size from 1M to 1G"),
     (("-i", "one", "-w", "/proc/none/x"), 3, "cannot be written"),
