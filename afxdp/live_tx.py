@@ -179,7 +179,8 @@ def _flush(m: Any) -> Callable[..., Any]:
 AFXDP_LIVE = PortKind(
     "afxdp_live", receive=AFXDP.receive, release=AFXDP.release, transmit=AFXDP.transmit,
     send=AFXDP.send,
-    flush=Template("afxdp_live_flush", _flush, FLUSH_SIGNATURE, (PUSH, REFILL, TURN)))
+    flush=Template("afxdp_live_flush", _flush, FLUSH_SIGNATURE, (PUSH, REFILL, TURN)),
+    losses=AFXDP.losses)
 
 
 class LiveTx:

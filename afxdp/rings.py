@@ -395,6 +395,7 @@ def _flush(m: Any) -> Factory:
     return afxdp_flush
 
 
+LOSSES = "rx_dropped", "rx_ring_full", "tx_invalid_descs", "tx_live_failed"
 RELEASE = Template("afxdp_release", _release, RELEASE_SIGNATURE, (FILL_ROOM,))
 FLUSH = Template("afxdp_flush", _flush, FLUSH_SIGNATURE, (PUSH, REFILL))
 AFXDP = PortKind(
@@ -404,4 +405,5 @@ AFXDP = PortKind(
     transmit=Template("afxdp_transmit", _transmit, TRANSMIT_SIGNATURE, (HAS_ROOM,)),
     send=Template("afxdp_send", _send, SEND_SIGNATURE, (HAS_ROOM, PUSH), inline=False),
     flush=FLUSH,
+    losses=LOSSES,
 )

@@ -23,6 +23,7 @@ from afxdp.rings import (
     FRAME_SIZE,
     FREE,
     IDLE,
+    LOSSES,
     MALFORMED,
     MASK,
     MIN_LENGTH_BYTES,
@@ -245,4 +246,5 @@ AFXDP_SG = PortKind(
     send=SEND,
     flush=FLUSH,
     chain=CHAIN,
+    losses=LOSSES,
 )

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from control import portspec, setmap
+from control import losses, portspec, setmap
 from control.captures import Captures
 from control.host import refuse_shared
 from control.live import Live, say_way_in
@@ -40,6 +40,7 @@ class Changes:
         self._verbs: dict[str, Callable[[Request], Change]] = {
             "replace": self._replace, "pause": self._pause, "resume": self._pause,
             "add": self._add, "remove": self._remove, "counters": self._counters,
+            "losses": self._losses,
             "capture": self.captures.begin, "capture_end": self.captures.end}
 
     def prepare(self, request: Request) -> Change:
@@ -171,6 +172,9 @@ class Changes:
                     for port in self.live.every}
 
         return change
+
+    def _losses(self, request: Request) -> Change:
+        return lambda: dict(losses.of_ports([*self.live.gone, *self.live.every]))
 
 
 def _said_by_driver(port: Port) -> dict[str, int]:

@@ -8,7 +8,8 @@ import time
 from argparse import Namespace
 from typing import Any
 
-from control.watch import ABORTED, describe_aborted, note, summary_record, summary_text
+from control.losses import ABORTED, Losses
+from control.watch import describe_aborted, note, summary_record, summary_text
 from dataplane.whereabouts import describe
 from xdp_runtime.errors import XdpuError
 
@@ -35,17 +36,18 @@ def stop_engine(engine: Any, undo: contextlib.ExitStack) -> None:
 
 
 def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
-           ports: dict[str, dict[str, int]], out: Any) -> None:
+           ports: dict[str, dict[str, int]], losses: Losses, out: Any) -> None:
     """The summary, on standard output."""
     total = engine.stats.total()
     if args.json:
-        record = summary_record(watch.name, engine.program.spec.name, duration_s, total, ports)
+        record = summary_record(watch.name, engine.program.spec.name, duration_s, total, ports,
+                                losses)
         record["aborted"] = [{"program": name, "reason": reason, "packets": count}
                              for (name, reason), count in sorted(engine.aborted().items())]
         print(json.dumps(record), file=out, flush=True)
     else:
-        print(summary_text(duration_s, total, ports if args.verbose else {}), end="", file=out,
-              flush=True)
+        print(summary_text(duration_s, total, ports if args.verbose else {}, losses), end="",
+              file=out, flush=True)
     watch.show_aborted()
     if total["aborted"] or any(total[name] for name in ABORTED):
         note(describe_aborted(engine))

@@ -37,6 +37,7 @@ class Live:
     signals: Signals
     ports: dict[str, Port] = field(default_factory=dict)  # by interface, in the engine's order
     stacks: dict[str, Port] = field(default_factory=dict)  # where XDP_PASS of it goes
+    gone: list[Port] = field(default_factory=list)  # closed; their counters are still there
     why_tap: dict[str, str] = field(default_factory=dict)
     undo: dict[str, ExitStack] = field(default_factory=dict)
     stand_ins: dict[int, int] = field(default_factory=dict)  # TAP -> interface taken over
@@ -101,6 +102,7 @@ class Live:
     def close(self, name: str) -> None:
         """Again is no error: it may have been put off until the run ended."""
         if name in self.undo:
+            self.gone += [port for port in (self.ports.get(name), self.stacks.get(name)) if port]
             self.undo.pop(name).close()
 
     def close_all(self) -> None:

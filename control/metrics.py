@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from control.losses import LOST
 from control.server import ask
 from control.signals import Signals
 from control.status import describe_run
-from control.watch import LOST, note
+from control.watch import note
 from dataplane import rundir
 from dataplane.stats import BUCKETS, Latency, Stats
 from xdp_runtime.errors import ConfigError, XdpuError
@@ -117,6 +118,11 @@ def collect() -> str:
             add("xdpu_port_counter", "counter", "Counters that only a port's driver has.", [
                 (run | {"port": port, "counter": name}, value)
                 for port, counters in ask(one.path, {"do": "counters"}).items()
+                for name, value in counters.items()])
+            add("xdpu_port_lost_packets_total", "counter", "Packets lost in a port, which no other "
+                "counter of losses has.", [
+                (run | {"port": port, "reason": name}, value)
+                for port, counters in ask(one.path, {"do": "losses"}).items()
                 for name, value in counters.items()])
     return "".join(_lines(families))
 

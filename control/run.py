@@ -69,7 +69,7 @@ def check_options(args: Namespace) -> None:
 
 def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int:
     """PcapPort through the same engine; a damaged file fails after what was good of it."""
-    from control import setmap, targets
+    from control import losses, setmap, targets
     from control.ending import finish, stop_engine
     from control.watch import Watch, note
     from dataplane import fibmirror, rundir
@@ -107,7 +107,8 @@ def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int
         if watch.trace:
             watch.print_trace()
         total = engine.stats.total()
-        finish(args, watch, engine, duration_s, {port.name: port.statistics()}, out)
+        finish(args, watch, engine, duration_s, {port.name: port.statistics()},
+               losses.of_ports([port]), out)
         if signals.caught:
             note(f"ended by signal {signals.caught}, {total['rx_packets']:,} packets done")
     error = port.error()

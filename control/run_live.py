@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
-from control import setmap
+from control import losses, setmap
 from control.changes import Changes
 from control.ending import finish, stop_engine
 from control.host import Watchdog, choose_cpus, refuse_shared, say_cpus, used_cpus
@@ -70,7 +70,8 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                 if watch.trace:
                     watch.print_trace()
                 counters = {port.name: port.statistics() for port in live.every}
-                report = (watch, engine, time.monotonic() - watch.started_s, counters)
+                report = (watch, engine, time.monotonic() - watch.started_s, counters,
+                          losses.of_ports([*live.gone, *live.every]))
                 files = [port for port in live.ports.values() if isinstance(port, PcapPort)]
     finally:
         if report is not None:

@@ -40,9 +40,10 @@ def status(args: Namespace) -> int:
 
 def _tell(args: Namespace) -> int:
     """One living run: its workers' counters, its ports' own, and how long batches take."""
+    from control.losses import all_of, words
     from control.remote import find
     from control.server import ask
-    from control.watch import LOST, say_counters
+    from control.watch import say_counters
     from dataplane.stats import Stats
 
     run = find(args.run)
@@ -56,6 +57,8 @@ def _tell(args: Namespace) -> int:
     known["flows"] = [{"worker": f.worker, "port": f.port, "queue": f.queue, **stats.flow(i)}
                       for i, f in enumerate(stats.flows)]
     known["ports"] = ask(run.path, {"do": "counters"})
+    known["lost_by_ports"] = ask(run.path, {"do": "losses"})
+    known["lost"] = all_of(known["total"], known["lost_by_ports"])
     if args.json:
         print(json.dumps(known))
         return 0
@@ -73,8 +76,9 @@ def _tell(args: Namespace) -> int:
     if known["latency_ns"]["p50"] is not None:
         print("  from receiving a batch to having passed it on, at most: " + ", ".join(
             f"{name} {value / 1000:,.1f} us" for name, value in known["latency_ns"].items()))
-    lost = sum(known["total"][name] for name in LOST)
-    print(f"  lost: {lost:,}")
+    print(f"  lost: {known['lost']:,}")
+    for text, count in words(known["total"], known["lost_by_ports"]):
+        print(f"    {count:,} {text}")
     return 0
 
 

@@ -9,9 +9,10 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
+from control.losses import LOST
 from control.remote import find, interfaces
 from control.signals import Signals
-from control.watch import LOST, per_second, status_line, sum_up
+from control.watch import per_second, status_line, sum_up
 from dataplane import rundir
 from dataplane.stats import COUNTERS, Latency, Stats
 

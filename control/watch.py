@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from control.losses import ABORTED, LOST, Losses, all_of, words
 from control.signals import Signals
 from control.trace_aborted import AbortedPrinter
 from dataplane.engine import Engine
@@ -21,23 +22,6 @@ from dataplane.port import Port
 from dataplane.stats import COUNTERS
 from xdp_runtime.helpers.trace import read_trace
 
-# what became of packets that went nowhere, and the words for it
-LOST = {
-    "tx_full": "TX, no room to send",
-    "redirect_no_port": "redirect to an interface that is not part of this run",
-    "redirect_full": "redirect, no room to send",
-    "cpu_full": "redirect to a worker, no room in its ring",
-    "cpu_no_worker": "redirect to a worker that does not run",
-    "pass_full": "PASS, not taken by the TAP",
-    "stack_full": "from the stack, no room to send",
-}
-ABORTED = {
-    "invalid_verdict": "verdict that does not exist",
-    "aborted_redirect": "bpf_redirect or bpf_redirect_map with flags that do not exist",
-    "aborted_budget": "instruction budget used up",
-    "egress_aborted": "by the program of a devmap's entry",
-    "cpu_aborted": "by the program of a cpumap's entry",
-}
 _COLUMNS = (("rx_packets", "rx"), ("pass", "pass"), ("drop", "drop"), ("tx", "tx"),
             ("redirect", "redir"), ("aborted", "aborted"))
 _TICK_S = 0.25
@@ -231,13 +215,15 @@ def describe_aborted(engine: Engine) -> str:
 # ---- the end -------------------------------------------------------------------------------------
 
 def summary_record(name: str, program: str, duration_s: float, total: Counters,
-                   ports: Mapping[str, Counters]) -> dict[str, object]:
+                   ports: Mapping[str, Counters], losses: Losses) -> dict[str, object]:
     return {"type": "summary", "ts": round(time.time(), 3), "name": name, "program": program,
             "duration_s": round(duration_s, 3), "total": dict(total),
+            "lost": all_of(total, losses), "lost_by_ports": losses,
             "ports": {port: dict(counters) for port, counters in ports.items()}}
 
 
-def summary_text(duration_s: float, total: Counters, ports: Mapping[str, Counters]) -> str:
+def summary_text(duration_s: float, total: Counters, ports: Mapping[str, Counters],
+                 losses: Losses) -> str:
     rows: list[tuple[str, str]] = [
         ("Duration", f"{duration_s:.1f}s"),
         ("Packets received", f"{total['rx_packets']:,}"),
@@ -250,9 +236,9 @@ def summary_text(duration_s: float, total: Counters, ports: Mapping[str, Counter
     ]
     if total["stack_packets"]:
         rows.append(("Sent by the stack", f"{total['stack_packets']:,}"))
-    rows.append(("Errors recorded", f"{sum(total[name] for name in LOST):,}"))
-    rows += [(f"  {words}", f"{total[name]:,}") for name, words in (ABORTED | LOST).items()
-             if total[name]]
+    rows += [(f"  {text}", f"{total[name]:,}") for name, text in ABORTED.items() if total[name]]
+    rows.append(("Packets lost", f"{all_of(total, losses):,}"))
+    rows += [(f"  {text}", f"{count:,}") for text, count in words(total, losses)]
     for port, counters in ports.items():
         rows += [(f"  {port}: {name}", f"{value:,}") for name, value in counters.items() if value]
     width = max(len(label) for label, _ in rows) + 2

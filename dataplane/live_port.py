@@ -128,6 +128,7 @@ LIVE = PortKind(
     transmit=Template("live_transmit", _transmit, TRANSMIT_SIGNATURE, (SEND,)),
     send=SEND,
     flush=Template("live_flush", _flush, FLUSH_SIGNATURE, (PUSH,)),
+    losses=("failed", "refused"),
 )
 
 

@@ -28,8 +28,11 @@ from dataplane.port import BATCH_MAX, PortKind, PortQueue
 from xdp_runtime.errors import ConfigError, PortError
 from xdp_runtime.state import HEADROOM_BYTES, Verdict
 
-PCAP = PortKind("pcap", RECEIVE_PCAP, RELEASE, TRANSMIT, SEND, FLUSH, timestamps=True)
-PCAPNG = PortKind("pcapng", RECEIVE_PCAPNG, RELEASE, TRANSMIT, SEND, FLUSH, timestamps=True)
+_LOSSES = "rx_too_long", "rx_too_short"
+PCAP = PortKind("pcap", RECEIVE_PCAP, RELEASE, TRANSMIT, SEND, FLUSH, timestamps=True,
+                losses=_LOSSES)
+PCAPNG = PortKind("pcapng", RECEIVE_PCAPNG, RELEASE, TRANSMIT, SEND, FLUSH, timestamps=True,
+                  losses=_LOSSES)
 
 _OUT_BYTES = 1 << 20
 _COMMENTS = [*(f"XDP_{verdict.name}" for verdict in Verdict), " ifindex ", "sent here"]

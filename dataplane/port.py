@@ -113,6 +113,7 @@ class PortKind:
     metadata: bool = False  # is there a METADATA record in front of each packet?
     chain: Template | None = None  # for kinds whose packets may take several slots
     one_pass: OnePass | None = None
+    losses: tuple[str, ...] = ()  # of Port.statistics: packets lost that the loop has not counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,6 +214,7 @@ TAP = PortKind(
     transmit=Template("tap_transmit", _transmit, TRANSMIT_SIGNATURE, (SEND,)),
     send=SEND,
     flush=Template("tap_flush", _flush, FLUSH_SIGNATURE),
+    losses=("rx_too_long",),
 )
 
 

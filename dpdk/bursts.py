@@ -57,6 +57,7 @@ MULTI_SEGS = 104  # 1: the device sends packets of several segments
 ROOM = 112  # bytes of a packet that an mbuf of ours holds
 PUT = 120  # a function, too
 TX_FULL, NO_MBUF, RX_UNFIT, RX_COPIED, TX_MOVED, MALFORMED = range(128, 176, 8)  # counters
+LOSSES = "imissed", "ierrors", "rx_nombuf", "rx_unfit", "tx_full"  # an oerror may be in tx_full
 ATTACHED = 176  # the thread that this queue's worker is has an lcore number (one_pass.py)
 RX_ARRAY = 256  # struct rte_mbuf *[]
 RX_SPARE = 8  # behind them, for one_pass.py
@@ -367,4 +368,5 @@ def _make(at: dict[str, int]) -> Made:
                       inline=False),
         flush=Template(f"dpdk_flush_{mark}", make_flush, FLUSH_SIGNATURE,
                        (push_template, free_template)),
+        losses=LOSSES,
     ), push_template, free_template, settle_template, free_other_template, ready_template, at, mark)

@@ -216,4 +216,5 @@ def make(plain: Made) -> PortKind:
         send=send_template,
         flush=plain.kind.flush,
         chain=chain_template,
+        losses=bursts.LOSSES,
     )

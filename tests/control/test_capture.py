@@ -163,8 +163,8 @@ def test_a_line_a_packet(net: VethPair, rundir: str) -> None:
                  "4 packets captured, 0 lost") == 0
     heads = [line for line in lines if not line.startswith("    ")]
     assert len(heads) == 4 and len(lines) == 4 * (1 + 7)  # 100 bytes are seven rows
-    pattern = (rf"\d\d:\d\d:\d\d\.\d{{6}} {net.b.ifname}:0 (entry {{8}}|XDP_DROP {{5}})  100 bytes  "
-               r"IP 10\.77\.1\.1\.4369 > 10\.77\.1\.2\.53: UDP, length 20")
+    pattern = (rf"\d\d:\d\d:\d\d\.\d{{6}} {net.b.ifname}:0 (entry {{8}}|XDP_DROP {{5}})  "
+               r"100 bytes  IP 10\.77\.1\.1\.4369 > 10\.77\.1\.2\.53: UDP, length 20")
     points = [found[1].strip() for line in heads if (found := re.fullmatch(pattern, line))]
     assert Counter(points) <= Counter(entry=4, XDP_DROP=4) and len(points) == 4, heads
     assert lines[1].startswith("    0000  02 00 00 00 00 02 02 00  00 00 00 01 08 00 45 00")

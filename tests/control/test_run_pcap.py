@@ -71,10 +71,10 @@ def test_summary(capture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = {label.strip(): value.strip() for label, value in rows.items()}
     assert {label: counts[label] for label in (
         "Packets received", "Packets passed", "Packets dropped", "Packets transmitted",
-        "Packets redirected", "Packets aborted", "Errors recorded")} == {
+        "Packets redirected", "Packets aborted", "Packets lost")} == {
         "Packets received": "6", "Packets passed": "4", "Packets dropped": "2",
         "Packets transmitted": "0", "Packets redirected": "0", "Packets aborted": "0",
-        "Errors recorded": "0"}
+        "Packets lost": "0"}
     assert "Duration" in counts and "Average packets/s" in counts and said.err == ""
 
 
@@ -94,7 +94,7 @@ def test_a_redirect_to_nowhere_is_counted_and_named(
     assert cli.main(argv) == 0
     said = capsys.readouterr().out
     assert "redirect to an interface that is not part of this run" in said
-    rows = [line for line in said.splitlines() if line.startswith("Errors recorded")]
+    rows = [line for line in said.splitlines() if line.startswith("Packets lost")]
     assert rows[0].rsplit(":", 1)[1].strip() == "6"
 
 

@@ -7,6 +7,7 @@ packet is unaccounted for (bench/soak.py says how the books are balanced).
 from __future__ import annotations
 
 import errno
+import json
 import random
 import shutil
 import subprocess
@@ -87,8 +88,19 @@ def test_a_starved_fill_ring(nets: tuple[VethPair, VethPair], tmp_path: Path) ->
         before = one.received()
         one.flood()
         until(lambda: one.received() > before, "packets again")
+        told = json.loads(xdpu("status", "one", "-j", XDPU_RUNDIR=str(tmp_path)).stdout)
+        said = xdpu("status", "one", XDPU_RUNDIR=str(tmp_path)).stdout
+        scraped = xdpu("metrics", XDPU_RUNDIR=str(tmp_path)).stdout
         total = one.end()
         assert total["port_rx_fill_ring_empty_descs"] > 0
+        port, summary = nets[0].b.ifname, one.run.wait_for("summary")
+        lost = summary["lost_by_ports"][port]["rx_dropped"]
+        assert lost == total["port_rx_dropped"] > 0 and summary["lost"] >= lost
+        assert told["lost_by_ports"] == summary["lost_by_ports"] and told["lost"] == summary["lost"]
+        assert f"lost: {summary['lost']:,}" in said
+        assert f"{lost:,} {port}: not received, no room for it" in said
+        assert ('xdpu_port_lost_packets_total{'
+                f'run="one",port="{port}",reason="rx_dropped"}} {lost}') in scraped
 
 
 @pytest.fixture(scope="module")
