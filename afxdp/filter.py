@@ -9,6 +9,7 @@ The words are tcpdump's, a few of them:
     [src|dst] [host] ADDRESS[/LENGTH]           IPv4 or IPv6; net is another word for host
     [src|dst] port NUMBER                       TCP, UDP, SCTP; not in later fragments
     PROTOCOL and one of the last two in a row   both of them
+    map:NAME[:FIELD,FIELD]                      in a map of the object (map_filter.py)
     not (!) and (&&) or (||) ( )                and, or: from left to right, as they come
 
 Unlike tcpdump's, a word looks behind up to two VLAN tags without being asked.  As there, IPv6
@@ -23,12 +24,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from afxdp import map_filter
+from afxdp.map_filter import KeyShape
 from xdp_runtime.errors import ConfigError
 
-# what the walk leaves on the stack, each a u64 from the frame pointer; addresses take 16 bytes
+# What the walk leaves on the stack, each a u64 from the frame pointer; addresses take 16 bytes
 ETHERTYPE, VLAN, PROTOCOL, SOURCE_PORT, TARGET_PORT, SOURCE, TARGET = -8, -16, -24, -32, -40, -56, \
     -72
 _NONE = 1 << 16  # no such field: no value of 16 bits
@@ -39,6 +42,9 @@ _ETHERTYPES = {"ip": _IP, "ip6": _IP6, "arp": _ARP}
 _WORDS = {"&&": "and", "||": "or", "!": "not"}
 _DIRECTIONS = {"src": (0,), "dst": (1,), "": (0, 1)}
 _DEPTH_MAX = 50
+_BELOW = TARGET  # what is not the walk's of the stack
+_PLACES = {"src": SOURCE, "dst": TARGET, "sport": SOURCE_PORT, "dport": TARGET_PORT,
+           "proto": PROTOCOL, "vlan": VLAN, "ethertype": ETHERTYPE, "family": ETHERTYPE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,13 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class InMap:
+    """The packet's key is in a map: `word` is what was written."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
 class Not:
     of: Node
 
@@ -73,7 +86,7 @@ class AnyOf:
     of: tuple[Node, ...]
 
 
-Node = Field | Address | Not | AllOf | AnyOf
+Node = Field | Address | InMap | Not | AllOf | AnyOf
 
 
 # ---- from words ----------------------------------------------------------------------------------
@@ -90,8 +103,9 @@ def parse(text: str, what: str = "--filter") -> Node:
 class _Reader:
     def __init__(self, text: str, what: str) -> None:
         self.text, self.what = text, what
-        self._words = [_WORDS.get(w, w) for w in re.findall(r"\(|\)|!|&&|\|\||[^\s()!&|]+|[&|]",
-                                                             text.lower())]
+        self._words = [_WORDS.get(w, w) if w.startswith(map_filter.WORD) else
+                       _WORDS.get(w.lower(), w.lower())
+                       for w in re.findall(r"\(|\)|!|&&|\|\||[^\s()!&|]+|[&|]", text)]
         self._at = 0
 
     @property
@@ -132,6 +146,12 @@ class _Reader:
 
     def _test(self) -> Node:
         word = self.word
+        if word.startswith(map_filter.WORD):
+            try:
+                map_filter.split(word)
+            except ValueError as error:
+                raise self.error(str(error)) from None
+            return InMap(self.take())
         if word == "vlan":
             self.take()
             return Field(VLAN, self._number("a VLAN id", 4095)) if self.word.isdecimal() \
@@ -288,16 +308,29 @@ walked:
 """.replace("(r10 -", "(r10 - ")
 
 
-def to_assembly(node: Node) -> str:
-    """Text for asm.py: r6 is the context; goes to `take` or `leave`."""
+def words_of_maps(node: Node) -> list[str]:
+    """Each `map:` word of a filter, once."""
+    match node:
+        case InMap():
+            return [node.word]
+        case Not():
+            return words_of_maps(node.of)
+        case AllOf() | AnyOf():
+            return list(dict.fromkeys(word for part in node.of for word in words_of_maps(part)))
+    return []
+
+
+def to_assembly(node: Node, shapes: Mapping[str, KeyShape] | None = None) -> str:
+    """Text for asm.py: r6 is the context; goes to `take` or `leave`.  The maps `set0`, `set1`, ...
+    are those of `shapes`, by word and in that order.  Raises ConfigError without one of them."""
     lines: list[str] = []
-    _Branches(lines).jump(node, "take", "leave")
+    _Branches(lines, shapes or {}).jump(node, "take", "leave")
     return _WALK + "\n".join(lines) + "\n"
 
 
 class _Branches:
-    def __init__(self, lines: list[str]) -> None:
-        self._lines, self._labels = lines, _labels()
+    def __init__(self, lines: list[str], shapes: Mapping[str, KeyShape]) -> None:
+        self._lines, self._labels, self._shapes = lines, _labels(), shapes
 
     def jump(self, node: Node, yes: str, no: str) -> None:
         """Every path ends with a goto."""
@@ -325,6 +358,15 @@ class _Branches:
                     self._lines += [f"r2 = *(u32 *)(r10 - {-node.at - offset})",
                                     f"w2 &= {mask}", f"if w2 != {value} goto {no}"]
                 self._lines.append(f"goto {yes}")
+            case InMap():
+                if node.word not in self._shapes:
+                    raise ConfigError(f"filter {node.word!r}", "looks into a map of the program, "
+                                      "which only xdpu run --filter does")
+                number = list(self._shapes).index(node.word)
+                self._lines += [
+                    map_filter.to_assembly(self._shapes[node.word], number, _PLACES, _NONE, _BELOW,
+                                           next(self._labels)),
+                    f"if r0 == 0 goto {no}", f"goto {yes}"]
 
 
 def _labels() -> Iterator[str]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from afxdp import passing
+from afxdp import passing, rings
 from afxdp.interface import Interface
+from afxdp.map_filter import KeyShape
+from afxdp.mirror import KeySet
 from afxdp.port import AfxdpPort, kind_of
 from afxdp.queue import Queue, Shape
 from afxdp.umem import Umem
@@ -76,25 +78,31 @@ class Grants:
     def open(self, iface: str, queues: str | Sequence[int], workers: int, in_all: int,
              shared: bool, options: dict[str, Any]) -> AfxdpPort:
         """As AfxdpPort.open, done there; `in_all` queues of all interfaces, for the umems' size."""
+        shapes: Mapping[str, KeyShape] = options["shapes"]
+        told = {**options, "shapes": {word: asdict(one) for word, one in shapes.items()}}
         answer, fds = self.ask("open", iface, queues=queues, workers=workers, in_all=in_all,
-                               shared=shared, options=options)
+                               shared=shared, options=told)
         program = GrantedProgram(self, iface, answer["xdp_mode"], bool(answer["filters"]))
         opened: list[Queue] = []
         try:
-            shapes = [Shape(**one["shape"]) for one in answer["queues"]]
+            made = [Shape(**one["shape"]) for one in answer["queues"]]
             for one in answer["umems"]:
-                layout = next(shape.layout for shape, queue in zip(shapes, answer["queues"],
+                layout = next(shape.layout for shape, queue in zip(made, answer["queues"],
                                                                    strict=True)
                               if queue["umem"] == one["number"])
                 self._umems[one["number"]] = Umem(layout, one["frames"], fd=fds.pop(0))
-            for shape, one in zip(shapes, answer["queues"], strict=True):
+            for shape, one in zip(made, answer["queues"], strict=True):
                 umem = self._umems[one["umem"]]
                 umem.users += 1
                 opened.append(Queue(iface, one["index"], shape, umem, fds.pop(0)))
+                opened[-1].store(rings.METADATA_ASKS, one["asks"])
+            for word, one in shapes.items():
+                program.sets[word] = KeySet(one, fds.pop(0))
             found = Interface(iface, answer["ifindex"], answer["mtu"], "", answer["channels"])
             return AfxdpPort(found, program, opened, None, None,
                              f"{answer['mode']}; set up by {self.path}",
-                             kind=kind_of(opened[0].shape.frags))
+                             kind=kind_of(options["frags"], "xsk", options["hints"],
+                                          options["checksums"]))
         except BaseException:
             for queue in opened:
                 queue.close()
@@ -120,6 +128,7 @@ class GrantedProgram:
     iface: str
     mode: str
     filters: bool
+    sets: dict[str, KeySet] = field(default_factory=dict)
     _closed: bool = False
     _left: int = 0
 
@@ -140,6 +149,8 @@ class GrantedProgram:
         has seen to that."""
         if not self._closed:
             self._closed = True
+            for one in self.sets.values():
+                one.close()
             with self.grants.unless_gone():
                 self.grants.ask("close", self.iface)
 

@@ -2,8 +2,8 @@
 
 A `Session` belongs to one connection.  It does for the run what needs privileges: it attaches the
 redirect program, makes and binds the sockets, makes the TAP and puts it in the interface's place.
-Sockets, TAP queues and the umem go to the run by descriptor; the attachment stays here, so when the
-run goes, however that happens, the session undoes it all.
+Sockets, TAP queues, umem and the sets that a filter asks go to the run by descriptor; the
+attachment stays here, so when the run goes, however that happens, the session undoes it all.
 
     {"do": "open", "iface", "workers", "queues", "options": {...}}   sockets and umems
     {"do": "tap", "iface", "title", "queues"}                        a TAP's queues
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from afxdp import passing
+from afxdp import passing, rings
 from afxdp.port import AfxdpPort
 from afxdp.umem import Umem, Umems
 from dataplane import takeover
@@ -32,7 +32,7 @@ from xdp_runtime.errors import ConfigError, OutOfMemory, XdpuError
 OPTIONS: dict[str, type] = {
     "mode": str, "copy_mode": str, "frame_size": int, "ring_size": int, "need_wakeup": bool,
     "promisc": bool, "unaligned": bool, "frames": int, "busy_poll": int, "wanted": str,
-    "frags": bool}
+    "shapes": dict, "frags": bool, "hints": bool, "checksums": bool}
 Answer = tuple[dict[str, Any], list[int]]
 
 
@@ -108,6 +108,8 @@ class Session:
         options: dict[str, Any] = {
             key: value for key, value in dict(request["options"]).items()
             if isinstance(value, OPTIONS[key])}
+        options["shapes"] = {str(word): passing.shape_of(told)
+                             for word, told in options.get("shapes", {}).items()}
         wished = request["queues"]
         queues = wished if wished == "all" else [int(index) for index in wished]
         if self._umems is None:
@@ -123,7 +125,8 @@ class Session:
                 if id(queue.umem) not in self._numbers:
                     self._numbers[id(queue.umem)] = len(self._numbers)
                     fresh[self._numbers[id(queue.umem)]] = queue.umem
-            opened.memory_bytes = sum(one.size_bytes for one in fresh.values())
+            opened.memory_bytes = sum(one.size_bytes for one in fresh.values()) \
+                + sum(one.memory_bytes for one in options["shapes"].values())
             used = sum(one.memory_bytes for one in self._open.values()) + opened.memory_bytes
             if used > self.memory_bytes:
                 raise OutOfMemory(f"interface {name}", f"{used >> 20} MiB of packet memory are "
@@ -138,8 +141,10 @@ class Session:
             "mode": port.mode, "xdp_mode": port.xdp_mode, "filters": bool(options.get("wanted")),
             "umems": [{"number": number, "frames": one.frames} for number, one in fresh.items()],
             "queues": [{"index": queue.index, "umem": self._numbers[id(queue.umem)],
-                        "shape": asdict(queue.shape)} for queue in port.opened]}
-        return answer, [*(one.fd for one in fresh.values()), *(q.fd for q in port.opened)]
+                        "shape": asdict(queue.shape), "asks": queue.load(rings.METADATA_ASKS)}
+                       for queue in port.opened]}
+        return answer, [*(one.fd for one in fresh.values()), *(q.fd for q in port.opened),
+                        *(one.fd for one in port.sets.values())]
 
     def _tap(self, name: str, title: str, queues: int) -> Answer:
         opened = self._open[name]

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from afxdp.map_filter import KeyShape, Part
 from xdp_runtime.errors import ConfigError, LoadError, OutOfMemory, PortError, XdpuError
 
 MESSAGE_BYTES, DESCRIPTORS_MAX = 1 << 16, 250  # SCM_MAX_FD is 253
@@ -54,6 +55,18 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
             os.close(fd)
         raise
     return message, fds
+
+
+def shape_of(told: dict[str, Any]) -> KeyShape:
+    """What dataclasses.asdict made of one.  Raises ValueError, TypeError or KeyError."""
+    shape = KeyShape(**{**told, "parts": tuple(Part(**part) for part in told["parts"])})
+    if not isinstance(shape.map, str) or not all(
+            isinstance(number, int) for number in (
+                shape.type, shape.key_size, shape.max_entries,
+                *(number for part in shape.parts for number in (part.at, part.size)))):
+        raise TypeError(f"a key that makes no sense: {told!r:.200}")
+    shape.check()
+    return shape
 
 
 def failure(error: XdpuError) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -22,8 +22,10 @@ from afxdp import interface, live_tx, native, redirect_program, rings, sg, tx_me
 from afxdp.hints import with_hints
 from afxdp.interface import Interface
 from afxdp.live_tx import LiveTx
+from afxdp.map_filter import KeyShape
+from afxdp.mirror import KeySet
 from afxdp.queue import BindError, Queue, Shape, open_queue
-from afxdp.redirect_program import QUEUES_MAX, RedirectProgram
+from afxdp.redirect_program import QUEUES_MAX, RedirectProgram, Wanted
 from afxdp.silence import Listener
 from afxdp.umem import Umems
 from dataplane import napi
@@ -53,6 +55,10 @@ class Attached(Protocol):
     @property
     def left(self) -> int:
         """Packets that its filter left to the stack."""
+
+    @property
+    def sets(self) -> Mapping[str, KeySet]:
+        """The sets of keys that its filter asks, by word, for somebody to fill (mirror.py)."""
 
     def check(self) -> None:
         """Raises PortError once it is not attached any more."""
@@ -85,7 +91,8 @@ class AfxdpPort:
              copy_mode: str = "auto", frame_size: int = 4096, ring_size: int = 2048,
              need_wakeup: bool = True, promisc: bool = False, unaligned: bool = False,
              pages: str = "auto", frames: int = 0, busy_poll: int = 0,
-             umems: Umems | None = None, wanted: str = "", frags: bool = False,
+             umems: Umems | None = None, wanted: str = "",
+             shapes: Mapping[str, KeyShape] | None = None, frags: bool = False,
              passed: bool = False, tx: str = "xsk", hints: bool = False,
              checksums: bool = False) -> Self:
         """Take over queues of an interface in the calling thread's network namespace.
@@ -93,19 +100,19 @@ class AfxdpPort:
         `frames` of `frame_size` bytes for each queue, 0 for twice the ring; `pages` of the umem
         as umem.PAGES; `busy_poll` packets a call of the driver, 0 for interrupts; `umems` that
         other ports of the run share; `wanted` a filter (filter.py), what it does not match goes
-        to the stack; `frags` for programs that take packets in several frames; `passed`: the
-        umem can be given to another process; `tx` how packets leave (live_tx.py);
-        `hints` for programs that ask for RX metadata (hints.py); `checksums` that a local sender
-        left to hardware are finished on the way out (tx_metadata.py).  Raises ConfigError (an
-        option is wrong), PortError or OutOfMemory (the host refuses); the interface is then as it
-        was.
+        to the stack, and `shapes` of the maps it asks; `frags` for programs that take packets in
+        several frames; `passed`: the umem can be given to another process; `tx` how packets leave
+        (live_tx.py); `hints` for programs that ask for RX metadata (hints.py); `checksums` that a
+        local sender left to hardware are finished on the way out (tx_metadata.py).  Raises
+        ConfigError (an option is wrong), PortError or OutOfMemory (the host refuses); the interface
+        is then as it was.
         """
         mode = "generic" if mode == "skb" else mode  # as iproute2 calls it
         zero_copy = copy_mode != "copy" and mode != "generic"
         shape = Shape(frame_size, ring_size, zero_copy, need_wakeup, unaligned, pages, frames,
                       busy_poll, frags)
         _check_options(queues, mode, copy_mode, shape)
-        chosen = packet_filter.parse(wanted) if wanted else None
+        chosen = Wanted(packet_filter.parse(wanted), shapes or {}) if wanted else None
         native.load()
         checksums = checksums and not frags
         if checksums and tx_metadata.kernel_takes_it():
@@ -143,6 +150,7 @@ class AfxdpPort:
                 text += f"; {program.hints or 'no RX metadata of packets in several frames'}"
             if wanted:
                 text += f"; only {wanted}, the rest stays with the stack"
+                text += "".join(f"; {shape}" for shape in (shapes or {}).values())
             if deferral is not None:
                 text += f"; {deferral.said}"
             port = cls(found, program, opened, member, deferral, text, live,
@@ -166,6 +174,11 @@ class AfxdpPort:
             if self._program.filters:
                 self._statistics["filtered"] = self._program.left
         return dict(self._statistics)
+
+    @property
+    def sets(self) -> Mapping[str, KeySet]:
+        """What its filter asks of maps, for somebody to fill (mirror.py)."""
+        return self._program.sets
 
     def check(self) -> None:
         """Raises PortError for what the port does not survive."""

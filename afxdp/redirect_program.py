@@ -3,9 +3,10 @@
     return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
 
 A queue without a socket passes its packets to the stack, and so does a filter (filter.py), which
-counts them.  The program is attached by a BPF link, which the kernel removes with the process,
-however that ends.  libxdp's dispatcher is not joined, where there is one: it is made of programs of
-type EXT, which not every kernel loads, and behind others ours would not see what they took.
+counts them; where that asks maps of the object, sets of their keys are here (map_filter.py).  The
+program is attached by a BPF link, which the kernel removes with the process, however that ends.
+libxdp's dispatcher is not joined, where there is one: it is made of programs of type EXT, which not
+every kernel loads, and behind others ours would not see what they took.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from afxdp import native
 from afxdp.filter import Node, to_assembly
 from afxdp.hints import to_assembly as hints_assembly
 from afxdp.interface import Interface
+from afxdp.map_filter import KeyShape
+from afxdp.mirror import KeySet
 from dataplane.attached import whose
 from xdp_runtime import isa
 from xdp_runtime.asm import assemble
@@ -69,15 +73,25 @@ pass:
 """
 
 
-def encode(map_fd: int, wanted: Node | None = None, left_fd: int = -1,
-           asking: str = "") -> bytes:
-    """Machine code; with a filter, what it leaves is counted in the array `left_fd`; `asking` for
-    metadata (hints.py) comes after it."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A filter, and how keys are made for the maps it asks, by word."""
+
+    node: Node
+    shapes: Mapping[str, KeyShape] = field(default_factory=dict)
+
+
+def encode(map_fd: int, wanted: Wanted | None = None, left_fd: int = -1,
+           asking: str = "", set_fds: Sequence[int] = ()) -> bytes:
+    """Machine code; with a filter, what it leaves is counted in the array `left_fd`, and the maps
+    it asks are `set_fds`; `asking` for metadata (hints.py) comes after it."""
     if wanted is None:
         text = f"r6 = r1\n{asking}{_REDIRECT}" if asking else _REDIRECT
     else:
-        text = f"r6 = r1\n{to_assembly(wanted)}take:\nr1 = r6\n{asking}{_REDIRECT}leave:\n{_LEAVE}"
-    return isa.encode(assemble(text, ["xsks", "left"]), [map_fd, left_fd])
+        text = f"r6 = r1\n{to_assembly(wanted.node, wanted.shapes)}take:\nr1 = r6\n{asking}" \
+               f"{_REDIRECT}leave:\n{_LEAVE}"
+    names = ["xsks", "left", *(f"set{number}" for number in range(len(set_fds)))]
+    return isa.encode(assemble(text, names), [map_fd, left_fd, *set_fds])
 
 
 @dataclass(slots=True)
@@ -90,6 +104,11 @@ class RedirectProgram:
     why: str = ""  # it is not native, though that was tried
     left_fd: int = -1  # of a filter
     hints: str = ""  # whether the driver is asked for metadata, in words
+    sets: dict[str, KeySet] = field(default_factory=dict)  # of a filter, by word
+
+    def encode(self, wanted: Wanted | None, asking: str = "") -> bytes:
+        return encode(self.map_fd, wanted, self.left_fd, asking,
+                      [one.fd for one in self.sets.values()])
 
     @property
     def filters(self) -> bool:
@@ -116,9 +135,11 @@ class RedirectProgram:
                 with suppress(OSError):
                     os.close(fd)
         self.link_fd = self.map_fd = self.left_fd = -1
+        for one in self.sets.values():
+            one.close()
 
 
-def attach(interface: Interface, mode: str, wanted: Node | None = None, frags: bool = False,
+def attach(interface: Interface, mode: str, wanted: Wanted | None = None, frags: bool = False,
            hints: bool = False) -> RedirectProgram:
     """Load the program and attach it; `mode` is one of MODES, or auto: native where that works;
     `frags`: it takes packets in several buffers; `hints`: it asks the driver for metadata, if it
@@ -132,6 +153,8 @@ def attach(interface: Interface, mode: str, wanted: Node | None = None, frags: b
     try:
         if wanted is not None:
             program.left_fd = map_create(_PERCPU_ARRAY, 4, 8, 1, name="left")
+            for word, shape in wanted.shapes.items():
+                program.sets[word] = KeySet.create(shape)
         if not (hints and _attach_asking(program, interface, mode, wanted)):
             fd = _load(program, interface, wanted, frags)
             try:
@@ -145,13 +168,13 @@ def attach(interface: Interface, mode: str, wanted: Node | None = None, frags: b
 
 
 def _attach_asking(program: RedirectProgram, interface: Interface, mode: str,
-                   wanted: Node | None) -> bool:
+                   wanted: Wanted | None) -> bool:
     """Attach one that is bound to the device and asks its driver; False where that cannot be."""
     if mode == "generic":
         program.hints = "no RX metadata in generic mode"
         return False
     try:
-        fd = prog_load(encode(program.map_fd, wanted, program.left_fd, hints_assembly()),
+        fd = prog_load(program.encode(wanted, hints_assembly()),
                        name="xdpu_redirect", flags=ProgFlag.XDP_DEV_BOUND_ONLY,
                        expected_attach_type=AttachType.XDP, ifindex=interface.ifindex)
     except LoadError as error:
@@ -168,9 +191,10 @@ def _attach_asking(program: RedirectProgram, interface: Interface, mode: str,
     return True
 
 
-def _load(program: RedirectProgram, interface: Interface, wanted: Node | None, frags: bool) -> int:
+def _load(program: RedirectProgram, interface: Interface, wanted: Wanted | None,
+          frags: bool) -> int:
     try:
-        return prog_load(encode(program.map_fd, wanted, program.left_fd), name="xdpu_redirect",
+        return prog_load(program.encode(wanted), name="xdpu_redirect",
                          flags=ProgFlag.XDP_HAS_FRAGS if frags else 0,
                          expected_attach_type=AttachType.XDP)
     except LoadError as error:

@@ -8,15 +8,13 @@ counts each of them somewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from afxdp import interface, redirect_program
+from afxdp.queue import Queue
 from xdp_runtime.errors import PortError
-
-if TYPE_CHECKING:
-    from afxdp.port import AfxdpPort
 
 _LOOK_S = 3.0
 _ENOUGH = 20  # packets: fewer are the neighbours' small talk
@@ -33,10 +31,22 @@ class Counts:
     port: Mapping[str, int] = field(default_factory=dict)
 
 
+class Listening(Protocol):
+    """What is asked of a port: an AfxdpPort."""
+
+    name: str
+    ifindex: int
+
+    @property
+    def opened(self) -> Sequence[Queue]: ...
+
+    def statistics(self) -> dict[str, int]: ...
+
+
 class Listener:
     """Compares moments of one port.  Made when it was opened."""
 
-    def __init__(self, port: AfxdpPort) -> None:
+    def __init__(self, port: Listening) -> None:
         self._port = port
         self._first = self._last = self._count()
         self._due_s = time.monotonic() + _LOOK_S

@@ -12,7 +12,9 @@ from control.options import Option
 from xdp_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from afxdp.map_filter import KeyShape
     from afxdp.port import AfxdpPort
+    from xdp_runtime.object import Object
 
 OPTIONS = (
     Option("-m --mode --xdp-mode", "XDP mode: native in the driver; generic (skb) in the stack, "
@@ -42,8 +44,9 @@ OPTIONS = (
     Option("--tx-metadata", "auto: where a run has veths, checksums that local senders left to "
            "hardware are asked of the driver when packets leave; off: they leave as they are",
            choices=("auto", "off"), default="auto"),
-    Option("--filter", "packets to take, such as 'tcp port 80' or 'not (icmp or src 10.0.0.0/8)'; "
-           "all others go to the stack untouched", "EXPRESSION", default=""),
+    Option("--filter", "packets to take, such as 'tcp port 80', 'not (icmp or src 10.0.0.0/8)' or "
+           "'map:vips:dst,dport' (keys of the object's map); all others go to the stack untouched",
+           "EXPRESSION", default=""),
     Option("--setup-socket", "of an xdpu setup, which then does all that needs privileges", "PATH",
            default=""),
 )
@@ -66,6 +69,16 @@ def check(args: Namespace) -> None:
         _check_setup(args)
     if args.busy_poll_budget:
         args.busy_poll = True
+
+
+def shapes(text: str, obj: Object) -> dict[str, KeyShape]:
+    """How packets' keys are made for the maps that a filter asks.  Raises ConfigError."""
+    if "map:" not in text:
+        return {}
+    from afxdp import filter as packet_filter
+    from afxdp import map_filter
+    return {word: map_filter.shape(word, obj)
+            for word in packet_filter.words_of_maps(packet_filter.parse(text))}
 
 
 def _check_setup(args: Namespace) -> None:
@@ -95,7 +108,7 @@ def _may_be_unfinished(args: Namespace) -> bool:
     """May packets come in whose checksum a local sender left to hardware?  From a veth."""
     from afxdp import interface
 
-    return args.tx_metadata == "auto" and not args.setup_socket and not args.frags and any(
+    return args.tx_metadata == "auto" and not args.frags and any(
         interface.query(spec.name).driver == "veth" for spec in args.ports.values()
         if spec.kind == "afxdp")
 
@@ -107,19 +120,19 @@ def open_port(args: Namespace, name: str) -> AfxdpPort:
     wishes = {"mode": args.mode, "copy_mode": args.copy_mode, "frame_size": args.frame_size,
               "ring_size": args.ring_size, "need_wakeup": args.need_wakeup == "on",
               "promisc": args.promisc, "unaligned": args.unaligned, "frames": args.frames,
-              "busy_poll": args.busy_poll_budget, "wanted": args.filter, "frags": args.frags}
+              "busy_poll": args.busy_poll_budget, "wanted": args.filter, "frags": args.frags,
+              "shapes": args.shapes, "hints": asks(args), "checksums": args.checksums}
     if args.setup is not None:
         shared = args.umems is not None
         return args.setup.open(name, args.queue, args.umems.workers if shared else 1,
                                args.umems.queues if shared else 1, shared, wishes)
     return AfxdpPort.open(name, args.queue, pages=args.umem_pages, umems=args.umems,
-                          tx=way_out(args), hints=asks(args), checksums=args.checksums,
-                          **wishes)
+                          tx=way_out(args), **wishes)
 
 
 def asks(args: Namespace) -> bool:
-    """Is the driver asked for metadata?  The set-up process does not."""
-    return bool(args.metadata) and not args.setup_socket
+    """Is the driver asked for metadata?"""
+    return bool(args.metadata)
 
 
 def way_out(args: Namespace) -> str:

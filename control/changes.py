@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from control import losses, portspec, setmap
+from control import afxdp_options, losses, portspec, setmap
 from control.captures import Captures
 from control.host import refuse_shared
 from control.live import Live, say_way_in
@@ -40,7 +40,7 @@ class Changes:
         self._verbs: dict[str, Callable[[Request], Change]] = {
             "replace": self._replace, "pause": self._pause, "resume": self._pause,
             "add": self._add, "remove": self._remove, "counters": self._counters,
-            "losses": self._losses,
+            "losses": self._losses, "mirror": self._mirror,
             "capture": self.captures.begin, "capture_end": self.captures.end}
 
     def prepare(self, request: Request) -> Change:
@@ -81,7 +81,12 @@ class Changes:
         obj = read_settled(str(request["object"]))
         spec = obj.program(request.get("program"))
         settings = [setmap.parse(text, obj) for text in request.get("set_map", ())]
-        grants = self.live.args.grants  # the class binds the run, whatever program it has
+        args = self.live.args
+        if afxdp_options.shapes(args.filter, obj) != args.shapes:
+            raise ConfigError(f"{obj.name} in place of {self.engine.program.object.name}",
+                              f"the filter {args.filter!r} asks a map whose key or size is "
+                              "another there", "end the run and start it with the new program")
+        grants = args.grants  # the class binds the run, whatever program it has
         self.engine.compile_ahead(obj, spec.name, grants)
 
         def change() -> dict[str, Any]:
@@ -163,6 +168,15 @@ class Changes:
             self.engine.remove_port(self.live.ports[name].name)
             self.engine.when_settled(partial(self.live.close, name))
             return self._done(f"{name} is left to the host again", iface=name)
+
+        return change
+
+    def _mirror(self, request: Request) -> Change:
+        """Somebody changed a map that the filter asks, and waits until it is known there."""
+        def change() -> dict[str, Any]:
+            if self.live.mirror is not None:
+                self.live.mirror.sync()
+            return {}
 
         return change
 

@@ -8,6 +8,7 @@ from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from afxdp.mirror import Mirror
 from control.ports import (
     choose_stack,
     has_stack,
@@ -42,6 +43,7 @@ class Live:
     undo: dict[str, ExitStack] = field(default_factory=dict)
     stand_ins: dict[int, int] = field(default_factory=dict)  # TAP -> interface taken over
     fib: FibMirror | None = None
+    mirror: Mirror | None = None  # of maps that the filter asks
     cpus: tuple[int, ...] | None = None
     mended: bool = False
 
@@ -67,6 +69,9 @@ class Live:
             self.signals.check()
             self.ports[name] = port
             undo.callback(self.ports.pop, name)
+            if self.mirror is not None and self.specs[name].kind == "afxdp":
+                self.mirror.add(name, port.sets.values())  # type: ignore[attr-defined]
+                undo.callback(self.mirror.drop, name)
             self.undo[name] = undo.pop_all()
 
     def open_stack(self, name: str, workers: int) -> None:
@@ -99,6 +104,11 @@ class Live:
         for text in stand_in.notes:
             note(text)
 
+    def check(self) -> None:
+        """Raises what ended the filter's keeping up with its maps."""
+        if self.mirror is not None:
+            self.mirror.check()
+
     def close(self, name: str) -> None:
         """Again is no error: it may have been put off until the run ended."""
         if name in self.undo:
@@ -120,7 +130,8 @@ class Live:
             "modes": [port.mode for port in self.ports.values()],
             "paused": sorted(engine.paused), "workers": len(engine.workers),
             "namespace": takeover.network_namespace(), "cpus": list(self.cpus or ()),
-            "started": self.started}))
+            "started": self.started,
+            "filter_maps": [shape.map for shape in self.args.shapes.values()]}))
 
     started: float = field(default_factory=lambda: round(time.time(), 3))
 

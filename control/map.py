@@ -26,6 +26,7 @@ from control.map_entries import (
     print_entry,
     print_json,
 )
+from control.server import ask
 from dataplane import rundir
 from xdp_runtime.errors import ConfigError, LoadError, XdpuError
 from xdp_runtime.maps import type_name
@@ -222,7 +223,19 @@ def run_update(args: Namespace) -> int:
         else:
             values: Value = [value] * one.workers if one.family.per_cpu else value
             _guarded(one, lambda: one.update(key, values, flags))
+    _tell_filter(path)
     return _done(args)
+
+
+def _tell_filter(path: Path) -> None:
+    """A run whose --filter asks this map knows of the change when this returns."""
+    folder = path.parent.parent
+    try:
+        known = json.loads((folder / "run.json").read_text()).get("filter_maps", ())
+    except (OSError, ValueError):
+        return  # no run of ours, or one that has just begun or gone
+    if path.name in known:
+        ask(folder, {"do": "mirror"})
 
 
 def _target(words: list[str], one: Map, path: Path) -> bytes:
@@ -239,11 +252,13 @@ def _target(words: list[str], one: Map, path: Path) -> bytes:
 
 def run_delete(args: Namespace) -> int:
     words = list(args.map)
+    path = _select(list(words), args.run)[0][1]
     with _open(words, args.run) as one:
         key = _data(words, one.spec.key_size, "key")
         _no_more(words)
         _writable(one)
         _guarded(one, lambda: one.delete(key))
+    _tell_filter(path)
     return _done(args)
 
 

@@ -25,6 +25,7 @@ def run(args: Namespace) -> int:
                 from control import setmap
                 from control.policy import bind, chosen
                 from control.watch import note
+                args.shapes = afxdp_options.shapes(args.filter, obj)
                 args.grants, args.fuel = chosen(args), bind(args, obj, spec)
                 args.settings = [setmap.parse(text, obj) for text in args.set_map]
                 args.settings += [setmap.parse(f"{target}={index}:xsk={name}", obj)

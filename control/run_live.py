@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
+from afxdp.mirror import Mirror
 from control import losses, setmap
 from control.changes import Changes
 from control.ending import finish, stop_engine
@@ -56,7 +57,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                           duration_s=args.duration, as_json=args.json,
                           trace=args.trace or args.verbose > 0,
                           trace_aborted=args.trace_aborted,
-                          checks=(dog.check, server.carry_out, changes.check,
+                          checks=(dog.check, live.check, server.carry_out, changes.check,
                                   changes.captures.check,
                                   Progress(engine, note).check),
                           silence=lambda: _why_silent(args, live, dog))
@@ -103,6 +104,8 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     keeper = Keeper(run_dir.path)
     undo.callback(keeper.close)
     live = Live(args, run_dir, signals, mended=mended)
+    if args.shapes:
+        live.mirror = undo.enter_context(Mirror(run_dir.path / "maps"))
     undo.callback(live.close_all)
     signals.check()
     for name in args.iface:
@@ -124,6 +127,8 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
                     trace_aborted=args.trace_aborted, rings=ring_names(args.ring))
     undo.callback(engine.close)
     setmap.apply(engine.program, args.settings, engine)
+    if live.mirror is not None:
+        live.mirror.start()
     live.describe(engine)
     for name in args.iface:
         signals.check()

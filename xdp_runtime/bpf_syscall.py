@@ -48,6 +48,8 @@ class Cmd(IntEnum):
     BTF_LOAD = 18
     MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_FREEZE = 22
+    MAP_UPDATE_BATCH = 26
+    MAP_DELETE_BATCH = 27
     LINK_CREATE = 28
     LINK_GET_FD_BY_ID = 30
     LINK_GET_NEXT_ID = 31
@@ -192,6 +194,14 @@ def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes:
     next_key = _buffer(key_size)
     _map_op(Cmd.MAP_GET_NEXT_KEY, fd, key, next_key)
     return next_key.raw[:key_size]
+
+
+def map_write_batch(cmd: Cmd, fd: int, keys: bytes, values: bytes, count: int) -> None:
+    """BPF_MAP_UPDATE_BATCH, or BPF_MAP_DELETE_BATCH without values: `count` keys, one behind the
+    other.  It ends at the first that is refused."""
+    key_buffer, value_buffer = _buffer(keys), _buffer(values)
+    bpf(cmd, _pack("QQQQIIQQ", 0, 0, ctypes.addressof(key_buffer),
+                   ctypes.addressof(value_buffer), count, fd, 0, 0))
 
 
 def map_freeze(fd: int) -> None:

@@ -87,11 +87,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-def run(pair: VethPair, folder: Path, name: str, *more: str, iface: str = "") -> Run:
+def run(pair: VethPair, folder: Path, name: str, *more: str, iface: str = "",
+        obj: str = "") -> Run:
     """As nobody."""
     own: dict[str, Any] = {"PYTHONPATH": PATHS, "XDPU_RUNDIR": str(folder / "run"),
                            "XDPU_CACHE": str(folder / "cache")}
-    return Run(pair.b.ns, example(name), "--iface", iface or pair.b.ifname, "-i", "0.1",
+    return Run(pair.b.ns, obj or example(name), "--iface", iface or pair.b.ifname, "-i", "0.1",
                "--setup-socket", str(folder / "setup"), *more, prefix=DROP, python=PYTHON, **own)
 
 
