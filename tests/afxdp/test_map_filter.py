@@ -213,7 +213,8 @@ def test_random_flows() -> None:
 # ---- the set in the kernel -----------------------------------------------------------------------
 
 def content(one: KeySet) -> set[bytes]:
-    found, key = set(), None
+    found: set[bytes] = set()
+    key: bytes | None = None
     while True:
         try:
             key = map_next_key(one.fd, key, one.shape.key_size)
@@ -260,10 +261,12 @@ def test_a_shape_from_another_process() -> None:
             "parts": [{"field": "dst", "at": 4, "size": 4, "host": False, "either": False}]}
     assert shape_of(good).parts == (Part("dst", 4, 4),)
     part = good["parts"][0]  # type: ignore[index]
-    for wrong in ({"key_size": 300}, {"type": 3}, {"max_entries": 0}, {"max_entries": "4"},
-                  {"parts": []}, {"parts": [{**part, "at": 5}]}, {"parts": [{**part, "at": -1}]},
-                  {"parts": [{**part, "size": 8}]}, {"parts": [{**part, "field": "r1 = 0"}]},
-                  {"parts": [{**part, "at": "4"}]}, {"map": 1}, {"more": 1}, {"parts": 7}):
+    wrongs: list[dict[str, object]] = [
+        {"key_size": 300}, {"type": 3}, {"max_entries": 0}, {"max_entries": "4"},
+        {"parts": []}, {"parts": [{**part, "at": 5}]}, {"parts": [{**part, "at": -1}]},
+        {"parts": [{**part, "size": 8}]}, {"parts": [{**part, "field": "r1 = 0"}]},
+        {"parts": [{**part, "at": "4"}]}, {"map": 1}, {"more": 1}, {"parts": 7}]
+    for wrong in wrongs:
         with pytest.raises((ValueError, TypeError, KeyError)):
             shape_of({**good, **wrong})
 
