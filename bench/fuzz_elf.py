@@ -1,8 +1,10 @@
 """Hostile object files: python -m bench.fuzz_elf [OBJECT...] [--mutants 100000] [--seed 1]
+                                             [--within .BTF,.BTF.ext,...]
 
 Each mutant is one of the objects with bytes changed, cut out, doubled or swapped, most of them in
-what describes the rest: headers, symbols, relocations, type information.  It is read, settled and
-its first instructions are verified.  Every one must give an Object or one sentence (LoadError), in
+what describes the rest: headers, symbols, relocations, type information.  With --within the file
+stays whole and bytes change inside these sections alone: what BTF and CO-RE relocations say is then
+read to its end.  It is read, settled and its first instructions are verified.  Every one must give an Object or one sentence (LoadError), in
 less than a second of processor time, without much memory.  Ends with `N mutants, M defects` and
 exits 1 for any.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import resource
+import struct
 import sys
 import time
 from collections import Counter
@@ -26,6 +29,7 @@ from xdp_runtime.verifier.report import verify
 ROOT = Path(__file__).parents[1]
 _SLOW_S = 1.0
 _VERIFY_S = 0.3  # of two programs
+_NOBITS = 8
 _ODD = (0, 1, 0x7F, 0x80, 0xFF)
 
 
@@ -61,6 +65,32 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+def mutate_within(data: bytes, names: Sequence[str], rng: random.Random) -> bytes:
+    """One to eight numbers of these sections changed; data as it is if it has none of them."""
+    places = [span for name, span in sections(data) if name in names and len(span) >= 8]
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 3, 8)) if places else 0):
+        span = rng.choice(places)
+        size = rng.choice((1, 2, 4, 4))
+        at = span[rng.randrange(len(span) - size) & -size]
+        old = int.from_bytes(out[at:at + size], "little")
+        top = 1 << 8 * size
+        value = rng.choice((old + 1, old - 1, old ^ 1 << rng.randrange(8 * size), old * 2,
+                            rng.choice(_ODD), rng.randrange(top), rng.randrange(64), top - 1))
+        out[at:at + size] = (value % top).to_bytes(size, "little")
+    return bytes(out)
+
+
+def sections(data: bytes) -> list[tuple[str, range]]:
+    """Names of a whole object's sections, and where in the file they are."""
+    table, = struct.unpack_from("<Q", data, 40)
+    count, names = struct.unpack_from("<HH", data, 60)
+    headers = [struct.unpack_from("<IIQQQQ", data, table + 64 * n) for n in range(count)]
+    text = headers[names][4]
+    return [(data[text + name:data.index(0, text + name)].decode(), range(offset, offset + size))
+            for name, kind, _, _, offset, size in headers if kind != _NOBITS]
+
+
 def feed(data: bytes) -> str:
     """What came of it: "read", "verified" or "refused".  Raises whatever is a defect."""
     try:
@@ -82,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("objects", nargs="*", type=Path)
     parser.add_argument("--mutants", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--within", metavar="SECTION,...", type=lambda text: text.split(","))
     options = parser.parse_args(arguments)
     paths = options.objects or sorted((ROOT / "tests/xdp_runtime/objects").glob("*.o"))
     samples = [path.read_bytes() for path in paths]
@@ -89,7 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     slowest, defects = 0.0, 0
     for number in range(options.mutants):
         rng = random.Random(f"{options.seed}.{number}")
-        data = mutate(rng.choice(samples), rng)
+        sample = rng.choice(samples)
+        data = (mutate_within(sample, options.within, rng) if options.within
+                else mutate(sample, rng))
         began = time.process_time()
         try:
             outcomes[feed(data)] += 1
