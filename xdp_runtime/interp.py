@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import TypeGuard, assert_never
 
 from xdp_runtime import state
 from xdp_runtime.arena import arenas_of, cast, start_of
@@ -635,17 +635,16 @@ def _slots_of(insn: Insn) -> int:
 
 # --- registers and memory ------------------------------------------------------------------------
 def _read(frame: _Frame, n: int) -> Value:
+    """A pointer into the packet from before it was changed is a mere number."""
     value = frame.registers[n]
     if value is None:
         raise Trap(TrapKind.UNINIT, f"r{n} was never written")
-    if isinstance(value, Pointer) and isinstance(value.region, PacketView):
-        _check_alive(value.region, f"r{n}")
-    return value
+    return value.address if _is_stale(value) else value
 
 
-def _check_alive(view: PacketView, what: str) -> None:
-    if not view.alive:
-        raise Trap(TrapKind.STALE, f"{what} points into the packet from before it was changed")
+def _is_stale(value: Value | None) -> TypeGuard[Pointer]:
+    return (isinstance(value, Pointer) and isinstance(value.region, PacketView)
+            and not value.region.alive)
 
 
 def _operand(frame: _Frame, src: Operand) -> Value:
@@ -667,6 +666,8 @@ def _number(frame: _Frame, n: int) -> int:
 
 
 def _memory(frame: _Frame, n: int, off: int) -> Pointer:
+    if _is_stale(frame.registers[n]):
+        raise Trap(TrapKind.STALE, f"r{n} points into the packet from before it was changed")
     value = _read(frame, n)
     if isinstance(value, Pointer):
         return Pointer(value.region, value.offset + off)

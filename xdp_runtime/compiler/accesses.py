@@ -30,23 +30,21 @@ class Accesses(Registers):
         if constant_value is not None:
             self.set_number(dst, str(constant_value))
             return
+        if isinstance(result, Either):  # the pointer, too, is in memory
+            where = self.address(src, off)
+            self.set_number(dst, self.value(f"load i64, ptr {where}, align 1"))
+            self.put(self.reg(dst), "p", self.value(f"load ptr, ptr {where}, align 1"))
+            return
         if not isinstance(result, Scalar):
             assert isinstance(kind, StackPtr) and kind.off is not None
-            self.lower_fill(dst, kind.depth, kind.off + off, result, after)
+            if "p" in components(result):
+                location = spill_location(kind.depth, kind.off + off)
+                self.put(self.reg(dst), "p", self.get(location, "p"))
             return
         where = self.address(src, off)
         got = self.value(f"load i{size * 8}, ptr {where}, align {self.alignment(kind, off, size)}"
                          f"{self.scope(src)}")
         self.set_number(dst, self.widen(got, size * 8, signed))
-
-    def lower_fill(self, dst: int, depth: int, off: int, kind: Kind, after: State) -> None:
-        """Load a spilled pointer; where it may be a number instead, that is in memory."""
-        location = spill_location(depth, off)
-        if isinstance(kind, Either):
-            where = self.stack_address(depth, off)
-            self.set_number(dst, self.value(f"load i64, ptr {where}, align 8"))
-        if "p" in components(kind):
-            self.put(self.reg(dst), "p", self.get(location, "p"))
 
     def alignment(self, kind: Kind, off: int, size: int) -> int:
         if isinstance(kind, StackPtr) and kind.off is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xdp_runtime.compiler.frames import Node
-from xdp_runtime.compiler.kinds import Kind, Scalar, State
+from xdp_runtime.compiler.kinds import Either, Kind, Scalar, State
 from xdp_runtime.compiler.registers import Registers, spill_location
 
 
@@ -37,7 +37,7 @@ class Edges(Registers):
                     changes.append((self.location(number, depth), have, want))
         for slot, want in target.spills.items():
             have = state.spills.get(slot, Scalar())
-            if have != want:
+            if have != want and not isinstance(want, Either):  # which memory has
                 changes.append((spill_location(*slot), have, want))
         changes = [c for c in changes if self.needs_conversion(c[1], c[2])]
         if not changes:

@@ -164,6 +164,14 @@ class State:
             return None
         return State(regs, saved, spills)
 
+    def doubt_spills(self, depth: int | None, low: int, high: int) -> None:
+        """Some of [low, high) of the frame at `depth` (None: of any frame) was overwritten: what
+        is there now is in memory, a pointer or a number."""
+        for at in self.spills:
+            d, off = at
+            if (depth is None or d == depth) and low < off + 8 and off < high:
+                self.spills[at] = Either()
+
     def forget_spills(self, depth: int | None = None, low: int = -512, high: int = 0) -> None:
         """Memory [low, high) of the frame at `depth` (None: of any frame) was overwritten."""
         self.spills = {

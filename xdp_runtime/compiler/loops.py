@@ -37,9 +37,9 @@ class Loops(Calls, Edges):
             count, error = "0", "0"
             self.copy(self.state.regs[1], self.reg(1), f"{where}_map")
         else:
-            count = self.widen(self.narrow(self.number_of(1), 32), 32)
+            count = self.number_of(1)
             many = self.value(f"icmp ugt i64 {count}, {MAX_LOOPS}")
-            error = self.value(f"select i1 {many}, i64 -{E2BIG}, i64 0")
+            error = self.value(f"select i1 {many}, i64 {-E2BIG & 0xFFFFFFFF}, i64 0")
         if not self.provenance.drains(slot):
             flagged = self.value(f"icmp ne i64 {self.number_of(4)}, 0")
             error = self.value(f"select i1 {flagged}, i64 -{EINVAL}, i64 {error}")

@@ -147,16 +147,18 @@ class Provenance:
         if isinstance(kind, StackPtr):
             self.touch_stack(kind.depth, None if kind.off is None else kind.off + off)
 
-    def written(self, state: State, kind: Kind, off: int, size: int | None) -> None:
-        """Spilled pointers that a write through `kind` may have overwritten are forgotten."""
+    def written(self, state: State, kind: Kind, off: int, size: int | None, slot: int) -> None:
+        """Spilled pointers that a write through `kind` overwrites are forgotten.  Those that it may
+        overwrite are doubted: memory has them, if it did not."""
         self.touch(kind, off)
-        if isinstance(kind, StackPtr):
-            if kind.off is None or size is None:
-                state.forget_spills(kind.depth)
-            else:
-                state.forget_spills(kind.depth, kind.off + off, kind.off + off + size)
-        elif isinstance(kind, Mem | Either):
-            state.forget_spills()
+        if isinstance(kind, StackPtr) and kind.off is not None and size is not None:
+            state.forget_spills(kind.depth, kind.off + off, kind.off + off + size)
+            return
+        known = self.facts.written
+        extent = known.get(slot) if known is not None else (
+            (-STACK_SIZE_BYTES, 0) if isinstance(kind, StackPtr | Mem | Either) else None)
+        if extent is not None:
+            state.doubt_spills(kind.depth if isinstance(kind, StackPtr) else None, *extent)
 
     # --- one instruction ----------------------------------------------------------------------
 
@@ -199,11 +201,11 @@ class Provenance:
             case LoadAcquire(dst, src_reg, off, size):
                 regs[dst] = self._load(state, src_reg, off, size, slot)
             case Store(dst, off, size, src):
-                self._store(state, dst, off, size, self.operand(state, src))
+                self._store(state, dst, off, size, self.operand(state, src), slot)
             case StoreRelease(dst, off, size, src_reg):
-                self._store(state, dst, off, size, regs[src_reg])
+                self._store(state, dst, off, size, regs[src_reg], slot)
             case Atomic(atomic_op, size, dst, off, src_reg, fetch):
-                self.written(state, regs[dst], off, size)
+                self.written(state, regs[dst], off, size, slot)
                 if atomic_op is AtomicOp.CMPXCHG:
                     regs[0] = NUMBER
                 elif fetch:
@@ -252,11 +254,11 @@ class Provenance:
         self.touch(kind, off)
         if size == 8 and isinstance(kind, StackPtr) and kind.off is not None:
             return state.spills.get((kind.depth, kind.off + off), NUMBER)
-        return NUMBER
+        return Either() if size == 8 and slot in self.facts.fills else NUMBER
 
-    def _store(self, state: State, dst: int, off: int, size: int, value: Kind) -> None:
+    def _store(self, state: State, dst: int, off: int, size: int, value: Kind, slot: int) -> None:
         kind = state.regs[dst]
-        self.written(state, kind, off, size)
+        self.written(state, kind, off, size, slot)
         if size == 8 and not isinstance(value, Scalar) and isinstance(kind, StackPtr) and (
                 kind.off is not None):
             state.spills[(kind.depth, kind.off + off)] = value
@@ -315,11 +317,11 @@ class Provenance:
         for position, arg in enumerate(helper.args, 1):
             self.touch(state.regs[position], 0)
             if arg in WRITTEN:
-                self.written(state, state.regs[position], 0, None)
+                self.written(state, state.regs[position], 0, None, slot)
             elif arg is Arg.DYNPTR_UNINIT:
-                self.written(state, state.regs[position], 0, 16)
+                self.written(state, state.regs[position], 0, 16, slot)
             elif arg in (Arg.ITERATOR_UNINIT, Arg.IRQ_FLAGS_UNINIT):
-                self.written(state, state.regs[position], 0, 8)
+                self.written(state, state.regs[position], 0, 8, slot)
         state.regs[1:6] = [NOTHING] * 5
         state.regs[0] = result
         if helper.changes_packet:

@@ -19,12 +19,15 @@ _KEY_BASE = 0x2F0000000000  # an address that no other region has
 
 
 def _interpret_loop(machine: Machine, count: int, code: Value, handed: Value, flags: int) -> int:
-    """The compiled form is lowering's own: the callback becomes part of the program."""
-    count &= 0xFFFFFFFF
+    """The compiled form is lowering's own: the callback becomes part of the program.
+
+    As the kernel's code in line (inline_bpf_loop), which it has where the flags are known to be
+    zero: all 64 bits of the count are looked at, and the error is a number of 32.
+    """
     if flags:
         return -EINVAL
     if count > MAX_LOOPS:
-        return -E2BIG
+        return -E2BIG & 0xFFFFFFFF
     for done in range(count):
         if machine.call_back(code, [done, handed]):
             return done + 1

@@ -301,7 +301,7 @@ def overwritten(env: Env, state: State, helper: Helper, position: int) -> None:
     if not isinstance(value, Ptr):
         return
     if value.kind is not Kind.STACK:
-        forget_buffer(state, value)
+        forget_buffer(env, state, value)
         return
     arg = helper.args[position - 1]
     if arg is Arg.FIXED_UNINIT:
@@ -316,24 +316,26 @@ def overwritten(env: Env, state: State, helper: Helper, position: int) -> None:
         size, span = length.range.umax, length.range.umax
         if not length.range.is_const:
             size = 0
-    clobber(state, position, value, size, span)
+    clobber(env, state, position, value, size, span)
 
 
-def forget_buffer(state: State, value: Ptr) -> None:
+def forget_buffer(env: Env, state: State, value: Ptr) -> None:
     """What was written through the pointer may have been a buffer on the stack."""
     if value.buffer is not None and value.buffer[0] < len(state.frames):
         depth, low, high = value.buffer
         references.overwrite(state, state.frames[depth], low, high)
         stack.scatter_somewhere(state.frames[depth], low, high)
+        env.write_stack(low, high)
 
 
-def clobber(state: State, position: int, value: Ptr, size: int, most: int) -> None:
+def clobber(env: Env, state: State, position: int, value: Ptr, size: int, most: int) -> None:
     """`size` bytes of stack (0: not known, `most` at most) hold anything now."""
     if not most:
         return
     frame = state.frames[value.frame]
     low, high = access.stack_range(position, value, 0)
     references.overwrite(state, frame, low, high + most)
+    env.write_stack(low, high + most)
     if low == high and size:
         stack.scatter(frame, low, size, zero=False)
     else:

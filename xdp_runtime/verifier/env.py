@@ -69,8 +69,8 @@ class Observer(Protocol):
 class Env:
     """The program under proof and its counters."""
 
-    __slots__ = ("_fields", "arena", "arena_at", "context_at", "entry", "insns", "later", "maps",
-                 "obj", "observer", "program", "slot", "stack_used", "used_ids")
+    __slots__ = ("_fields", "arena", "arena_at", "context_at", "entry", "fills", "insns", "later",
+                 "maps", "obj", "observer", "program", "slot", "stack_used", "used_ids", "written")
 
     def __init__(self, obj: Object, program: ProgramSpec,
                  observer: Observer | None = None, entry: Entry = XDP) -> None:
@@ -87,11 +87,19 @@ class Env:
         self.arena = next(iter(arenas_of(self.insns, self.maps)), -1)  # which map, -1: none
         # memory instructions and arithmetic of programs with an arena: is it one they work on?
         self.arena_at: dict[int, bool] = {}
+        # between where and where instructions write to a frame; loads of spilled pointers
+        self.written: dict[int, tuple[int, int]] = {}
+        self.fills: set[int] = set()
 
     def use_stack(self, frame: Frame, off: int) -> None:
         """The function of this frame uses its stack down to `off`."""
         if -off > self.stack_used.get(frame.entry, 0):
             self.stack_used[frame.entry] = -off
+
+    def write_stack(self, low: int, high: int) -> None:
+        """This instruction writes somewhere within [low, high) of a frame."""
+        known = self.written.get(self.slot, (low, high))
+        self.written[self.slot] = min(low, known[0]), max(high, known[1])
 
     def fields(self, spec: MapSpec) -> tuple[Field, ...]:
         """Fields of the map's value that only helpers may touch."""

@@ -65,7 +65,7 @@ class Explorer:
     def __init__(self, env: Env, flow: Flow, time_budget_s: float) -> None:
         self.env, self.flow = env, flow
         self.facts = Facts(len(env.insns))
-        self.facts.context_at, self.facts.arena_at = env.context_at, env.arena_at
+        self.facts.take(env)
         self.facts.sums = frozenset(
             slot for slot, insn in enumerate(env.insns)
             if isinstance(insn, Alu) and insn.op in (AluOp.ADD, AluOp.SUB))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from xdp_runtime.verifier.branches import in_reach
 from xdp_runtime.verifier.domain import Kind, Num, Ptr, Reg
+from xdp_runtime.verifier.env import Env
 from xdp_runtime.verifier.scalar import Scalar, union
 
 NUMBER, POINTER, NULLABLE = 1, 2, 4
@@ -31,6 +32,7 @@ class Facts:
         "context_at",
         "edges",
         "falls",
+        "fills",
         "longest",
         "ranges",
         "rooms",
@@ -38,6 +40,7 @@ class Facts:
         "sums",
         "taken",
         "visited",
+        "written",
     )
 
     def __init__(self, slots: int) -> None:
@@ -49,6 +52,10 @@ class Facts:
         self.sums: frozenset[int] | None = None
         self.arena_at: dict[int, bool] = {}  # do they work on an arena?  (env.py)
         self.context_at: dict[int, bool] = {}  # memory instructions: do they use the context?
+        # [low, high) of a frame, from its top, that an instruction writes some of; None: nobody
+        # knows.  Loads that gave a spilled pointer.
+        self.written: dict[int, tuple[int, int]] | None = {}
+        self.fills: set[int] = set()
         # loads from frozen maps and the number they give, None: not one number
         self.constants: dict[int, int | None] = {}
         self.rooms: dict[tuple[int, int], int] = {}  # bytes behind an argument that is text
@@ -60,7 +67,13 @@ class Facts:
         """As if every path were possible: for programs that run unproven, in tests."""
         facts = cls(slots)
         facts.visited = facts.falls = facts.taken = bytearray(b"\1" * slots)
+        facts.written = None
         return facts
+
+    def take(self, env: Env) -> None:
+        """What the environment notes by itself, now and later."""
+        self.context_at, self.arena_at = env.context_at, env.arena_at
+        self.written, self.fills = env.written, env.fills
 
     def see_comparison(self, slot: int, left: Ptr, right: Reg) -> None:
         bytes_before = 0

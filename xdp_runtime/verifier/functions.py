@@ -150,7 +150,7 @@ def _memory(env: Env, state: State, who: str, number: int, parameter: Parameter,
     except Refused as error:
         raise Refused("call", str(error), error.mend, error.regs) from error
     if isinstance(value, Ptr) and value.kind is Kind.STACK:
-        arguments.clobber(state, number, value, parameter.size, parameter.size)
+        arguments.clobber(env, state, number, value, parameter.size, parameter.size)
 
 
 def check_result(env: Env, state: State, function: Function) -> None:

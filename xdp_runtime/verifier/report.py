@@ -52,7 +52,7 @@ def verify(obj: Object, program: ProgramSpec, time_budget_s: float = TIME_BUDGET
         return Report(program.name, (finding,), None, 0, 0, time.monotonic() - started)
     explorer = Explorer(env, shape, time_budget_s)
     if facts is not None:
-        facts.context_at, facts.arena_at = env.context_at, env.arena_at
+        facts.take(env)
         explorer.facts = facts
     errors: tuple[Finding, ...] = ()
     collecting = gc.isenabled()

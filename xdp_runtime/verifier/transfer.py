@@ -303,8 +303,10 @@ def _load(env: Env, state: State, src: int, off: int, size: int, signed: bool) -
             value = stack.read(frame, ptr.off + off, size)
             if isinstance(value, Num) and signed:
                 return Num(scalar_alu.sign_extend(value.range, size * 8, True), 0, value.tokens)
-            if isinstance(value, Ptr) and signed:
-                raise Refused("stack", "a spilled pointer is read with its sign")
+            if isinstance(value, Ptr):
+                if signed:
+                    raise Refused("stack", "a spilled pointer is read with its sign")
+                env.fills.add(env.slot)
             if isinstance(value, Num) and value.id == 0 and not value.range.is_const:
                 return _linked(env, frame, ptr.off + off, value)
             return value
@@ -345,11 +347,12 @@ def _store(env: Env, state: State, dst: int, off: int, size: int, value: Num | P
     ptr = state.top.regs[dst]
     assert isinstance(ptr, Ptr)
     if ptr.kind is not Kind.STACK:
-        arguments.forget_buffer(state, ptr)
+        arguments.forget_buffer(env, state, ptr)
         return
     frame = state.frames[ptr.frame]
     low, high = access.stack_range(dst, ptr, off)
     references.overwrite(state, frame, low, high + size)
+    env.write_stack(low, high + size)
     if ptr.var is None:
         if isinstance(value, Num) and (ptr.off + off) % 8 == 0 and source >= 0:
             if value.range.umax < 1 << 8 * size:  # register and slot stay copies of each other
@@ -376,11 +379,12 @@ def _atomic(env: Env, state: State, insn: Atomic) -> None:
         raise Refused("type", f"r{insn.dst} points into an arena, where no atomic "
                       f"{insn.op.name.lower()} gives the old value", regs=(insn.dst,))
     result = Num(scalar.unsigned(insn.size))
-    arguments.forget_buffer(state, ptr)
+    arguments.forget_buffer(env, state, ptr)
     if ptr.kind is Kind.STACK:
         frame = state.frames[ptr.frame]
         low, high = access.stack_range(insn.dst, ptr, insn.off)
         references.no_objects(frame, low, high + insn.size)
+        env.write_stack(low, high + insn.size)
         if low == high:
             old = stack.read(frame, low, insn.size)
             if isinstance(old, Ptr):
