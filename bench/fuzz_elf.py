@@ -3,10 +3,10 @@
 
 Each mutant is one of the objects with bytes changed, cut out, doubled or swapped, most of them in
 what describes the rest: headers, symbols, relocations, type information.  With --within the file
-stays whole and bytes change inside these sections alone: what BTF and CO-RE relocations say is then
-read to its end.  It is read, settled and its first instructions are verified.  Every one must give an Object or one sentence (LoadError), in
-less than a second of processor time, without much memory.  Ends with `N mutants, M defects` and
-exits 1 for any.
+stays whole and numbers change inside these sections alone: what BTF and CO-RE relocations say is
+then read to its end.  A mutant is read, settled and its first instructions are verified.  Every one
+must give an Object or one sentence (LoadError), in less than a second of processor time, without
+much memory.  Ends with `N mutants, M defects` and exits 1 for any.
 """
 
 from __future__ import annotations

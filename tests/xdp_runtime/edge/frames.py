@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from functools import cache
+from itertools import pairwise
 
 from tests.packets import packets_for
 
@@ -30,7 +31,8 @@ def quic(rng: random.Random) -> bytes:
         source = rng.randbytes(rng.choice((0, 4, 8, 20, 21, 255)))[:rng.randrange(256)]
         token = rng.choice((b"\5abcde", b"\x40\x10" + bytes(16), b"\x80\0\0\1z", bytes(1),
                             b"\xc0" + bytes(6) + b"\2ab"))
-        text = (bytes((0xC0 | rng.randrange(64),)) + struct.pack("!I", rng.choice((1, 0, 0x6B3343CF)))
+        text = (bytes((0xC0 | rng.randrange(64),))
+                + struct.pack("!I", rng.choice((1, 0, 0xFACEB002)))
                 + bytes((rng.choice((len(cid), len(cid), 21, 3)),)) + cid
                 + bytes((len(source) if rng.random() < 0.9 else 7,)) + source + token)
     else:
@@ -44,7 +46,7 @@ def extensions(rng: random.Random) -> bytes:
     chain = [rng.choice(_EXTENSIONS[:6]) for _ in range(rng.choice((0, 1, 1, 2, 3, 7, 8, 13)))]
     chain.append(rng.choice(_EXTENSIONS[6:] if rng.random() < 0.3 else (6, 17)))
     out = b""
-    for kind, after in zip(chain, chain[1:], strict=False):
+    for kind, after in pairwise(chain):
         units = rng.choice((0, 0, 0, 1, 2, 5))
         size = {44: 8, 51: (units + 2) * 4}.get(kind, (units + 1) * 8)
         body = rng.randbytes(size - 2) if kind != 44 or rng.random() < 0.3 else bytes(size - 2)
