@@ -244,31 +244,46 @@ def _delete(m: Any) -> Factory:
     return hash_delete
 
 
-def _take_out(m: Any) -> Factory:
-    hash_of, search = m.extern(HASH_OF), m.extern(SEARCH)
-    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
-    unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
+def make_take(name: str, under: Template | None = None) -> Template:
+    """Lookup and delete in one step; `under` copies values that have a lock (locked.py)."""
 
-    def hash_take(  # type: ignore
-        head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
-        worker, key, out
-    ):
-        hashed = hash_of(head, key, key_size)
-        bucket = m.inside(buckets, (hashed & mask) << 3)
-        shard = shard_of(head, places, hashed & mask)
-        lock(head, shard, buckets, elements, stride, mask, key_size, places, hashed & mask)
-        link = search(bucket, elements, key, key_size, hashed)
-        result = -ENOENT
-        if link != 0:
-            m.copy(out, m.inside(elements, (link << 3) + KEY + ((key_size + 7) & ~7)), value_size)
-            unlink(bucket, elements, link)
-            give(head, shard, elements, link)
-            less(head, shard, 1)
-            result = 0
-        unlock(shard)
-        return result
+    def factory(m: Any) -> Factory:
+        hash_of, search = m.extern(HASH_OF), m.extern(SEARCH)
+        lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
+        unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
+        has_lock = under is not None
+        copy_under = m.extern(under or LESS)
 
-    return hash_take
+        def hash_take(  # type: ignore
+            head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
+            worker, key, out
+        ):
+            hashed = hash_of(head, key, key_size)
+            bucket = m.inside(buckets, (hashed & mask) << 3)
+            shard = shard_of(head, places, hashed & mask)
+            lock(head, shard, buckets, elements, stride, mask, key_size, places, hashed & mask)
+            link = search(bucket, elements, key, key_size, hashed)
+            result = -ENOENT
+            if link != 0:
+                value = m.inside(elements, (link << 3) + KEY + ((key_size + 7) & ~7))
+                if has_lock:
+                    lock_at = m.lshr(value_size, 32)
+                    copy_under(out, value, m.gep(value, lock_at), value_size)
+                    m.store_u32(out, lock_at, 0)
+                else:
+                    m.copy(out, value, value_size)
+                unlink(bucket, elements, link)
+                give(head, shard, elements, link)
+                less(head, shard, 1)
+                result = 0
+            unlock(shard)
+            return result
+
+        return hash_take
+
+    uses = (HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS)
+    return Template(name, factory, f"i64({LEADING}, ptr, ptr)",
+                    uses=uses if under is None else (*uses, under), inline=False)
 
 
 def _order(m: Any) -> Factory:
@@ -378,9 +393,7 @@ FULL = Template("hash_full", _refuse, ROOM_SIGNATURE, (GROW, SWEEP, UNLOCK), inl
 UPDATE = make_update("hash_update", FULL)
 DELETE = Template("hash_delete", _delete, f"i64({LEADING}, ptr)",
                   uses=(HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS))
-TAKE_OUT = Template("hash_take", _take_out, f"i64({LEADING}, ptr, ptr)",
-                    uses=(HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS),
-                    inline=False)
+TAKE_OUT = make_take("hash_take")
 ORDER = Template("hash_order", _order, "i64(ptr, ptr, i64)")
 LEAST = Template("hash_least", _least, "i64(ptr, ptr, i64, i64, ptr)", uses=(ORDER,),
                  inline=False)

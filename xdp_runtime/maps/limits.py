@@ -56,6 +56,16 @@ BATCHES: Mapping[int, frozenset[str]] = {  # types of which bpf(2) takes many en
     MapType.PERCPU_ARRAY: frozenset({"lookup", "update"}),
     MapType.ARRAY_OF_MAPS: frozenset({"lookup", "update"}),
 }
+_RINGS = (MapType.RINGBUF, MapType.USER_RINGBUF)
+_QUEUES = (MapType.QUEUE, MapType.STACK)
+_ABSENT: Mapping[tuple[int, str], int] = {  # operations that a type does not have; else EOPNOTSUPP
+    **{(kind, name): ENOTSUPP for kind in _RINGS
+       for name in ("peek", "next_key", "update", "delete")},
+    **{(kind, name): errno.EINVAL for kind in _QUEUES for name in ("next_key", "delete")},
+    (MapType.PERF_EVENT_ARRAY, "peek"): ENOTSUPP,
+    (MapType.BLOOM_FILTER, "pop_elem"): ENOTSUPP,
+    (MapType.ARENA, "peek"): errno.EINVAL,
+}
 _LRU = (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
 _PER_CPU = (MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH, MapType.PERCPU_ARRAY)
 
@@ -65,6 +75,15 @@ def names_of(flags: int) -> list[str]:
     known = [flag for flag in MapFlag if flags & flag]
     rest = flags & ~int(reduce(or_, known, MapFlag(0)))
     return [flag.name or hex(flag) for flag in known] + ([hex(rest)] if rest else [])
+
+
+def absent(spec: MapSpec, operation: str) -> OSError:
+    """What the system call says where a type lacks an operation (maps/family.py)."""
+    code = (ENOTSUPP if operation == "take" else
+            _ABSENT.get((spec.type, operation), errno.EOPNOTSUPP))
+    words = {"take": "lookup and delete", "peek": "lookup"}.get(
+        operation, operation.removesuffix("_elem").replace("_", " "))
+    return OSError(code, f"maps of type {type_name(spec.type)} have no {words}", spec.name)
 
 
 def refusal(spec: MapSpec) -> tuple[int, str] | None:

@@ -30,7 +30,7 @@ from xdp_runtime.maps.family import (
     EINVAL,
     ENOENT,
 )
-from xdp_runtime.maps.hash import LEADING, LOOKUP, READ, UPDATE, HashFamily
+from xdp_runtime.maps.hash import LEADING, LOOKUP, READ, UPDATE, HashFamily, make_take
 from xdp_runtime.maps.hash_table import HASH_OF, LOCK_TABLE
 from xdp_runtime.maps.lock import LOCK, LOCKED, UNLOCK, Factory
 from xdp_runtime.maps.lru import LRU_UPDATE, LruHashFamily
@@ -256,6 +256,7 @@ HASH_READ = Template("locked_hash_read", _hash_read, f"i64({LEADING}, ptr, ptr)"
 HASH_READ_LOCKED = Template("locked_hash_read_locked", _hash_read_locked,
                             f"i64({LEADING}, ptr, ptr)",
                             (LOOKUP, UNDER, LOCK_TABLE, UNLOCK, HASH_OF, SHARD), inline=False)
+HASH_TAKE = make_take("locked_hash_take", UNDER)
 
 
 class LockedHashFamily(HashFamily):
@@ -265,7 +266,7 @@ class LockedHashFamily(HashFamily):
         super().__init__()
         self.operations = {
             **self.operations, "update": _hash_update("locked_hash_update", UPDATE),
-            "read": HASH_READ, "read_locked": HASH_READ_LOCKED}
+            "read": HASH_READ, "read_locked": HASH_READ_LOCKED, "take": HASH_TAKE}
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
         return _packed(super().parameters(spec, workers), 4, spec)
@@ -278,7 +279,7 @@ class LockedLruHashFamily(LruHashFamily):
         super().__init__()
         self.operations = {
             **self.operations, "update": _hash_update("locked_lru_update", LRU_UPDATE),
-            "read": HASH_READ, "read_locked": HASH_READ_LOCKED}
+            "read": HASH_READ, "read_locked": HASH_READ_LOCKED, "take": HASH_TAKE}
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:
         return _packed(super().parameters(spec, workers), 4, spec)

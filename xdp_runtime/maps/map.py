@@ -320,7 +320,7 @@ class Map:
     def _operation(self, name: str) -> Callable[..., Any]:
         self._bind_now()
         if name not in self.family.operations:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), self.spec.name)
+            raise limits.absent(self.spec, name)
         try:
             return self._operations[name]
         except KeyError:
@@ -334,11 +334,11 @@ class Map:
     def lookup(self, key: bytes, flags: int = 0) -> Value | None:
         """The value of a key, None if there is none.  With BPF_F_LOCK, read under its lock."""
         self._check_key(key)
+        self._check_flags(flags)
         self.check_readable()
+        self._check_lock(flags)
         size = self.spec.value_size
         if flags:
-            if flags != BPF_F_LOCK or self.spec.lock_at < 0:
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self.spec.name)
             locked = ctypes.create_string_buffer(size)
             return None if self._operation("read_locked")(0, key, locked) else locked.raw
         if "read" in self.family.operations:
@@ -370,9 +370,7 @@ class Map:
         self.check_writable()
         if self.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
             raise OSError(errno.EINVAL, "its values are maps, see set_inner", self.spec.name)
-        # the system call asks first whether values hold a spin lock
-        if flags & BPF_F_LOCK and self.spec.lock_at < 0:
-            raise OSError(errno.EINVAL, f"map {self.spec.name}: its values hold no spin lock")
+        self._check_lock(flags)
         if "update_all" in self.family.operations:
             padded = b"".join(one.ljust(round_up(len(one), 8), b"\0") for one in values)
             self._raise(self._operation("update_all")(self.writer, key, padded, flags))
@@ -390,15 +388,16 @@ class Map:
         self.check_writable()
         self._raise(self._operation("delete")(self.writer, key))
 
-    def lookup_and_delete(self, key: bytes) -> Value | None:
-        """The value of a key, taking it out in one step; None if there is none.
+    def lookup_and_delete(self, key: bytes, flags: int = 0) -> Value | None:
+        """The value of a key, taking it out in one step; None if there is none.  With BPF_F_LOCK,
+        read under its lock.
 
         Raises OSError (ENOTSUPP, as the kernel) for a map that is not a hash."""
         self._check_key(key)
+        self._check_flags(flags)
         self.check_writable()
         self.check_readable()
-        if "take" not in self.family.operations:
-            raise OSError(limits.ENOTSUPP, "looking up and deleting is for hashes", self.spec.name)
+        self._check_lock(flags)
         size = self.spec.value_size
         padded = round_up(size, 8) if self.family.per_cpu else size
         out = ctypes.create_string_buffer(padded * len(self._cpus))
@@ -671,6 +670,16 @@ class Map:
         if len(key) != self.spec.key_size:
             raise ValueError(
                 f"map {self.spec.name}: a key has {self.spec.key_size} bytes, got {len(key)}")
+
+    def _check_flags(self, flags: int) -> None:
+        """Of what reads: the system call looks at them before it looks at the map."""
+        if flags & ~BPF_F_LOCK:
+            raise OSError(errno.EINVAL, f"flags {flags:#x}, only BPF_F_LOCK is known",
+                          self.spec.name)
+
+    def _check_lock(self, flags: int) -> None:
+        if flags & BPF_F_LOCK and self.spec.lock_at < 0:
+            raise OSError(errno.EINVAL, "its values hold no spin lock", self.spec.name)
 
     def _raise(self, status: int) -> None:
         if status:
