@@ -38,16 +38,14 @@ def is_typed(one: Map) -> bool:
 
 def entries(one: Map) -> Iterator[tuple[bytes, Value | OSError]]:
     """All of a map, with the error in place of a value that cannot be had, as the kernel's."""
-    if one.spec.type == MapType.PERF_EVENT_ARRAY:
-        for index in range(one.spec.max_entries):
-            yield index.to_bytes(4, "little"), OSError(524, os.strerror(524))
-        return
     if "next_key" not in one.family.operations:
         return
     for key in one:
-        value = one.lookup(key)
-        if one.spec.type == MapType.PROG_ARRAY and value == bytes(4):
-            continue  # an empty slot
+        try:
+            value = one.lookup(key)
+        except OSError as error:
+            yield key, OSError(error.errno, os.strerror(error.errno or 0))
+            continue
         if value is not None:
             yield key, seen(one, value)
         elif one.spec.type in _SLOTS:

@@ -96,11 +96,54 @@ def _next_key(m: Any) -> Factory:
     return array_next_key
 
 
+def _slot(m: Any) -> Factory:
+    find = m.extern(LOOKUP)
+
+    def slot_peek(values, worker_stride, stride, size, max_entries, workers, worker, key):  # type: ignore
+        value = find(values, worker_stride, stride, size, max_entries, workers, worker, key)
+        if not m.is_null(value) and m.relaxed_u32(value, 0) == 0:
+            return m.null()
+        return value
+
+    return slot_peek
+
+
+def _slot_update(m: Any) -> Factory:
+    def slot_update(  # type: ignore
+        values, worker_stride, stride, size, max_entries, workers, worker, key, value, flags
+    ):
+        if flags != 0:
+            return -EINVAL
+        index = m.load_u32(key, 0)
+        if index >= max_entries:
+            return -E2BIG
+        m.release_u32(values, index * stride, m.load_u32(value, 0))
+        return 0
+
+    return slot_update
+
+
+def _slot_delete(m: Any) -> Factory:
+    def slot_delete(values, worker_stride, stride, size, max_entries, workers, worker, key):  # type: ignore
+        index = m.load_u32(key, 0)
+        if index >= max_entries:
+            return -E2BIG
+        if m.relaxed_u32(values, index * stride) == 0:
+            return -ENOENT
+        m.release_u32(values, index * stride, 0)
+        return 0
+
+    return slot_delete
+
+
 _LEADING = "ptr, i64, i64, i64, i64, i64, i64"
 LOOKUP = Template("array_lookup", _lookup, f"ptr({_LEADING}, ptr)")
 LOOKUP_OF = Template("array_lookup_of", _lookup_of, f"ptr({_LEADING}, ptr, i64)")
 UPDATE = Template("array_update", _update, f"i64({_LEADING}, ptr, ptr, i64)")
 DELETE = Template("array_delete", _delete, f"i64({_LEADING}, ptr)")
+SLOT = Template("slot_peek", _slot, f"ptr({_LEADING}, ptr)", (LOOKUP,))
+SLOT_UPDATE = Template("slot_update", _slot_update, f"i64({_LEADING}, ptr, ptr, i64)")
+SLOT_DELETE = Template("slot_delete", _slot_delete, f"i64({_LEADING}, ptr)")
 NEXT_KEY = Template("array_next_key", _next_key, f"i64({_LEADING}, ptr, ptr)", inline=False)
 
 
@@ -149,6 +192,8 @@ class ProgArrayFamily(ArrayFamily):
 
     def __init__(self) -> None:
         super().__init__(per_cpu=False)
+        self.operations = {"lookup": SLOT, "peek": SLOT, "update": SLOT_UPDATE,
+                           "delete": SLOT_DELETE, "next_key": NEXT_KEY}
 
     def check(self, spec: MapSpec) -> str | None:
         if spec.value_size != 4:

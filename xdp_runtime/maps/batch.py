@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _COUNT_MIN = 256  # entries to make room for at first
 _BUCKET_BYTES = 4  # of a hash's token
 _OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
-_KEYLESS = (MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER, MapType.RINGBUF)
 
 
 def dtype_of(btf: bt.Btf, type_id: int) -> Any:
@@ -283,7 +282,7 @@ def _given(one: Map, keys: Any, values: Any) -> tuple[Any, Any]:
 
 
 def _functions(one: Map) -> Any:
-    if one.spec.type in _KEYLESS or "next_key" not in one.family.operations:
+    if not {"next_key", "peek"} <= one.family.operations.keys():
         raise OSError(errno.EOPNOTSUPP, "has no entries by key", one.spec.name)
     return one.compiled_batches()
 

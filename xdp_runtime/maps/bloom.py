@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import EINVAL, ENOENT, EOPNOTSUPP, Region
+from xdp_runtime.maps.family import EINVAL, ENOENT, Region
 from xdp_runtime.maps.hash_table import HASH_OF, SEED_0, Factory
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
@@ -64,16 +64,8 @@ def _peek(m: Any) -> Factory:
     return bloom_peek
 
 
-def _pop(m: Any) -> Factory:
-    def bloom_pop(head, bits, size, hashes, mask, worker, value):  # type: ignore
-        return -EOPNOTSUPP
-
-    return bloom_pop
-
-
 PUSH = Template("bloom_push", _push, f"i64({LEADING}, ptr, i64)", (HASH_OF,))
 PEEK = Template("bloom_peek", _peek, f"i64({LEADING}, ptr)", (HASH_OF,))
-POP = Template("bloom_pop", _pop, f"i64({LEADING}, ptr)")
 
 
 class BloomFamily:
@@ -82,8 +74,7 @@ class BloomFamily:
     per_cpu = False
 
     def __init__(self) -> None:
-        self.operations: Mapping[str, Template] = {
-            "push_elem": PUSH, "peek_elem": PEEK, "pop_elem": POP}
+        self.operations: Mapping[str, Template] = {"push_elem": PUSH, "peek_elem": PEEK}
 
     def check(self, spec: MapSpec) -> str | None:
         if spec.key_size:

@@ -98,6 +98,8 @@ def refusal(spec: MapSpec) -> tuple[int, str] | None:
         return errno.EINVAL, "it can be neither read nor written by user space"
     if spec.flags & _PROGRAM == _PROGRAM:
         return errno.EINVAL, "it can be neither read nor written by programs"
+    if spec.flags & _PROGRAM and (spec.lock_at >= 0 or spec.timer_at >= 0):
+        return errno.EACCES, "programs have to read and write values with a lock or a timer"
     if spec.map_extra and spec.type not in (MapType.BLOOM_FILTER, MapType.ARENA):
         return errno.EINVAL, f"map_extra is {spec.map_extra:#x}, must be 0"
     if spec.inner is not None and spec.inner.type == MapType.PROG_ARRAY:

@@ -435,20 +435,26 @@ class Map:
 
     # --- maps of maps ---------------------------------------------------------------------------
 
-    def set_inner(self, key: bytes, inner: Map) -> None:
+    def set_inner(self, key: bytes, inner: Map, flags: int = BPF_ANY) -> None:
         """Put a map where programs find it by `key`; it is kept as long as it may be there.
 
-        Only in the process whose workers use it.  Raises OSError (EINVAL) where its type, sizes or
-        flags are not those of the inner definition."""
+        Only in the process whose workers use it.  Raises OSError: EINVAL where its type, sizes or
+        flags are not those of the inner definition, and as `update`."""
         self._check_key(key)
         self.check_writable()
+        self._check_lock(flags)
+        if self.spec.type == MapType.ARRAY_OF_MAPS:  # these are asked first, as by the kernel
+            if flags:
+                raise OSError(errno.EINVAL, f"flags {flags:#x}, must be 0", self.spec.name)
+            if int.from_bytes(key, "little") >= self.spec.max_entries:
+                raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), self.spec.name)
         definition = self.spec.inner
         if definition is None or not of_maps.fits(definition, inner.spec) or (
                 inner.workers != self.workers):
             raise OSError(errno.EINVAL, "is not a map of the inner definition", inner.spec.name)
         self.on_inner(inner)
         number = self._describe(inner).to_bytes(4, "little")
-        self._raise(self._operation("update")(self.writer, key, number, 0))
+        self._raise(self._operation("update")(self.writer, key, number, flags))
 
     def inner_id(self, value: bytes) -> int:
         """The id of the map that a value stands for; asked from any process."""

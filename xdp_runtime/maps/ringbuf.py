@@ -20,11 +20,13 @@ from functools import partial
 from typing import Any
 
 from xdp_runtime.fragments import ONE_PIECE, SEVERAL, Pieces
+from xdp_runtime.maps.array import NEXT_KEY
 from xdp_runtime.maps.family import (
     E2BIG,
     EAGAIN,
     EFAULT,
     EINVAL,
+    ENOENT,
     ENOSPC,
     EOPNOTSUPP,
     Region,
@@ -228,6 +230,25 @@ def _ringbuf_reserve_dynptr(m: Any) -> Factory:
     return ringbuf_reserve_dynptr
 
 
+def _perf_next_key(m: Any) -> Factory:
+    after = m.extern(NEXT_KEY)
+
+    def perf_next_key(ring, data_bytes, ring_bytes, entries, worker, key, out):  # type: ignore
+        return after(ring, 0, 4, 4, entries, 1, worker, key, out)
+
+    return perf_next_key
+
+
+def _perf_delete(m: Any) -> Factory:
+    def perf_delete(ring, data_bytes, ring_bytes, entries, worker, key):  # type: ignore
+        """There are rings, but no events of the kernel."""
+        if m.load_u32(key, 0) >= entries:
+            return -E2BIG
+        return -ENOENT
+
+    return perf_delete
+
+
 RINGBUF_RESERVE = Template("ringbuf_reserve", _ringbuf_reserve, f"ptr({LEADING}, i64, i64)",
                            (RESERVE,))
 RINGBUF_RESERVE_DYNPTR = Template("ringbuf_reserve_dynptr", _ringbuf_reserve_dynptr,
@@ -240,6 +261,10 @@ PERF_OUTPUT = Template("perf_output", partial(_perf_output, pieces=ONE_PIECE), _
                        (RESERVE, COMMIT, *ONE_PIECE.templates))
 PERF_OUTPUT_FRAGS = Template("perf_output_frags", partial(_perf_output, pieces=SEVERAL),
                              _PERF_SIGNATURE, (RESERVE, COMMIT, *SEVERAL.templates))
+PERF_NEXT_KEY = Template("perf_next_key", _perf_next_key, "i64(ptr, i64, i64, i64, i64, ptr, ptr)",
+                         (NEXT_KEY,), inline=False)
+PERF_DELETE = Template("perf_delete", _perf_delete, "i64(ptr, i64, i64, i64, i64, ptr)",
+                       inline=False)
 
 
 class RingbufFamily:
@@ -283,7 +308,8 @@ class PerfEventArrayFamily:
 
     def __init__(self) -> None:
         self.operations: Mapping[str, Template] = {
-            "perf_output": PERF_OUTPUT, "perf_output_frags": PERF_OUTPUT_FRAGS}
+            "perf_output": PERF_OUTPUT, "perf_output_frags": PERF_OUTPUT_FRAGS,
+            "next_key": PERF_NEXT_KEY, "delete": PERF_DELETE}
 
     def check(self, spec: MapSpec) -> str | None:
         if spec.key_size != 4 or spec.value_size != 4:

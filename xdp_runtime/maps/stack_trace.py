@@ -50,6 +50,13 @@ def _next_key(m: Any) -> Callable[..., Any]:
     return stack_next_key
 
 
+def _take(m: Any) -> Callable[..., Any]:
+    def stack_take(stacks, buckets, worker, key, out):  # type: ignore
+        return -ENOENT
+
+    return stack_take
+
+
 class StackTraceFamily:
     """STACK_TRACE"""
 
@@ -61,6 +68,7 @@ class StackTraceFamily:
             "lookup": lookup, "peek": lookup,
             "update": Template("stack_update", _update, f"i64({LEADING}, ptr, ptr, i64)"),
             "delete": Template("stack_delete", _delete, f"i64({LEADING}, ptr)"),
+            "take": Template("stack_take", _take, f"i64({LEADING}, ptr, ptr)"),
             "next_key": Template("stack_next_key", _next_key, f"i64({LEADING}, ptr, ptr)")}
 
     def check(self, spec: MapSpec) -> str | None:

@@ -14,7 +14,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ KEY_AT, RESULT_AT = 24, 16
 QUEUES = (MapType.QUEUE, MapType.STACK)
 KEYLESS = (*QUEUES, MapType.BLOOM_FILTER)
 PER_CPU = (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH)
-LOCKABLE = (MapType.HASH, MapType.LRU_HASH, MapType.ARRAY)
+LOCKABLE = (MapType.HASH, MapType.ARRAY)
 LOCK_AT, LOCKED_BYTES = 4, 16
 _LOCKED = "struct value { u32 first; struct bpf_spin_lock lock; u64 count; }"
 Answer = tuple[int, Any]
@@ -47,8 +47,8 @@ _CALLS = {  # what it needs in r2 .. r4, and whether r0 is a value's address
     "update": ("    r2 = r6\n    r2 += {key}\n    r3 = r6\n    r3 += {value}\n    r4 = r8\n", False),
     "delete": ("    r2 = r6\n    r2 += {key}\n", False),
     "push": ("    r2 = r6\n    r2 += {value}\n    r3 = r8\n", False),
-    "pop": ("    r2 = r6\n    r2 += {value}\n", False),
-    "peek": ("    r2 = r6\n    r2 += {value}\n", False),
+    "pop": ("    r2 = r10\n    r2 += -64\n", False),  # not into a packet
+    "peek": ("    r2 = r10\n    r2 += -64\n", False),
     "lookup_percpu": ("    r2 = r6\n    r2 += {key}\n    r3 = r8\n", True),
 }
 OPERATIONS = list(_CALLS)
@@ -62,6 +62,12 @@ def program_operations(spec: MapSpec) -> list[str]:
         return names + ["pop"] * (writes and reads and spec.type in QUEUES)
     names = ["lookup"] * reads + ["update", "delete"] * writes
     return names + ["lookup_percpu"] * (reads and spec.type in PER_CPU)
+
+
+def _copy(source: str, source_at: int, to: str, at: int, places: Iterable[int]) -> str:
+    return "".join(f"    r1 = *(u8 *)({source} {source_at + n:+})\n"
+                   f"    *(u8 *)({to} {at + n:+}) = r1\n" for n in places).replace(
+        " +", " + ").replace(" -", " - ")
 
 
 def _text(spec: MapSpec) -> str:
@@ -78,15 +84,19 @@ def _text(spec: MapSpec) -> str:
     hidden = range(LOCK_AT, LOCK_AT + 4) if spec.lock_at >= 0 else ()
     for name in program_operations(spec):
         arguments, gives_value = _CALLS[name]
-        out += f"    if r9 != {OPERATIONS.index(name)} goto not_{name}\n    r1 = map[m] ll\n"
+        out += f"    if r9 != {OPERATIONS.index(name)} goto not_{name}\n"
+        on_stack = name in ("pop", "peek")
+        if on_stack:
+            out += _copy("r6", value_at, "r10", -64, range(spec.value_size))
+        out += "    r1 = map[m] ll\n"
         out += arguments.format(key=KEY_AT, value=value_at)
         out += f"    call bpf_map_{name}_elem\n"
         if gives_value:
             out += f"    if r0 == 0 goto store_{name}\n"
-            for n in set(range(spec.value_size)) - set(hidden):
-                out += (f"    r1 = *(u8 *)(r0 + {n})\n"
-                        f"    *(u8 *)(r6 + {value_at + n}) = r1\n")
+            out += _copy("r0", 0, "r6", value_at, set(range(spec.value_size)) - set(hidden))
             out += "    r0 = 1\n"
+        elif on_stack:
+            out += _copy("r10", -64, "r6", value_at, range(spec.value_size))
         out += f"store_{name}:\n    *(u64 *)(r6 + {RESULT_AT}) = r0\n    goto end\nnot_{name}:\n"
     return out + "end:\n    r0 = 2\n    exit\n"
 
@@ -133,7 +143,7 @@ class Theirs:
         size = self.spec.value_size
         given = b""
         if value is not None:
-            parts = [value[at:at + size] for at in range(0, len(value), size)]
+            parts = [value[at:at + size] for at in range(0, len(value), size or 1)]
             given = b"".join(part.ljust(self.stride, b"\0") for part in parts)
         into = ctypes.create_string_buffer(given, max(room, len(given), 1))
         asked = ctypes.create_string_buffer(key, max(len(key), 1)) if key else None
@@ -148,9 +158,7 @@ class Theirs:
         if command == Cmd.MAP_GET_NEXT_KEY:
             return 0, raw[:self.spec.key_size]
         if command in (Cmd.MAP_LOOKUP_ELEM, Cmd.MAP_LOOKUP_AND_DELETE_ELEM):
-            found = b"".join(raw[at:at + size]
-                             for at in range(0, self.stride * cpus, self.stride))
-            return 0, found
+            return 0, b"".join(raw[cpu * self.stride:][:size] for cpu in range(cpus))
         return 0, None
 
     def freeze(self) -> Answer:
@@ -245,7 +253,7 @@ class Pair:
 
     def contents(self) -> tuple[list[tuple[bytes, Answer]], list[tuple[bytes, Answer]]]:
         """All entries of both; in order where there is one."""
-        if self.spec.type in KEYLESS:
+        if self.spec.type in KEYLESS or self.spec.flags & MapFlag.WRONLY:
             return [], []
         mine = [(key, answer(lambda: self.ours.lookup(key))) for key in self.ours.keys()]  # noqa: B023
         there = list(self._their_entries())

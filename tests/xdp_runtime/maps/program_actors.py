@@ -116,10 +116,7 @@ def _act(kind: MapType, one: Map, seconds: float, known: set[int]) -> dict[str, 
         if rng.random() < 0.3:
             key = _key(rng.randrange(SLOTS))
             try:
-                if kind == MapType.PROG_ARRAY:
-                    one.update(key, bytes(4))
-                else:
-                    one.delete(key)
+                one.delete(key)
                 removed += 1
             except FileNotFoundError:
                 pass  # the slot was empty already

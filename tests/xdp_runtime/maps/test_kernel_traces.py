@@ -47,7 +47,7 @@ ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 LRU = (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)
 KINDS = (MapType.HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_HASH,
          MapType.LRU_PERCPU_HASH, MapType.LPM_TRIE, *KEYLESS)
-ODD_FLAGS = (0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 1 << 31, 1 << 32, (1 << 64) - 1)
+ODD_FLAGS = (*(0,) * 20, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 1 << 31, 1 << 32, (1 << 64) - 1)
 STEPS = 150
 
 

@@ -220,19 +220,22 @@ def stacks(spec: MapSpec, steps: Steps) -> None:
 
 
 def programs(spec: MapSpec, steps: Steps) -> None:
-    """Slots of numbers, 0 for none; user space of a run writes them."""
-    model = dict.fromkeys(range(spec.max_entries), 0)
+    """Slots of numbers; user space of a run writes them."""
+    model: dict[int, int] = {}
     with compiled_map(spec) as one:
         for operation, number, content, flags in steps:
-            key = number.to_bytes(4, "little")
+            key, beyond = number.to_bytes(4, "little"), number >= spec.max_entries
             if operation == "update":
-                wanted = (-errno.E2BIG if number not in model and not flags
-                          else 0 if not flags else None)
-                status = apply(one, Step("update", key, content.to_bytes(4, "little"), flags))
-                assert wanted is None or status == wanted
-                if status == 0:
-                    model[number] = content
-            elif operation == "lookup":
+                wanted = -errno.EINVAL if flags else -errno.E2BIG if beyond else 0
+                step = Step("update", key, (content or 1).to_bytes(4, "little"), flags)
+                assert apply(one, step) == wanted
+                if not wanted:
+                    model[number] = content or 1
+            elif operation == "delete":
+                wanted = -errno.E2BIG if beyond else 0 if number in model else -errno.ENOENT
+                assert apply(one, Step("delete", key)) == wanted
+                model.pop(number, None)
+            else:
                 assert one.lookup(key) == (
                     model[number].to_bytes(4, "little") if number in model else None)
         assert {int.from_bytes(key, "little"): int.from_bytes(value, "little")  # type: ignore
