@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from xdp_runtime import bpf_syscall as sys_bpf
-from xdp_runtime.kernel_map import KernelMap
+from xdp_runtime.object import MapSpec
 
 LOOKUP, LOOKUP_AND_DELETE, UPDATE, DELETE = 24, 25, 26, 27
 _BATCH_AT, _COUNT_AT = 56, 32
 _TOKEN_BYTES = 512
+
+
+class Described(Protocol):
+    """A KernelMap, or as much of one."""
+
+    fd: int
+    spec: MapSpec
+
+    @property
+    def is_per_cpu(self) -> bool: ...
 
 
 class Answer(NamedTuple):
@@ -28,13 +38,13 @@ class _Command(int):
     name = "BPF_MAP_*_BATCH"
 
 
-def stride(one: KernelMap) -> int:
+def stride(one: Described) -> int:
     """Bytes of an entry's value as the system call has it."""
     size = one.spec.value_size
     return ((size + 7) & ~7) * sys_bpf.possible_cpus() if one.is_per_cpu else size
 
 
-def call(one: KernelMap, command: int, count: int, token: bytes | None = None, keys: bytes = b"",
+def call(one: Described, command: int, count: int, token: bytes | None = None, keys: bytes = b"",
          values: bytes = b"", elem_flags: int = 0, flags: int = 0) -> Answer:
     """One system call.  `keys` and `values` are what it reads, or nothing where it writes."""
     size, width = one.spec.key_size, stride(one)

@@ -44,7 +44,8 @@ Answer = tuple[int, Any]
 
 _CALLS = {  # what it needs in r2 .. r4, and whether r0 is a value's address
     "lookup": ("    r2 = r6\n    r2 += {key}\n", True),
-    "update": ("    r2 = r6\n    r2 += {key}\n    r3 = r6\n    r3 += {value}\n    r4 = r8\n", False),
+    "update": ("    r2 = r6\n    r2 += {key}\n    r3 = r6\n    r3 += {value}\n    r4 = r8\n",
+               False),
     "delete": ("    r2 = r6\n    r2 += {key}\n", False),
     "push": ("    r2 = r6\n    r2 += {value}\n    r3 = r8\n", False),
     "pop": ("    r2 = r10\n    r2 += -64\n", False),  # not into a packet
@@ -132,13 +133,17 @@ class Theirs:
     spec: MapSpec
 
     @property
+    def is_per_cpu(self) -> bool:
+        return self.spec.type in PER_CPU
+
+    @property
     def stride(self) -> int:
         size = self.spec.value_size
-        return (size + 7) // 8 * 8 if self.spec.type in PER_CPU else size
+        return (size + 7) // 8 * 8 if self.is_per_cpu else size
 
     def call(self, command: Cmd, key: bytes | None, value: bytes | None = None,
              flags: int = 0) -> Answer:
-        cpus = CPUS if self.spec.type in PER_CPU else 1
+        cpus = CPUS if self.is_per_cpu else 1
         room = max(self.stride * cpus, self.spec.key_size)
         size = self.spec.value_size
         given = b""
@@ -255,7 +260,7 @@ class Pair:
         """All entries of both; in order where there is one."""
         if self.spec.type in KEYLESS or self.spec.flags & MapFlag.WRONLY:
             return [], []
-        mine = [(key, answer(lambda: self.ours.lookup(key))) for key in self.ours.keys()]  # noqa: B023
+        mine = [(key, answer(lambda: self.ours.lookup(key))) for key in self.ours]  # noqa: B023
         there = list(self._their_entries())
         if self.spec.type not in (MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.LPM_TRIE):
             mine, there = sorted(mine), sorted(there)

@@ -140,7 +140,7 @@ def run(kind: MapType, seed: int, steps: int = 200) -> set[int]:
         if kind == MapType.XSKMAP:
             return codes  # the kernel keeps what is in it to itself
         if "next_key" in one.family.operations:
-            assert _entries(both, lambda key: answer(lambda: one.next_key(key))) == _entries(  # noqa: B023
+            assert _entries(both, lambda key: answer(lambda: one.next_key(key))) == _entries(
                 both, lambda key: theirs.call(Cmd.MAP_GET_NEXT_KEY, key))
     return codes
 

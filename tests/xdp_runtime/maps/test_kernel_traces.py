@@ -15,7 +15,6 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,14 +28,13 @@ from tests.xdp_runtime.maps.kernel_pair import (
     LOCK_AT,
     LOCKABLE,
     PER_CPU,
-    QUEUES,
     Pair,
     create,
     pair,
     program_operations,
     with_lock,
 )
-from xdp_runtime import bpf_syscall
+from xdp_runtime.bpf_syscall import Cmd
 from xdp_runtime.btf import Btf
 from xdp_runtime.maps.batch import BatchError
 from xdp_runtime.maps.limits import FLAGS, refusal
@@ -129,10 +127,9 @@ class Trace:
         values = [self.value() for _ in range(CPUS if self.spec.type in PER_CPU else 1)]
         match name:
             case "lookup" if self.spec.type == MapType.BLOOM_FILTER:
-                value = values[0]
-                mine = _found(lambda: both.ours.may_contain(value))
-                there = both.theirs.call(bpf_syscall.Cmd.MAP_LOOKUP_ELEM, b"", value)[0]
-                assert mine == there, (name, value)
+                code = _found(lambda: both.ours.may_contain(values[0]))
+                asked = both.theirs.call(Cmd.MAP_LOOKUP_ELEM, b"", values[0])
+                assert code == asked[0], (name, values[0])
                 return
             case "lookup":  # without a key flags cannot be given here
                 mine, there = both.lookup(key, flags if by_key else 0)
@@ -179,8 +176,8 @@ class Trace:
             padded = np.zeros((*values.shape[:2], theirs.stride), np.uint8)
             padded[:, :, :self.spec.value_size] = values
             raw = padded.tobytes()
-        there = kernel_batch.call(_Descriptor(theirs), command, len(keys), None,  # type: ignore
-                                  b"".join(keys), raw, flags)
+        there = kernel_batch.call(theirs, command, len(keys), None, b"".join(keys), raw,
+                                  flags)
         try:
             done = (one.delete_batch(given, flags) if command == kernel_batch.DELETE
                     else one.update_batch(given, values, flags))
@@ -214,8 +211,7 @@ class Trace:
         token = None
         if not whole and self.rng.random() < 0.5:
             token = self.rng.choice(self.keys)
-        there = kernel_batch.call(_Descriptor(theirs), command, count, token,  # type: ignore
-                                  elem_flags=flags)
+        there = kernel_batch.call(theirs, command, count, token, elem_flags=flags)
         try:
             part = (one.lookup_and_delete_batch if remove else one.lookup_batch)(
                 token, count, flags)
@@ -233,14 +229,6 @@ class Trace:
 
     def _takes(self) -> None:
         self._lookups(remove=True)
-
-
-class _Descriptor:
-    """As much of a KernelMap as kernel_batch wants."""
-
-    def __init__(self, theirs: Any) -> None:
-        self.fd, self.spec = theirs.fd, theirs.spec
-        self.is_per_cpu = theirs.spec.type in PER_CPU
 
 
 def _found(ask: Any) -> int:
@@ -283,7 +271,7 @@ def run(kind: MapType, seed: int, opt: int = 3) -> Counter[str]:
     return trace.done
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_traces(kind: MapType, seed: int) -> None:
     done = run(kind, seed, opt=0 if seed % 2 else 3)
