@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KERNEL, OURS, OTHER = "#8a8f98", "#1565c0", "#c77700"
-_COLOURS = {"kernel": KERNEL, "ours": OURS, "ours-xsk": "#64a3e0", "ours-live": OURS,
-            "ours-tap": "#64a3e0", "c": OTHER, "native": "#4b5058", "generic": "#b4b8bf",
-            "none": "#4b5058"}
-_NAMES = {"ours": "xdpu", "ours-xsk": "xdpu, by the TX ring", "ours-live": "xdpu, live frames",
-          "ours-tap": "xdpu, by a TAP", "c": "C loop", "native": "kernel, native",
-          "generic": "kernel, generic", "none": "without XDP"}
+_COLOURS = {"kernel": KERNEL, "ours": OURS, "ours-xsk": "#64a3e0", "ours-skb": OURS,
+            "ours-live": "#a9c9ec", "ours-tap": "#64a3e0", "c": OTHER, "native": "#4b5058",
+            "generic": "#b4b8bf", "none": "#4b5058"}
+_NAMES = {"ours": "xdpu", "ours-xsk": "xdpu, by the TX ring", "ours-skb": "xdpu, skbs",
+          "ours-live": "xdpu, live frames", "ours-tap": "xdpu, by a TAP", "c": "C loop",
+          "native": "kernel, native", "generic": "kernel, generic", "none": "without XDP"}
 _BAR_INCHES, _WIDTH_INCHES = 0.36, 8.5
 _WIDE = 15  # the longest bar by the middle one: then the axis is logarithmic
 _LEAST_NS = 0.5  # where that begins

@@ -1,7 +1,7 @@
 """xdpu run at full rate with its program replaced every second: is every packet accounted for?
 
     python -m bench.soak [--seconds 600] [--queues 1] [--replace-every 1]
-                         [--stack auto|live|tap] [--cpus SOURCE,LOOP] [-j]
+                         [--stack auto|skb|live|tap] [--cpus SOURCE,LOOP] [-j]
 
 A flood (traffic.py) comes in by one veth; the programs drop, send back, pass to the stack,
 redirect to a second veth and count, by turns.  At the end the flood stops, what is in rings is
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.soak", description="is every packet accounted for")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--replace-every", type=float, default=1.0)
-    parser.add_argument("--stack", choices=("auto", "live", "tap"), default="auto")
+    parser.add_argument("--stack", choices=("auto", "skb", "live", "tap"), default="auto")
     parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--cpus", default="", help="SOURCE,LOOP[,LOOP]")
     parser.add_argument("-j", "--json", action="store_true")

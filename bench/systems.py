@@ -8,8 +8,8 @@
     native     the same object in the kernel, attached natively; it runs on the source's CPU
     generic    the same, attached to the stack (skb mode)
 
-For XDP_PASS: `ours-live` and `ours-tap` are its two ways into the stack, `none` is the interface
-without XDP.
+For XDP_PASS: `ours-skb`, `ours-live` and `ours-tap` are its ways into the stack, the first what it
+chooses by itself; `none` is the interface without XDP.
 """
 
 from __future__ import annotations
@@ -245,7 +245,8 @@ SYSTEMS: Mapping[str, System] = {
     "ours": _ours(), "ours-xsk": _ours("--tx", "xsk"), "c": c_loop,
     "native": _kernel(XdpFlag.DRV_MODE), "generic": _kernel(XdpFlag.SKB_MODE),
     "testpmd": testpmd, "none": _nothing,
-    "ours-live": _ours("--stack", "live"), "ours-tap": _ours("--stack", "tap")}
+    "ours-skb": _ours("--stack", "skb"), "ours-live": _ours("--stack", "live"),
+    "ours-tap": _ours("--stack", "tap")}
 
 
 def of(action: str, port: str) -> tuple[list[str], dict[str, str]]:
@@ -265,7 +266,7 @@ def of(action: str, port: str) -> tuple[list[str], dict[str, str]]:
             rivals += ["native", "generic", *(["none"] if action == "pass" else [])]
         return ["ours", *rivals], missing
     if action == "pass":
-        ours = ["ours-live", "ours-tap"] if port == "afxdp" else ["ours"]
+        ours = ["ours-skb", "ours-live", "ours-tap"] if port == "afxdp" else ["ours"]
         return [*ours, "native", "generic", "none"], missing
     if port != "afxdp":
         return ["ours", *(("native", "generic") if port != "tap" else ())], missing

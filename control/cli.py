@@ -117,9 +117,10 @@ VERBS = (
                choices=("auto", "on", "off"), default="auto"),
         Option("--cpu", "CPUs the workers are pinned to: a list, auto or none (auto)", "LIST",
                options.cpus, "auto"),
-        Option("--stack", "the way of XDP_PASS into the kernel's stack: live frames, which come in "
-               "by the interface; a TAP, which stands in for it; auto takes the former where it "
-               "can (auto)", choices=("auto", "live", "tap"), default="auto"),
+        Option("--stack", "the way of XDP_PASS into the kernel's stack: skbs or the kernel's live "
+               "frames, which come in by the interface; a TAP, which stands in for it; auto takes "
+               "the first where it can (auto)",
+               choices=("auto", "skb", "live", "tap"), default="auto"),
         Option("--no-stack", "no TAP for XDP_PASS: such frames are counted and dropped",
                type=bool),
         Option("--promisc", "receive frames for other addresses as well", type=bool),

@@ -26,6 +26,7 @@ from dataplane.engine import Engine
 from dataplane.fibmirror import FibMirror
 from dataplane.live_port import LivePort
 from dataplane.port import Port
+from dataplane.skb_injector import INJECTORS
 from dataplane.tap import TapPort
 
 
@@ -75,13 +76,14 @@ class Live:
             self.undo[name] = undo.pop_all()
 
     def open_stack(self, name: str, workers: int) -> None:
-        """The way of XDP_PASS: live frames into the interface itself, or a TAP in its place."""
+        """The way of XDP_PASS: into the interface itself, or a TAP in its place."""
         port, spec = self.ports[name], self.specs[name]
         if not has_stack(self.args, spec):
             return
         way, self.why_tap[name] = choose_stack(self.args, spec, port)
-        if way == "live":
-            stack: Port = LivePort(name, port.ifindex, port.mtu, workers)
+        if way != "tap":
+            stack: Port = LivePort(name, port.ifindex, port.mtu, workers,
+                                   by=INJECTORS[way])
         else:
             names = list(self.ports)
             title = tap_name(name, names.index(name), names)

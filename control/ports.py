@@ -19,6 +19,7 @@ from dataplane.injector import FRAME_MAX
 from dataplane.live_frames import longest
 from dataplane.live_port import LIVE
 from dataplane.port import Port, PortKind
+from dataplane.skb_injector import INJECTORS
 from dataplane.takeover import Takeover
 from dataplane.tap import TAP, TapPort
 from dataplane.tap_device import open_tap
@@ -123,22 +124,23 @@ def _foresee_stack(args: Namespace, spec: PortSpec) -> PortKind:
 
 
 def choose_stack(args: Namespace, spec: PortSpec, port: Port) -> tuple[str, str]:
-    """The way of XDP_PASS, "live" or "tap", and why it is not live frames where that would be
-    better.  Raises PortError when --stack live cannot be."""
+    """The way of XDP_PASS, a key of INJECTORS or "tap", and why it is not the interface itself
+    where that would be better.  Raises PortError where what --stack says cannot be."""
     if args.stack == "tap":
         return "tap", ""
-    why = ""
+    way, why = args.stack if args.stack != "auto" else "skb", ""
+    what = INJECTORS[way].what
     if spec.kind != "afxdp":
-        why = f"live frames need XDP on the interface, which --port {spec.kind} does without"
+        why = f"{what} need XDP on the interface, which --port {spec.kind} does without"
     elif args.setup is not None:
-        why = "live frames need privileges, which the set-up process keeps to itself"
+        why = f"{what} need privileges, which the set-up process keeps to itself"
     elif getattr(port, "xdp_mode", "native") != "native":
-        why = "live frames would run through generic XDP again"
+        why = f"{what} would run through generic XDP again"
     elif longest(port.mtu) > FRAME_MAX:
-        why = f"live frames take {FRAME_MAX} bytes, the MTU is {port.mtu}"
-    if why and args.stack == "live":
-        raise PortError(f"--stack live on {port.name}", why, "--stack tap")
-    return ("tap", why) if why else ("live", "")
+        why = f"{what} take {FRAME_MAX} bytes, the MTU is {port.mtu}"
+    if why and args.stack == way:
+        raise PortError(f"--stack {way} on {port.name}", why, "--stack tap")
+    return ("tap", why) if why else (way, "")
 
 
 def open_port(args: Namespace, spec: PortSpec, mended: bool) -> Port:

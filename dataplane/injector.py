@@ -48,7 +48,8 @@ from xdp_runtime.object import MapFlag, MapType
 
 SLOTS = 1024  # of a queue; a power of two
 LENGTH, BYTES = 0, 8  # in a slot: u32, then the frame
-CURSOR, REFUSED, FIRST_SLOT = 0, 8, 64  # in a queue's area: u64 taken so far, u64; the slots
+# in a queue's area: u64 taken so far, u64, u64 collected so far; the slots
+CURSOR, REFUSED, UNTIL, FIRST_SLOT = 0, 8, 16, 64
 FRAME_MIN, FRAME_MAX = 14, 3392  # a page less headroom and what the kernel keeps around
 BATCH = 256  # TEST_XDP_MAX_BATCH
 BATCH_OUT = 64  # a veth holds 256 packets, and its receiver may run only between batches
@@ -57,8 +58,9 @@ _CLONE_NEWNET = 0x40000000
 _VETH_INFO_PEER = 1
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND, _IFLA_INFO_DATA = 3, 18, 1, 2
 
-# struct { prog_fd ... } test of union bpf_attr: where the number of frames is, and its size
-ATTR_REPEAT, ATTR_BYTES = 32, 80
+# struct { prog_fd ... } test of union bpf_attr: where its first frame's length is, how often the
+# program runs, and its size
+ATTR_SIZE, ATTR_REPEAT, ATTR_BYTES = 8, 32, 80
 _ATTR = struct.Struct("=IIIIQQIIIIQQIII4x")
 
 _PROGRAM = """
@@ -144,11 +146,14 @@ class Injector:
     Made in the interface's network namespace; raises PortError, and nothing is left behind then.
     """
 
+    what, live = "live frames", True
+    a_run = 1  # frames that the program takes each time it runs
+
     def __init__(self, ifname: str, ifindex: int, queues: int, longest: int,
                  aim: Aim = INTO_STACK) -> None:
         if not FRAME_MIN <= longest <= FRAME_MAX:
-            raise PortError(ifname, f"frames of {longest} bytes are too long for the kernel's live "
-                            f"frames, which take {FRAME_MAX}", "lower the MTU, or use a TAP")
+            raise PortError(ifname, f"frames of {longest} bytes are too long for {self.what}, "
+                            f"which take {FRAME_MAX}", "lower the MTU, or use a TAP")
         self.longest, self.slot_bytes = longest, BYTES + (longest + 7) // 8 * 8
         self._undo = ExitStack()
         try:
@@ -157,7 +162,7 @@ class Injector:
             self.close()
             why = error.strerror if isinstance(error, OSError) else error.why
             mend = AS_ROOT if isinstance(error, OSError) and error.errno == errno.EPERM else ""
-            raise PortError(ifname, f"live frames are not to be had: {why}", mend) from error
+            raise PortError(ifname, f"{self.what} are not to be had: {why}", mend) from error
         except BaseException:
             self.close()
             raise
@@ -166,36 +171,38 @@ class Injector:
         area_bytes = FIRST_SLOT + SLOTS * self.slot_bytes
         frames = map_create(MapType.ARRAY, 4, area_bytes, queues, MapFlag.MMAPABLE, "xdpu_frames")
         self._undo.callback(os.close, frames)
-        programs = [self._load(frames, queue, aim) for queue in range(queues)]
-        _in_thread(lambda: self._keep_in_use(programs))
+        programs = []
+        for queue in range(queues):
+            programs.append(self._load(frames, queue, ifindex, aim))
+            self._undo.callback(os.close, programs[-1])
+        if self.live:
+            _in_thread(lambda: self._keep_in_use(programs))
         total = -(-area_bytes * queues // mmap.PAGESIZE) * mmap.PAGESIZE
         mapping = mmap.mmap(frames, total)
         anchor = ctypes.c_char.from_buffer(mapping)
         base = ctypes.addressof(anchor)
         self._attrs = (ctypes.c_char * (ATTR_BYTES * queues))()
-        self._frame = ctypes.create_string_buffer(_BEGIN)
+        self._frame = ctypes.create_string_buffer(FRAME_MAX)
         self._context = ctypes.create_string_buffer(
             struct.pack("=6I", 0, _BEGIN, 0, ifindex, 0, 0), 24)  # struct xdp_md; there is queue 0
         self._mapping, self._anchor = mapping, anchor
         self.ways = []
         for queue, program in enumerate(programs):
+            context = (24, 0, ctypes.addressof(self._context), 0, RunFlag.XDP_LIVE_FRAMES, 0,
+                       aim.batch) if self.live else (0,) * 7
             _ATTR.pack_into(self._attrs, queue * ATTR_BYTES, program, 0, _BEGIN, 0,
-                            ctypes.addressof(self._frame), 0, 0, 0, 24, 0,
-                            ctypes.addressof(self._context), 0, RunFlag.XDP_LIVE_FRAMES, 0,
-                            aim.batch)
+                            ctypes.addressof(self._frame), 0, 0, 0, *context)
             self.ways.append(Way(base + queue * area_bytes,
                                  ctypes.addressof(self._attrs) + queue * ATTR_BYTES))
 
-    def _load(self, frames: int, queue: int, aim: Aim) -> int:
+    def _load(self, frames: int, queue: int, ifindex: int, aim: Aim) -> int:
         text = _PROGRAM.format(
             queue=queue, cursor=CURSOR, refused=REFUSED, mask=SLOTS - 1,
             slot_bytes=self.slot_bytes, length=FIRST_SLOT + LENGTH, bytes=FIRST_SLOT + BYTES,
             shortest=FRAME_MIN, longest=self.longest, begin=_BEGIN,
             verdict=aim.words)
-        program = prog_load(encode(assemble(text, ["frames", "target"]), [frames, aim.map_fd]),
-                            name="xdpu_inject", expected_attach_type=AttachType.XDP)
-        self._undo.callback(os.close, program)
-        return program
+        return prog_load(encode(assemble(text, ["frames", "target"]), [frames, aim.map_fd]),
+                         name="xdpu_inject", expected_attach_type=AttachType.XDP)
 
     def _keep_in_use(self, programs: Sequence[int]) -> None:
         """In a thread of its own, which ends in the network namespace it makes here."""

@@ -1,4 +1,5 @@
-"""LivePort: the stack behind an interface, reached by the kernel's own live frames (injector.py).
+"""LivePort: the stack behind an interface, reached by BPF_PROG_TEST_RUN, with skbs of the kernel's
+(skb_injector.py) or its live frames (injector.py).
 
 What is sent here comes in by the interface; nothing is ever received, for what the stack answers
 leaves by the interface itself.  Frames go with one system call as soon as there are BATCH of them,
@@ -6,7 +7,7 @@ or when a flush finds that no more came since the last: under load a call serves
 the loop, and a single frame waits for one round of it.
 
 Checksums.  A frame whose TCP or UDP checksum was left to hardware (tap.py says how that looks) is
-completed here, as live frames have no place to say that it is not.
+completed here, as there is no place to say that it is not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataplane import injector
-from dataplane.injector import BATCH, INTO_STACK, Aim
+from dataplane.injector import BATCH, INTO_STACK, Aim, Injector
 from dataplane.live_frames import APPEND, AREA, OWN, PUSH, TAIL, LiveFrames
 from dataplane.port import (
     DATA,
@@ -138,10 +139,10 @@ class LivePort:
     kind: PortKind = LIVE
 
     def __init__(self, ifname: str, ifindex: int, mtu: int, queues: int,
-                 aim: Aim = INTO_STACK) -> None:
+                 aim: Aim = INTO_STACK, by: type[Injector] = Injector) -> None:
         self.name, self.ifindex, self.mtu = f"{ifname} (stack)", 0, mtu
-        self.mode = f"live frames, up to {BATCH} a system call"
-        self._frames = LiveFrames(ifname, ifindex, mtu, queues, aim)
+        self.mode = f"{by.what}, up to {BATCH} a system call"
+        self._frames = LiveFrames(ifname, ifindex, mtu, queues, aim, by)
         self._completed = 0
         self.queues: Sequence[PortQueue] = [
             PortQueue(index, q.address, -1) for index, q in enumerate(self._frames.blocks)]

@@ -30,7 +30,7 @@ needs_iperf = pytest.mark.skipif(not shutil.which("iperf3"), reason="needs iperf
 TURNS = [("drop", name) for name in ("ours", "c", "native")] \
     + [("tx", name) for name in ("ours", "ours-xsk", "c", "native", "generic")] \
     + [("redirect", name) for name in ("ours", "c", "generic")] \
-    + [("pass", name) for name in ("ours-live", "ours-tap", "none")]
+    + [("pass", name) for name in ("ours-skb", "ours-live", "ours-tap", "none")]
 
 
 def marked(action: str, system: str) -> Any:

@@ -75,7 +75,7 @@ def example(name: str) -> str:
 
 
 def live(net: VethPair, name: str, *argv: str, **env: str) -> Run:
-    """With a TAP in the interface's place, which takes more than live frames do."""
+    """With a TAP in the interface's place, which takes more than the other ways do."""
     if not {"--stack", "--no-stack"} & {*argv}:
         argv = ("--stack", "tap", *argv)
     return Run(net.b.ns, example(name), "--iface", net.b.ifname, "-i", "0.1", *argv, **env)
@@ -138,14 +138,15 @@ def test_the_host_answers_through_the_tap(net: VethPair, server: bytes, port: st
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_the_host_answers_by_live_frames(net: VethPair, server: bytes, tmp_path: Path) -> None:
+def test_the_host_answers_by_the_interface_itself(net: VethPair, server: bytes,
+                                                  tmp_path: Path) -> None:
     """The interface keeps all it has; nothing stands in for it.  Checksums that the client's side
     left to hardware are complete when they arrive."""
     before = state(net.b.ns, net.b.ifname)
     with live(net, "pass", "--stack", "auto") as run:
         start = run.wait_for("start")
         assert start["taps"] == {}
-        assert start["stack"] == {net.b.ifname: "live frames, up to 256 a system call"}
+        assert start["stack"] == {net.b.ifname: "injected skbs, up to 256 a system call"}
         during = state(net.b.ns, net.b.ifname)
         assert {**during, "xdp": None} == before and during["xdp"] is not None
         assert ping(net, net.b.ip4) and ping(net, net.b.ip6)
@@ -157,23 +158,23 @@ def test_the_host_answers_by_live_frames(net: VethPair, server: bytes, tmp_path:
         total = run.wait_for("summary")["total"]
     assert total["pass"] == total["rx_packets"] > 20
     assert total["stack_packets"] == total["aborted"] == total["drop"] == total["tx"] == 0
-    assert f"goes to the stack by {net.b.ifname} itself: live frames" in run.errors
+    assert f"goes to the stack by {net.b.ifname} itself: injected skbs" in run.errors
 
 
 @pytest.mark.parametrize(("argv", "why"), [
-    (["--mode", "generic"], "live frames would run through generic XDP again"),
-    (["--port", "afpacket"], "live frames need XDP on the interface, which --port afpacket does "
-                             "without"),
+    (["--mode", "generic"], "would run through generic XDP again"),
+    (["--port", "afpacket"], "need XDP on the interface, which --port afpacket does without"),
 ])
 @pytest.mark.usefixtures("unchanged")
-def test_where_live_frames_cannot_be(net: VethPair, argv: list[str], why: str) -> None:
+def test_where_nothing_can_be_injected(net: VethPair, argv: list[str], why: str) -> None:
     """Asked for, they are refused; of its own accord a run takes a TAP, and says why."""
-    said = refused(net, "--iface", net.b.ifname, "--stack", "live", *argv)
-    assert f"--stack live on {net.b.ifname}: {why} (--stack tap)\n" in said
+    for way, what in (("live", "live frames"), ("skb", "injected skbs")):
+        said = refused(net, "--iface", net.b.ifname, "--stack", way, *argv)
+        assert f"--stack {way} on {net.b.ifname}: {what} {why} (--stack tap)\n" in said
     with live(net, "pass", "--stack", "auto", *argv) as run:
         assert run.wait_for("start")["taps"]
         assert run.end() == 0
-    assert f"({why}), which has its addresses meanwhile" in run.errors
+    assert f"(injected skbs {why}), which has its addresses meanwhile" in run.errors
 
 
 @pytest.mark.parametrize("port", PORTS)

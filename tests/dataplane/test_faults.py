@@ -238,7 +238,7 @@ def test_its_own_namespace_is_deleted(tmp_path: Path) -> None:
 
 # ---- at full rate, and at any moment -------------------------------------------------------------
 
-@pytest.mark.parametrize("stack", ["live", "tap"])
+@pytest.mark.parametrize("stack", ["skb", "tap"])
 def test_every_packet_is_accounted_for_while_programs_change(stack: str) -> None:
     result = soak.soak(2.0, 0.3, 1, CPU, [1], stack)
     assert result["unbalanced"] == [] and result["replaced"] >= 1

@@ -1,4 +1,4 @@
-"""LivePort: frames into the stack behind an interface by the kernel's own live frames."""
+"""LivePort: frames into the stack behind an interface, as skbs and as the kernel's live frames."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -14,6 +15,7 @@ import pytest
 from dataplane.injector import BATCH, FRAME_MAX, SLOTS, Injector
 from dataplane.live_frames import longest
 from dataplane.live_port import LivePort
+from dataplane.skb_injector import A_RUN, INJECTORS, SkbInjector
 from tests.dataplane.drive import Driver
 from tests.dataplane.test_tap import datagram
 from tests.nets import VethPair, entered, in_ns
@@ -42,10 +44,17 @@ def pair() -> Iterator[VethPair]:
         os.close(program)
 
 
+@pytest.fixture(params=INJECTORS.values(), ids=list(INJECTORS))
+def by(request: pytest.FixtureRequest) -> type[Injector]:
+    return request.param  # type: ignore[no-any-return]
+
+
 @contextmanager
-def opened(pair: VethPair, queues: int = 1, mtu: int = 1500) -> Iterator[LivePort]:
+def opened(pair: VethPair, by: type[Injector], queues: int = 1, mtu: int = 1500,
+           ) -> Iterator[LivePort]:
     """The interface's network namespace is that of who calls, as it is of a run's workers."""
-    with entered(pair.b.ns), closing(LivePort(pair.b.ifname, pair.b.ifindex, mtu, queues)) as port:
+    with entered(pair.b.ns), closing(LivePort(pair.b.ifname, pair.b.ifindex, mtu, queues,
+                                              by=by)) as port:
         yield port
 
 
@@ -67,10 +76,10 @@ def links(pair: VethPair) -> str:
 @pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
 @pytest.mark.parametrize("checksum", ["good", "partial"])
 @pytest.mark.parametrize("size", [1, 2, 17, 18, 1471, 1452])
-def test_the_stack_receives_what_was_sent(pair: VethPair, v6: bool, checksum: str, size: int,
-                                          ) -> None:
+def test_the_stack_receives_what_was_sent(pair: VethPair, by: type[Injector], v6: bool,
+                                          checksum: str, size: int) -> None:
     payload = random.Random(size).randbytes(size - 20 * v6 if size > 1400 else size)
-    with opened(pair) as port, listening(pair, v6) as sock:
+    with opened(pair, by) as port, listening(pair, v6) as sock:
         driver = Driver(port)
         assert driver.send(datagram(checksum, payload, v6))
         driver.flush()
@@ -80,8 +89,8 @@ def test_the_stack_receives_what_was_sent(pair: VethPair, v6: bool, checksum: st
                                      "completed": int(checksum == "partial")}
 
 
-def test_a_wrong_checksum_stays_wrong(pair: VethPair) -> None:
-    with opened(pair) as port, listening(pair) as sock:
+def test_a_wrong_checksum_stays_wrong(pair: VethPair, by: type[Injector]) -> None:
+    with opened(pair, by) as port, listening(pair) as sock:
         driver = Driver(port)
         driver.send(datagram("bad", b"wrong"))
         driver.send(datagram("good", b"right"))
@@ -90,10 +99,10 @@ def test_a_wrong_checksum_stays_wrong(pair: VethPair) -> None:
         assert sock.recv(64) == b"right"
 
 
-def test_order_and_number_over_many_batches_and_queues(pair: VethPair) -> None:
+def test_order_and_number_over_many_batches_and_queues(pair: VethPair, by: type[Injector]) -> None:
     """More than the slots there are; each queue has its own."""
     count = 3 * SLOTS + 7
-    with opened(pair, queues=3) as port, listening(pair, port=5001) as sock:
+    with opened(pair, by, queues=3) as port, listening(pair, port=5001) as sock:
         drivers = [Driver(port, queue) for queue in range(3)]
         got: list[int] = []
         for number in range(count):
@@ -119,8 +128,9 @@ def _neighbours(got: list[int], queue: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(places)
 
 
-def test_a_frame_waits_for_one_flush_that_finds_nothing_new(pair: VethPair) -> None:
-    with opened(pair) as port, listening(pair) as sock:
+def test_a_frame_waits_for_one_flush_that_finds_nothing_new(pair: VethPair, by: type[Injector],
+                                                            ) -> None:
+    with opened(pair, by) as port, listening(pair) as sock:
         driver = Driver(port)
         driver.send(datagram("good", b"one"))
         driver.flush()
@@ -132,19 +142,19 @@ def test_a_frame_waits_for_one_flush_that_finds_nothing_new(pair: VethPair) -> N
         assert [sock.recv(16), sock.recv(16)] == [b"one", b"two"]
 
 
-def test_what_does_not_fit_is_refused(pair: VethPair) -> None:
-    with opened(pair) as port:
+def test_what_does_not_fit_is_refused(pair: VethPair, by: type[Injector]) -> None:
+    with opened(pair, by) as port:
         driver = Driver(port)
         assert not driver.send(bytes(longest(1500) + 1)) and not driver.send(bytes(13))
         assert driver.send(bytes(longest(1500)))
         assert port.statistics()["too_long"] == 2
     with pytest.raises(PortError, match=rf"too long .* take {FRAME_MAX}"), entered(pair.b.ns):
-        LivePort(pair.b.ifname, pair.b.ifindex, 9000, 1)
+        LivePort(pair.b.ifname, pair.b.ifindex, 9000, 1, by=by)
 
 
-def test_the_longest_frame_there_is(pair: VethPair) -> None:
+def test_the_longest_frame_there_is(pair: VethPair, by: type[Injector]) -> None:
     payload = bytes(FRAME_MAX - 8 - 42)
-    with opened(pair, mtu=FRAME_MAX - 22) as port, listening(pair) as sock:
+    with opened(pair, by, mtu=FRAME_MAX - 22) as port, listening(pair) as sock:
         driver = Driver(port)
         assert driver.send(datagram("good", payload, vlans=0))
         driver.flush()
@@ -152,26 +162,64 @@ def test_the_longest_frame_there_is(pair: VethPair) -> None:
         assert sock.recv(4096) == payload
 
 
-def test_nothing_is_left_and_nothing_is_seen(pair: VethPair) -> None:
+def test_a_socket_is_charged_for_a_skb_what_it_takes(pair: VethPair) -> None:
+    """Not for a page, as it is for a live frame; and for one that follows a smaller one, too."""
+    with opened(pair, SkbInjector) as port, listening(pair) as sock:
+        driver = Driver(port)
+        for payloads in ([b"small"], [bytes(1400)], [b"small", bytes(1400)], [b"small"]):
+            before = charged(sock)
+            for payload in payloads:
+                driver.send(datagram("good", payload))
+            driver.flush()
+            driver.flush()
+            bytes_each = (charged(sock) - before) // len(payloads)
+            least = 42 + max(map(len, payloads))
+            assert least < bytes_each < least + 1024
+
+
+def charged(sock: socket.socket) -> int:
+    """SO_MEMINFO's SK_MEMINFO_RMEM_ALLOC: bytes."""
+    return int(struct.unpack_from("=I", sock.getsockopt(socket.SOL_SOCKET, 55, 36))[0])
+
+
+def test_a_batch_of_large_and_small_ones(pair: VethPair, by: type[Injector]) -> None:
+    """The skb that a call has grows and shrinks with them; more than a run takes."""
+    sizes = [(1 + 331 * number) % 1472 for number in range(3 * A_RUN + 1)]
+    with opened(pair, by) as port, listening(pair) as sock:
+        driver = Driver(port)
+        payloads = [random.Random(size).randbytes(size) for size in sizes]
+        for payload in payloads:
+            driver.send(datagram("good", payload))
+        driver.flush()
+        driver.flush()
+        assert [sock.recv(4096) for _ in payloads] == payloads
+        told = port.statistics()
+        assert (told["calls"], told["refused"], told["failed"]) == (1, 0, 0)
+
+
+def test_nothing_is_left_and_nothing_is_seen(pair: VethPair, by: type[Injector]) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     before = links(pair)
-    with opened(pair, queues=2):
+    with opened(pair, by, queues=2):
         assert links(pair) == before, "the spare interfaces are elsewhere"
     assert len(os.listdir("/proc/self/fd")) == descriptors
-    with entered(pair.b.ns), pytest.raises(PortError, match="live frames are not to be had"):
-        Injector("nowhere", 9999, 1 << 20, 1500)
+    with entered(pair.b.ns), pytest.raises(PortError, match=f"{by.what} are not to be had"):
+        by("nowhere", 9999, 1 << 20, 1500)
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def test_an_interface_that_goes_away_costs_the_frames_and_no_more(pair: VethPair) -> None:
+def test_an_interface_that_goes_away_costs_the_frames_and_no_more(pair: VethPair,
+                                                                  by: type[Injector]) -> None:
     with VethPair(subnet=10) as other:
         with entered(other.b.ns):
-            port = LivePort(other.b.ifname, other.b.ifindex, 1500, 1)
+            port = LivePort(other.b.ifname, other.b.ifindex, 1500, 1, by=by)
         in_ns(other.b.ns, "ip", "link", "del", other.b.ifname)
         driver = Driver(port)
         driver.send(datagram("good", b"lost"))
         with entered(other.b.ns):
             driver.flush()
             driver.flush()
-        assert port.statistics()["failed"] == 1 and port.last_error()
+        told = port.statistics()
+        assert told["failed"] + told["refused"] == 1
+        assert bool(port.last_error()) == bool(told["failed"])
         port.close()
