@@ -19,8 +19,10 @@ from dataclasses import replace
 from typing import Any
 
 from afxdp.rings import AFXDP
+from afxdp.sg import AFXDP_SG
 from dataplane.port import (
     DATA,
+    FRAGMENTS,
     METADATA_BYTES,
     METADATA_KNOWN,
     RECEIVE_SIGNATURE,
@@ -88,29 +90,59 @@ def to_assembly() -> str:
     return "    r8 = 0\n" + text + _TELL.format(magic=_MAGIC, size=METADATA_BYTES, copies=copies)
 
 
+def _take(m: Any) -> Callable[..., Any]:
+    def afxdp_hints_take(slot):  # type: ignore[no-untyped-def]
+        """The answers in front of the slot's packet, or none where there are none."""
+        record = m.gep(m.load_ptr(slot, DATA), -METADATA_BYTES)
+        timestamp = 0
+        if m.load_u32(record, _MAGIC_AT) != _MAGIC:
+            m.store_u32(record, METADATA_KNOWN, 0)
+        elif m.load_u32(record, METADATA_KNOWN) & KNOWS_TIMESTAMP != 0:
+            timestamp = m.load_u64(record, 0)
+        m.store_u32(record, _MAGIC_AT, 0)
+        m.store_u64(slot, RX_TIMESTAMP, timestamp)
+        return 0
+
+    return afxdp_hints_take
+
+
+TAKE = Template("afxdp_hints_take", _take, "i64(ptr)")
+
+
 def _receive(m: Any) -> Callable[..., Any]:
-    receive = m.extern(AFXDP.receive)
+    receive, take = m.extern(AFXDP.receive), m.extern(TAKE)
 
     def afxdp_hints_receive(q, batch, budget):  # type: ignore[no-untyped-def]
         count = receive(q, batch, budget)
         for i in range(count):
-            slot = m.inside(batch, i * SLOT_SIZE_BYTES)
-            record = m.gep(m.load_ptr(slot, DATA), -METADATA_BYTES)
-            timestamp = 0
-            if m.load_u32(record, _MAGIC_AT) != _MAGIC:
-                m.store_u32(record, METADATA_KNOWN, 0)
-            elif m.load_u32(record, METADATA_KNOWN) & KNOWS_TIMESTAMP != 0:
-                timestamp = m.load_u64(record, 0)
-            m.store_u32(record, _MAGIC_AT, 0)
-            m.store_u64(slot, RX_TIMESTAMP, timestamp)
+            take(m.inside(batch, i * SLOT_SIZE_BYTES))
         return count
 
     return afxdp_hints_receive
 
 
-RECEIVE = Template("afxdp_hints_receive", _receive, RECEIVE_SIGNATURE, (AFXDP.receive,))
+def _sg_receive(m: Any) -> Callable[..., Any]:
+    receive, take = m.extern(AFXDP_SG.receive), m.extern(TAKE)
+
+    def afxdp_sg_hints_receive(q, batch, budget):  # type: ignore[no-untyped-def]
+        """They are in front of a packet's first frame; the others may have no room there."""
+        count = receive(q, batch, budget)
+        i = 0
+        while i < count:
+            slot = m.inside(batch, i * SLOT_SIZE_BYTES)
+            take(slot)
+            i += 1 + m.load_u32(slot, FRAGMENTS)
+        return count
+
+    return afxdp_sg_hints_receive
+
+
+RECEIVE = Template("afxdp_hints_receive", _receive, RECEIVE_SIGNATURE, (AFXDP.receive, TAKE))
+SG_RECEIVE = Template("afxdp_sg_hints_receive", _sg_receive, RECEIVE_SIGNATURE,
+                      (AFXDP_SG.receive, TAKE))
 
 
 def with_hints(kind: PortKind) -> PortKind:
     """The kind whose `receive` understands the answers."""
-    return replace(kind, name=f"{kind.name}_hints", receive=RECEIVE, timestamps=True, metadata=True)
+    receive = SG_RECEIVE if kind.receive is AFXDP_SG.receive else RECEIVE
+    return replace(kind, name=f"{kind.name}_hints", receive=receive, timestamps=True, metadata=True)

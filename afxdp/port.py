@@ -114,12 +114,11 @@ class AfxdpPort:
         _check_options(queues, mode, copy_mode, shape)
         chosen = Wanted(packet_filter.parse(wanted), shapes or {}) if wanted else None
         native.load()
-        checksums = checksums and not frags
         if checksums and tx_metadata.kernel_takes_it():
             shape = replace(shape, metadata_bytes=tx_metadata.BYTES)
         with ExitStack() as undo:
             found = interface.query(iface)
-            program = redirect_program.attach(found, mode, chosen, frags, hints and not frags)
+            program = redirect_program.attach(found, mode, chosen, frags, hints)
             undo.callback(program.close)
             if program.mode == "generic":
                 _refuse_zero_copy(copy_mode)
@@ -147,7 +146,7 @@ class AfxdpPort:
             if checksums:
                 text += f"; {_finish_checksums(found, opened)}"
             if hints:
-                text += f"; {program.hints or 'no RX metadata of packets in several frames'}"
+                text += f"; {program.hints}"
             if wanted:
                 text += f"; only {wanted}, the rest stays with the stack"
                 text += "".join(f"; {shape}" for shape in (shapes or {}).values())
@@ -226,16 +225,15 @@ class AfxdpPort:
 @cache
 def kind_of(frags: bool, tx: str = "xsk", hints: bool = False,
             checksums: bool = False) -> PortKind:
-    if frags:
-        return sg.AFXDP_SG
-    kind = rings.AFXDP if tx == "xsk" else live_tx.AFXDP_LIVE
+    kind = sg.AFXDP_SG if frags else rings.AFXDP if tx == "xsk" else live_tx.AFXDP_LIVE
     kind = tx_metadata.with_checksums(kind) if checksums else kind
     return with_hints(kind) if hints else kind
 
 
 def _finish_checksums(found: Interface, opened: Sequence[Queue]) -> str:
     asked, who = tx_metadata.can_ask(found.ifindex, bool(opened[0].shape.metadata_bytes),
-                                     any(queue.is_zero_copy() for queue in opened))
+                                     any(queue.is_zero_copy() for queue in opened),
+                                     opened[0].shape.frags)
     for queue in opened:
         queue.store(rings.METADATA_ASKS, int(asked))
     return f"checksums left to hardware are finished {who}"

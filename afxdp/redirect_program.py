@@ -155,7 +155,7 @@ def attach(interface: Interface, mode: str, wanted: Wanted | None = None, frags:
             program.left_fd = map_create(_PERCPU_ARRAY, 4, 8, 1, name="left")
             for word, shape in wanted.shapes.items():
                 program.sets[word] = KeySet.create(shape)
-        if not (hints and _attach_asking(program, interface, mode, wanted)):
+        if not (hints and _attach_asking(program, interface, mode, wanted, frags)):
             fd = _load(program, interface, wanted, frags)
             try:
                 _link(program, fd, interface, mode)
@@ -168,14 +168,15 @@ def attach(interface: Interface, mode: str, wanted: Wanted | None = None, frags:
 
 
 def _attach_asking(program: RedirectProgram, interface: Interface, mode: str,
-                   wanted: Wanted | None) -> bool:
+                   wanted: Wanted | None, frags: bool) -> bool:
     """Attach one that is bound to the device and asks its driver; False where that cannot be."""
     if mode == "generic":
         program.hints = "no RX metadata in generic mode"
         return False
     try:
         fd = prog_load(program.encode(wanted, hints_assembly()),
-                       name="xdpu_redirect", flags=ProgFlag.XDP_DEV_BOUND_ONLY,
+                       name="xdpu_redirect", flags=ProgFlag.XDP_DEV_BOUND_ONLY
+                       | (ProgFlag.XDP_HAS_FRAGS if frags else 0),
                        expected_attach_type=AttachType.XDP, ifindex=interface.ifindex)
     except LoadError as error:
         program.hints = f"no RX metadata ({error.why})"

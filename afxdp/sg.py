@@ -18,6 +18,7 @@ from afxdp.rings import (
     ARRAY,
     CHUNK_MASK,
     CONSUMER,
+    COPY_AT,
     DESC_BYTES,
     FLUSH,
     FRAME_SIZE,
@@ -188,7 +189,8 @@ def _send(m: Any) -> Factory:
     room_for, push = m.extern(ROOM_FOR), m.extern(PUSH)
 
     def afxdp_sg_send(q, data, length):  # type: ignore
-        size = m.load_u64(q, FRAME_SIZE)
+        at = m.load_u64(q, COPY_AT)  # of each piece: the kernel wants the room in front of all
+        size = m.load_u64(q, FRAME_SIZE) - at
         count = m.udiv(length + size - 1, size)
         if not (m.ule(MIN_LENGTH_BYTES, length) and m.ule(count, DESCRIPTORS_MAX)):
             m.store_u64(q, MALFORMED, m.load_u64(q, MALFORMED) + 1)
@@ -207,9 +209,9 @@ def _send(m: Any) -> Factory:
         for i in range(count):
             chunk = m.load_u64(m.load_ptr(pool, STACK), (free - 1 - i) * 8)
             part = m.smaller(length, size)
-            m.copy(m.inside(umem, chunk), data, part)
+            m.copy(m.inside(umem, chunk + at), data, part)
             desc = m.inside(m.load_ptr(q, TX + ARRAY), ((tx + i) & mask) * DESC_BYTES)
-            m.store_u64(desc, 0, chunk)
+            m.store_u64(desc, 0, chunk + (at << m.load_u64(q, OFFSET_SHIFT)))
             m.store_u32(desc, 8, part)
             data = m.gep(data, part)
             length -= part

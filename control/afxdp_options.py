@@ -108,7 +108,7 @@ def _may_be_unfinished(args: Namespace) -> bool:
     """May packets come in whose checksum a local sender left to hardware?  From a veth."""
     from afxdp import interface
 
-    return args.tx_metadata == "auto" and not args.frags and any(
+    return args.tx_metadata == "auto" and any(
         interface.query(spec.name).driver == "veth" for spec in args.ports.values()
         if spec.kind == "afxdp")
 

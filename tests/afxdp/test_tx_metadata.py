@@ -143,5 +143,6 @@ def test_a_driver_is_asked_what_it_knows(wire: VethPair) -> None:
 def test_the_kind_of_port() -> None:
     assert kind_of(False, "xsk", False, True).transmit is tx_metadata.TRANSMIT
     assert kind_of(False, "auto", True, True).send is tx_metadata.SEND
-    assert kind_of(True, "xsk", False, True) is kind_of(True)
+    assert kind_of(True, "xsk", False, True).chain is tx_metadata.SG_CHAIN
+    assert kind_of(True, "xsk", True).chain is kind_of(True).chain
     assert kind_of(False).transmit is not tx_metadata.TRANSMIT
