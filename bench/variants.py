@@ -37,7 +37,7 @@ def cold(rig: Rig, rounds: int) -> Samples:
     with ExitStack() as stack:
         sides: list[Varied] = []
         if rig.engines.kernel is not None:
-            sides.append(KernelCold(rig.engines.kernel.fd, change, verdict, stack))
+            sides.append(KernelCold(rig.engines.kernel, change, verdict, stack))
         program = stack.enter_context(load(rig.object, rig.case.program, units=(UNIT,)))
         fill(rig.case.entries, None, program)
         floor = stack.enter_context(load(idle(), units=(UNIT,)))

@@ -31,10 +31,12 @@ from types import TracebackType
 from typing import Self
 
 from xdp_runtime.asm import assemble
-from xdp_runtime.bpf_syscall import map_update, prog_test_run
+from xdp_runtime.bpf_syscall import AttachType, btf_load, map_update, prog_load, prog_test_run
 from xdp_runtime.errors import XdpuError
-from xdp_runtime.isa import encode
+from xdp_runtime.isa import Insns, encode
 from xdp_runtime.kernel import KernelProgram, load_raw
+from xdp_runtime.kernel_calls import for_kernel
+from xdp_runtime.kernel_functions import typed
 from xdp_runtime.kernel_map import KernelMap
 from xdp_runtime.object import MapSpec, MapType
 
@@ -132,16 +134,27 @@ class Repeated:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A program as a function of a wrapper (`call target`), with file descriptors of its maps."""
+
+    insns: Insns
+    map_fds: Sequence[int] = ()
+
+
 class Wrapper:
     """The wrapper for one change of one program, in the kernel; close it.
 
     `target` is the file descriptor of the program under test; None puts the stand-in there.  What
-    `first`, `last` and `spans` are, `wrapper_text` says; `maps` are those that they name.
+    `first`, `last`, `ending` and `spans` are, `wrapper_text` says; `maps` are those that they name.
+    With a `function` there is no tail call: what `ending` makes of it decides.
     """
 
     def __init__(self, change: Change, verdict: int, target: int | None = None, *,
                  maps: Sequence[KernelMap] = (), first: Sequence[str] = (),
-                 last: Sequence[str] = (), spans: Sequence[tuple[int, int]] | None = None) -> None:
+                 last: Sequence[str] = (), ending: Sequence[str] = (),
+                 function: Function | None = None,
+                 spans: Sequence[tuple[int, int]] | None = None) -> None:
         self.change, self.verdict = change, verdict
         self._after = change.after if target is not None else change.moved_only()
         self._any_bytes = target is None or spans is not None
@@ -150,9 +163,13 @@ class Wrapper:
             undo.callback(programs.close)
             undo.callback(counter.close)
             self._counter = counter
-            text = wrapper_text(change, self._after, first=first, last=last, spans=spans)
-            self.fd = _load(text, "wrapper", (programs, counter, *maps))
+            text = wrapper_text(change, self._after, first=first, last=last, ending=ending,
+                                spans=spans)
+            self.fd = _load(text, "wrapper", (programs, counter, *maps), function)
             undo.callback(os.close, self.fd)
+            if function is not None:
+                self._undo = undo.pop_all()
+                return
             if target is None:
                 target = _load(stand_in_text(change, verdict), "stand_in")
                 undo.callback(os.close, target)
@@ -208,12 +225,14 @@ def observe(program: KernelProgram, packet: bytes, runs: int = 64) -> tuple[Chan
 # ---- programs ------------------------------------------------------------------------------------
 
 def wrapper_text(change: Change, after: bytes, *, first: Sequence[str] = (),
-                 last: Sequence[str] = (), spans: Sequence[tuple[int, int]] | None = None) -> str:
+                 last: Sequence[str] = (), ending: Sequence[str] = (),
+                 spans: Sequence[tuple[int, int]] | None = None) -> str:
     """The wrapper as assembly; `after` is the packet that each run has to find.
 
     `first` and `last` are more of it: with the context in r6, before anything else; and before the
-    tail call, with the packet in r7 and its `before` proven.  `spans` are what to write back, if
-    not what this change overwrote; then `after` tells lengths only.
+    tail call, with the packet in r7 and its `before` proven; `ending` is instead of the tail call.
+    `spans` are what to write back, if not what this change overwrote; then `after` tells lengths
+    only.
     """
     lines = [
         "r6 = r1",
@@ -236,14 +255,19 @@ def wrapper_text(change: Change, after: bytes, *, first: Sequence[str] = (),
     lines += [f"r3 = r7\nr3 += {len(change.before)}\nif r3 > r8 goto fail"]
     for start, end in change.overwritten() if spans is None else spans:
         lines += _stores(start, change.before[start:end])
-    return "\n".join([*lines, *last, "r1 = r6", "r2 = map[targets] ll", "r3 = 0", "call 12",
-                      "fail:", f"r0 = {ABORTED}", "exit"])
+    return "\n".join([*lines, *last, *(ending or _TAIL_CALL), "fail:", f"r0 = {ABORTED}", "exit",
+                      "target:"])
 
 
 def stand_in_text(change: Change, verdict: int) -> str:
     """Moves the packet's edges as the program does, and returns its verdict."""
-    return _moving(verdict, *_move("adjust_head", -change.head),
-                   *_move("adjust_tail", change.tail), *_move("adjust_meta", -len(change.meta)))
+    return _moving(verdict, *moved(change))
+
+
+def moved(change: Change) -> list[str]:
+    """Moves the edges of the packet, its context in r6, as the program does."""
+    return [*_move("adjust_head", -change.head), *_move("adjust_tail", change.tail),
+            *_move("adjust_meta", -len(change.meta))]
 
 
 def moves_text(change: Change) -> str:
@@ -264,6 +288,7 @@ def load_moves(change: Change) -> int:
     return _load(moves_text(change), "moves")
 
 
+_TAIL_CALL = ("r1 = r6", "r2 = map[targets] ll", "r3 = 0", "call 12")
 _HELPERS = {"adjust_head": 44, "adjust_meta": 54, "adjust_tail": 65}
 
 
@@ -296,6 +321,18 @@ def _witness(change: Change, after: bytes) -> int | None:
     return None
 
 
-def _load(text: str, name: str, maps: Sequence[KernelMap] = ()) -> int:
+def _load(text: str, name: str, maps: Sequence[KernelMap] = (),
+          function: Function | None = None) -> int:
     insns = assemble(text, [m.spec.name for m in maps])
-    return load_raw(encode(insns, [m.fd for m in maps]), name=name)
+    code = encode(insns, [m.fd for m in maps])
+    if function is None:
+        return load_raw(code, name=name)
+    types, func_info = typed((*insns, *function.insns))
+    btf_fd = btf_load(types) if types else 0
+    try:
+        return prog_load(code + encode(for_kernel(function.insns), function.map_fds), name=name,
+                         license="GPL", expected_attach_type=AttachType.XDP, btf_fd=btf_fd,
+                         func_info=func_info)
+    finally:
+        if btf_fd:
+            os.close(btf_fd)

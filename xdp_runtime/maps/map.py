@@ -70,7 +70,10 @@ class Map:
         placed = {region.name: region.offset for region in header.regions}
         for region in self.family.regions(header.spec, header.workers):
             for offset, size_bytes in region.mirrors:
-                memory.mirror(placed[region.name] + offset, size_bytes)
+                start = placed[region.name] + offset
+                memory.mirror(start, size_bytes)
+                if owned:  # a ring's pages are all used, and a fault takes longer than a record
+                    memory.populate(start, 2 * size_bytes)
 
     @classmethod
     def create(cls, spec: MapSpec, workers: int, directory: Path | None = None,

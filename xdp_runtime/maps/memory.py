@@ -1,7 +1,7 @@
 """Shared memory for a map: a sparse file under a directory, or a nameless memfd.
 
-Pages exist once they are touched, but where they might not be had then (`reserve`).  A file
-appears under its name only when its content is complete.
+Pages exist once they are touched, but where they might not be had then (`reserve`), and those of
+rings (`populate`).  A file appears under its name only when its content is complete.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from xdp_runtime.errors import LoadError, OutOfMemory
 _MIB = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EDQUOT}
 _MAP_NORESERVE = 0x4000  # the mmap module does not name it
+_MADV_POPULATE_WRITE = 23  # nor this
 _MAP_FIXED_NOREPLACE = 0x100000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -127,6 +128,11 @@ class Memory:
         if where != source + size_bytes:
             code = ctypes.get_errno()
             raise LoadError("map memory", f"cannot be mapped twice: {os.strerror(code)}")
+
+    def populate(self, offset: int, size_bytes: int) -> None:
+        """Have the pages there before they are touched, where the kernel can (5.14)."""
+        with suppress(OSError):  # a wish
+            self.map.madvise(_MADV_POPULATE_WRITE, offset, size_bytes)
 
     def alias(self, offset: int, size_bytes: int, address: int) -> memoryview:
         """A part of it at an address of its own as well, until it is closed and no view of that is

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import random
+import resource
 import select
 import threading
 from collections.abc import Callable
@@ -70,6 +72,19 @@ def test_records_in_order_and_around_the_end() -> None:
         assert one.lost > 0
         assert output(one, b"x", 4) == EINVAL
         assert output(one, bytes(4096)) == EAGAIN
+
+
+@pytest.mark.skipif(tuple(map(int, platform.release().split(".")[:2])) < (5, 14),
+                    reason="the kernel has no MADV_POPULATE_WRITE, which came with 5.14")
+def test_no_record_waits_for_a_page() -> None:
+    with Map.create(a_ring(1 << 20), 1) as one:
+        memory = one.memory("ring")
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        for at in range(ringbuf.DATA, len(memory), ringbuf.PAGE):
+            memory[at] = 1
+        taken = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+        memory.release()
+    assert taken < 64  # of 512 pages, both views
 
 
 def test_query() -> None:
