@@ -27,7 +27,7 @@ then a moment at 10, 50 and 90 % of it: loss, and latency percentiles.  The sour
 dropped does not come out, so there is no latency of it.
 
 XDP_PASS is counted by a program that reads datagrams, on a CPU of its own; then the goodput of a
-TCP connection through the system.
+TCP connection through the system, and its round trips: a byte there and back.
 
 A source that stalled or could not keep its rate, and neighbours on the machine, are said.
 
@@ -36,8 +36,8 @@ JSON: {"bench": "io", "port", "queues", "seconds", "rounds", "source", "source_c
 [{"action", "systems": {name: {"flood": [{"mpps", "offered_mpps", "taken", "cpu_ns"}],
 "zero_loss_mpps", "is_source", "trials": [[rate, sent, lost, 1 if the source kept the rate]],
 "loads": [{"share", "rate", "sent", "lost", "p50_ns", "p99_ns", "p999_ns", "histogram": {bucket:
-packets}}], "tcp_mbps": [...]}}, "ratios": {"ours/c": [each round]}, "cpu_ratios": {the same of
-cpu_ns}, "complaints": [...]}]}.
+packets}}], "tcp_mbps": [...], "tcp_rr": [{"p50_ns", "p99_ns", "p999_ns"}]}}, "ratios": {"ours/c":
+[each round]}, "cpu_ratios": {the same of cpu_ns}, "complaints": [...]}]}.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from bench.histogram import percentile_ns
 from bench.io_table import PERCENTILES
 from bench.io_table import markdown as markdown
 from bench.noise import Watch
-from bench.passing import Reader, tcp_mbps
+from bench.passing import Reader, tcp_mbps, tcp_round_trips
 from bench.record import Record, interruptible
 from bench.runtime import Runtime
 from bench.samples import machine
@@ -272,9 +272,12 @@ def measure(action: str, plan: Plan) -> Row:
                     found[name]["flood"].append(way.flood(plan.seconds))
                 complaints += [f"{name}, round {number + 1}: {text}" for text in way.complaints]
                 if action == "pass" and wired.sockets is None:
-                    found[name].setdefault("tcp_mbps", []).append(tcp_mbps(
-                        wired.source, wired.node, plan.seconds,
-                        (plan.source_cpus[0], plan.reader_cpu)))
+                    over = (wired.source, wired.node, plan.seconds,
+                            (plan.source_cpus[0], plan.reader_cpu))
+                    found[name].setdefault("tcp_mbps", []).append(tcp_mbps(*over))
+                    trips = tcp_round_trips(*over).histogram
+                    found[name].setdefault("tcp_rr", []).append(
+                        {share: percentile_ns(trips, q) for share, q in PERCENTILES.items()})
     for name in names if plan.search else ():
         with path(name, action, plan) as (way, _):
             with way.watched(plan.cpus):

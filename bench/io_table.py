@@ -40,6 +40,10 @@ def cells(name: str, one: Mapping[str, Any]) -> list[str]:
         row += [_latency(load) for load in one["loads"]]
     if "tcp_mbps" in one:
         row[0] += f", TCP {_spread([mbps / 1000 for mbps in one['tcp_mbps']])} Gbit/s"
+    if "tcp_rr" in one:
+        times = [Spread.of([trips[share] for trips in one["tcp_rr"]]).median
+                 for share in PERCENTILES]
+        row[0] += f", {' '.join(f'{t / 1000:.0f}' for t in times)} us there and back"
     return row
 
 

@@ -1,4 +1,5 @@
-"""Behind the stack: a program that reads datagrams, and TCP through the path (iperf3)."""
+"""Behind the stack: a program that reads datagrams, TCP through the path (iperf3), and its round
+trips."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from bench.source import built
 from tests.nets import End, in_ns, popen_in_ns
 
 PORT = 9  # of the source's datagrams
+_RR_PORT = 10
 
 
 class Reader:
@@ -44,11 +46,30 @@ class Reader:
     def read(self) -> Arrived:
         self._process.send_signal(signal.SIGUSR1)
         assert self._process.stdout is not None
-        said = json.loads(self._process.stdout.readline())
-        counts = [0] * USED
-        for bucket, count in said["histogram"].items():
-            counts[int(bucket)] = count
-        return Arrived(said["packets"], tuple(counts))
+        return _arrived(self._process.stdout.readline())
+
+
+def _arrived(line: str) -> Arrived:
+    said = json.loads(line)
+    counts = [0] * USED
+    for bucket, count in said["histogram"].items():
+        counts[int(bucket)] = count
+    return Arrived(said["packets"], tuple(counts))
+
+
+def tcp_round_trips(client: End, server: End, seconds: float, cpus: tuple[int, int]) -> Arrived:
+    """Of one byte there and back, the next when the last has come (native/tcp_rr)."""
+    binary = built("tcp_rr")
+    listener = popen_in_ns(server.ns, "taskset", "-c", str(cpus[1]), binary, str(_RR_PORT))
+    try:
+        assert listener.stderr is not None
+        if "ready" not in (line := listener.stderr.readline()):
+            raise RuntimeError(line.strip() or "tcp_rr does not listen")
+        return _arrived(in_ns(client.ns, "taskset", "-c", str(cpus[0]), binary, str(_RR_PORT),
+                              server.ip4, str(seconds), timeout_s=seconds + 30).stdout)
+    finally:
+        listener.kill()
+        listener.communicate()
 
 
 def tcp_mbps(client: End, server: End, seconds: float, cpus: tuple[int, int]) -> float:

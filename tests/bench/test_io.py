@@ -25,7 +25,6 @@ needs_c = pytest.mark.skipif(
 needs_dpdk = pytest.mark.skipif(
     find_spec("dpdk._native") is None or not all(map(shutil.which, ("gcc", "dpdk-testpmd"))),
     reason="needs gcc, libdpdk-dev and dpdk-testpmd")
-needs_iperf = pytest.mark.skipif(not shutil.which("iperf3"), reason="needs iperf3")
 
 TURNS = [("drop", name) for name in ("ours", "c", "native")] \
     + [("tx", name) for name in ("ours", "ours-xsk", "c", "native", "generic")] \
