@@ -115,7 +115,8 @@ VERBS = (
         Option("--look-ahead", "fetch what a batch of packets will look up in large maps; auto: "
                "if it is faster, which is tried now and then (auto)",
                choices=("auto", "on", "off"), default="auto"),
-        Option("--cpu", "CPUs the workers are pinned to: a list, auto or none (auto)", "LIST",
+        Option("--cpu", "CPUs the workers are pinned to: a list, none, or auto, near the "
+               "interfaces and a core each (auto)", "LIST",
                options.cpus, "auto"),
         Option("--stack", "the way of XDP_PASS into the kernel's stack: skbs or the kernel's live "
                "frames, which come in by the interface; a TAP, which stands in for it; auto takes "

@@ -1,10 +1,9 @@
-"""The host under a run: are its interfaces still there and up, and which CPUs are free."""
+"""The host under a run: are its interfaces still there and up, and what other runs have of it."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from control.watch import note
 from dataplane import rundir
 from dataplane.port import Port
 from dataplane.takeover import network_namespace
-from xdp_runtime.errors import ConfigError, PortError
+from xdp_runtime.errors import PortError
 
 _SIOCGIFFLAGS, _SIOCGIFMTU, _IFF_UP, _IFF_RUNNING = 0x8913, 0x8921, 0x1, 0x40
 
@@ -54,7 +53,8 @@ class Watchdog:
             if port.ifindex:
                 now = self._look(port)
                 before = self._seen.get(port.ifindex) or replace(
-                    now, name=_name(port), up=True, queues=getattr(port, "channels", now.queues))
+                    now, name=host_name(port), up=True,
+                    queues=getattr(port, "channels", now.queues))
                 self._seen[port.ifindex] = now
                 for text in say_change(before, now, len(port.queues)):
                     note(text)
@@ -69,14 +69,14 @@ class Watchdog:
             flags, = struct.unpack_from("=H", fcntl.ioctl(self._asker, _SIOCGIFFLAGS, request), 16)
             mtu, = struct.unpack_from("=i", fcntl.ioctl(self._asker, _SIOCGIFMTU, request), 16)
         except OSError as error:
-            raise PortError(f"interface {_name(port)}", "was removed during the run, or moved to "
-                            "another network namespace") from error
+            raise PortError(f"interface {host_name(port)}", "was removed during the run, or moved "
+                            "to another network namespace") from error
         from afxdp.interface import channels  # not for `xdpu --help`
         return Condition(name, bool(flags & _IFF_UP), bool(flags & _IFF_RUNNING), mtu,
                          channels(name) if hasattr(port, "channels") else 0)
 
 
-def _name(port: Port) -> str:
+def host_name(port: Port) -> str:
     """Of the interface, where a device of DPDK has another."""
     return getattr(port, "host_name", "") or port.name
 
@@ -124,30 +124,3 @@ def refuse_shared(ifaces: Iterable[str]) -> None:
             if run["namespace"] == here:
                 raise PortError(f"interface {name}", f"run {run['name']} is on it, pid "
                                 f"{run['pid']}", "end that one first")
-
-
-def choose_cpus(wish: str | tuple[int, ...], workers: int,
-                used: Iterable[int]) -> tuple[int, ...] | None:
-    """A CPU for each worker as far as there are enough; None leaves the threads to the kernel.
-
-    Left alone as long as possible: CPUs of other runs, then the first one, where the machine's
-    own work tends to be.
-    """
-    if wish == "none":
-        return None
-    allowed = sorted(os.sched_getaffinity(0))
-    if isinstance(wish, tuple):
-        wrong = [cpu for cpu in wish if cpu not in allowed]
-        if wrong:
-            raise ConfigError(f"--cpu {wrong[0]}", "this process may not run there",
-                              f"it may on {','.join(map(str, allowed))}")
-        return wish[:workers]
-    busy = set(used)
-    order = sorted(allowed, key=lambda cpu: (cpu in busy, cpu == allowed[0], cpu))
-    return tuple(order[:workers])
-
-
-def say_cpus(cpus: tuple[int, ...] | None) -> str:
-    if cpus is None:
-        return "not pinned"
-    return f"on CPU{'s' * (len(cpus) > 1)} {','.join(map(str, cpus))}"

@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from afxdp.mirror import Mirror
-from control import losses, setmap
+from control import cpus, losses, setmap
 from control.changes import Changes
 from control.ending import finish, stop_engine
-from control.host import Watchdog, choose_cpus, refuse_shared, say_cpus, used_cpus
+from control.host import Watchdog, host_name, refuse_shared, used_cpus
 from control.live import Live, say_way_in
 from control.ports import Foreseen, foresee, has_stack, kernel_sees
 from control.progress import Progress
@@ -43,7 +43,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
     with signals.interruptible():
         args.frags, args.metadata = spec.has_frags, asked_by(obj)
         foreseen = foresee(args)
-        choose_cpus(args.cpu, foreseen.workers, ())  # refuses what cannot be
+        cpus.choose(args.cpu, foreseen.workers)  # refuses what cannot be
         image = _compile_ahead(args, obj, spec, foreseen)
     report = None
     try:
@@ -114,7 +114,7 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     for name in args.iface:
         live.open_stack(name, workers)
     signals.check()
-    live.cpus = choose_cpus(args.cpu, workers, used_cpus())
+    live.cpus = cpus.choose(args.cpu, workers, used_cpus(), _devices(live))
     stack = {position: live.stacks[name] for position, name in enumerate(live.ports)
              if name in live.stacks}
     engine = Engine(obj, list(live.ports.values()), program=spec.name, stack=dict(stack),
@@ -136,6 +136,10 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
     live.fib = undo.enter_context(FibMirror(note, lambda: dict(live.stand_ins)))
     live.fib.follow(engine.program.fib)
     return live, engine
+
+
+def _devices(live: Live) -> list[str]:
+    return [host_name(port) for port in live.ports.values()]
 
 
 def mend() -> bool:
@@ -170,7 +174,9 @@ def _announce(args: Namespace, live: Live, engine: Engine, image: link.Image) ->
         how = "redirects to" if live.specs[name].kind == "xsk" else "runs on"
         note(f"{spec.name} of {engine.program.object.name} {how} {port.name}: {port.mode}")
     count = len(engine.workers)
-    note(f"{count} worker{'s' * (count > 1)}, {say_cpus(live.cpus)}, pid {os.getpid()}")
+    note(f"{count} worker{'s' * (count > 1)}, {cpus.say(live.cpus)}, pid {os.getpid()}")
+    for text in cpus.remarks(live.cpus, _devices(live), cpus.Topology.read()):
+        note(text)
     note(f"machine code: {image.origin}")
     for name in live.stacks:
         say_way_in(live, name)
