@@ -49,5 +49,6 @@ def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
         print(summary_text(duration_s, total, ports if args.verbose else {}, losses), end="",
               file=out, flush=True)
     watch.show_aborted()
+    watch.say_missing_ports()
     if total["aborted"] or any(total[name] for name in ABORTED):
         note(describe_aborted(engine))

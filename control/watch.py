@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import select
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -179,10 +180,26 @@ class Watch:
             if advice is not None and (text := advice()) and text not in self._said:
                 self._said.add(text)
                 note(text)
+        self.say_missing_ports()
         invalid = sum(total[name] for name in ABORTED)
         if invalid > self._invalid:
             note(describe_aborted(self.engine))
             self._invalid = invalid
+
+    def say_missing_ports(self) -> None:
+        """Interfaces that redirects name and that are not part of the run, each once."""
+        for number in {worker.no_port for worker in self.engine.workers} - {0}:
+            text = (f"packets redirected to {_interface(number)} are lost: it is not part of this "
+                    "run (--iface, or xdpu port add)")
+            if text not in self._said:
+                self._said.add(text)
+                note(text)
+
+
+def _interface(number: int) -> str:
+    with contextlib.suppress(OSError, OverflowError):
+        return f"interface {number}, {socket.if_indextoname(number)},"
+    return f"interface {number}, which does not exist here,"
 
 
 def sum_up(rates: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -251,6 +251,11 @@ class Worker:
         return int(struct.unpack_from("<Q", self._memory, layout.C_ROUNDS)[0])
 
     @property
+    def no_port(self) -> int:
+        """The interface that a redirect named last and that is not part of the run; 0: none."""
+        return int(struct.unpack_from("<I", self._memory, layout.C_NO_PORT)[0])
+
+    @property
     def running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 

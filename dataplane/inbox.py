@@ -34,6 +34,7 @@ from dataplane.worker_block import (
     C_DONE,
     C_FLOW_TABLE,
     C_INBOX,
+    C_NO_PORT,
     C_PEERS,
     C_POOL,
     C_PROGRAM_MEMORY,
@@ -99,6 +100,7 @@ def _arrived(m: Any) -> Factory:
                 length = m.diff(m.load_ptr(slot, port.DATA_END), data)
                 if m.is_null(other):
                     count_up(counters, stats.REDIRECT_NO_PORT, 1)
+                    m.store_u32(control, C_NO_PORT, target)
                 elif send(m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE), data, length) == 0:
                     count_up(counters, stats.REDIRECT_FULL, 1)
                 else:

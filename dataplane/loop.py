@@ -42,6 +42,7 @@ from dataplane.worker_block import (
     C_HOWS,
     C_INBOX,
     C_LOOK_AHEAD,
+    C_NO_PORT,
     C_POLLFD_COUNT,
     C_POLLFDS,
     C_PROGRAM_MEMORY,
@@ -220,6 +221,7 @@ def _dispose(m: Any) -> Factory:
                 how, target = m.load_u32(hows, i * 8), m.load_u32(slot, port.TARGET)
                 if how != 0:
                     if elsewhere(control, flow, slot, how) == 0:
+                        m.store_u64(slot, port.REDIRECTED, how & st.HOW_KIND)
                         release(kind, q, slot)
                         continue
                     data = m.load_ptr(slot, port.DATA)
@@ -233,6 +235,7 @@ def _dispose(m: Any) -> Factory:
                 other = find(control, target)
                 if m.is_null(other):
                     no_port += 1
+                    m.store_u32(control, C_NO_PORT, target)
                 elif frames != 0 and frames == m.load_u64(other, F_FRAMES):  # no copy
                     if transmit(kind, m.load_ptr(other, F_QUEUE), slot) == 0:
                         redirect_full += 1

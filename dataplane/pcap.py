@@ -21,12 +21,13 @@ from pathlib import Path
 from dataplane import pcap_queue as layout
 from dataplane import pcapng_verdict
 from dataplane.block import SKB_SHARED_INFO_BYTES, Block
+from dataplane.capture_put import WORDS
 from dataplane.pcap_reader import RECEIVE_PCAP, RECEIVE_PCAPNG
 from dataplane.pcap_writer import FLUSH, RELEASE, SEND, TRANSMIT
 from dataplane.pcapfile import complaint, map_file, pcapng_header, read_header
 from dataplane.port import BATCH_MAX, PortKind, PortQueue
 from xdp_runtime.errors import ConfigError, PortError
-from xdp_runtime.state import HEADROOM_BYTES, Verdict
+from xdp_runtime.state import HEADROOM_BYTES
 
 _LOSSES = "rx_too_long", "rx_too_short"
 PCAP = PortKind("pcap", RECEIVE_PCAP, RELEASE, TRANSMIT, SEND, FLUSH, timestamps=True,
@@ -35,7 +36,7 @@ PCAPNG = PortKind("pcapng", RECEIVE_PCAPNG, RELEASE, TRANSMIT, SEND, FLUSH, time
                   losses=_LOSSES)
 
 _OUT_BYTES = 1 << 20
-_COMMENTS = [*(f"XDP_{verdict.name}" for verdict in Verdict), " ifindex ", "sent here"]
+_COMMENTS = [*WORDS, "sent here"]
 _OWN_ORDER = "<" if struct.pack("=H", 1)[0] else ">"
 
 

@@ -26,11 +26,12 @@ INTERFACE_BYTES = 32
 
 # what the writer says of each verdict (pcapng_verdict.py)
 COMMENTS = INTERFACES + INTERFACE_BYTES * MAX_INTERFACES
-COMMENT_COUNT = 7  # the five verdicts, " ifindex ", and what `send` says
-COMMENT_IFINDEX, COMMENT_SENT = 5, 6
+COMMENT_COUNT = 10  # the five verdicts, where a redirect goes by its HOW_*, and what `send` says
+COMMENT_HOW, COMMENT_SENT = 5, 9
 
 # a row a buffer: {pointer, end, u32 verdict + 1, u32 target, u64 timestamp_ns, u64 bytes missing}
 ROWS = COMMENTS + WORD_BYTES * COMMENT_COUNT
 ROW_DATA, ROW_END, ROW_VERDICT, ROW_TARGET, ROW_NS, ROW_MISSING = 0, 8, 16, 20, 24, 32
-ROW_BYTES = 40
+ROW_HOW = 40  # u64, HOW_KIND of a redirect; else what is no such thing
+ROW_BYTES = 48
 QUEUE_BYTES = ROWS + ROW_BYTES * BATCH_MAX

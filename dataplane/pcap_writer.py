@@ -15,7 +15,7 @@ from typing import Any
 
 from dataplane import pcapng_verdict
 from dataplane.pcap_queue import (
-    COMMENT_IFINDEX,
+    COMMENT_HOW,
     COMMENT_SENT,
     COMMENTS,
     LAST_NS,
@@ -31,6 +31,7 @@ from dataplane.pcap_queue import (
     ROW_BYTES,
     ROW_DATA,
     ROW_END,
+    ROW_HOW,
     ROW_MISSING,
     ROW_NS,
     ROW_TARGET,
@@ -44,12 +45,14 @@ from dataplane.port import (
     DATA,
     DATA_END,
     FLUSH_SIGNATURE,
+    REDIRECTED,
     RELEASE_SIGNATURE,
     SEND_SIGNATURE,
     TARGET,
     TRANSMIT_SIGNATURE,
     VERDICT,
 )
+from xdp_runtime.state import HOW_RING
 from xdp_runtime.template import Template
 
 DRAIN_BYTES = 256 << 10
@@ -97,7 +100,7 @@ DRAIN = Template("pcap_drain", _drain, FLUSH_SIGNATURE, inline=False)
 def _block(m: Any) -> Callable[..., Any]:
     drain, write_verdict = m.extern(DRAIN), m.extern(pcapng_verdict.WRITE_VERDICT)
 
-    def pcap_block(q, data, length, original, timestamp_ns, verdict, target):  # type: ignore
+    def pcap_block(q, data, length, original, timestamp_ns, verdict, infix, target):  # type: ignore
         """Append an enhanced packet block -> 1, or count the packet as lost -> 0."""
         if m.load_u64(q, OUT_USED) + length + _OVERHEAD_BYTES > m.load_u64(q, OUT_BYTES):
             drain(q)
@@ -119,7 +122,6 @@ def _block(m: Any) -> Callable[..., Any]:
             m.store_u32(block, 24, original)
         m.copy(m.inside(block, _FIXED_BYTES), data, length)
 
-        infix = COMMENT_IFINDEX if target != 0 else -1
         known = verdict if verdict != COMMENT_SENT else -1
         at = write_verdict(block, at, m.inside(q, COMMENTS), verdict, infix, target, known)
         m.store_u32(block, at, 0)  # the end of the options
@@ -132,7 +134,7 @@ def _block(m: Any) -> Callable[..., Any]:
     return pcap_block
 
 
-BLOCK = Template("pcap_block", _block, "i64(ptr, ptr, i64, i64, i64, i64, i64)",
+BLOCK = Template("pcap_block", _block, "i64(ptr, ptr, i64, i64, i64, i64, i64, i64)",
                  (DRAIN, pcapng_verdict.WRITE_VERDICT), inline=False)
 
 
@@ -143,6 +145,7 @@ def _release(m: Any) -> Callable[..., Any]:
         m.store_ptr(row, ROW_END, m.load_ptr(slot, DATA_END))
         m.store_u32(row, ROW_VERDICT, m.load_u32(slot, VERDICT) + 1)
         m.store_u32(row, ROW_TARGET, m.load_u32(slot, TARGET))
+        m.store_u64(row, ROW_HOW, m.load_u64(slot, REDIRECTED))
         return 0
 
     return pcap_release
@@ -172,7 +175,7 @@ def _send(m: Any) -> Callable[..., Any]:
             now = m.alloca(16)
             m.c_clock_gettime(_CLOCK_REALTIME, now)
             timestamp_ns = m.load_u64(now, 0) * _SECOND_NS + m.load_u64(now, 8)
-        return block(q, data, length, length, timestamp_ns, COMMENT_SENT, 0)
+        return block(q, data, length, length, timestamp_ns, COMMENT_SENT, -1, 0)
 
     return pcap_send
 
@@ -192,13 +195,17 @@ def _write_batch(m: Any) -> Callable[..., Any]:
             m.store_u32(row, ROW_VERDICT, 0)
             data = m.load_ptr(row, ROW_DATA)
             length = m.diff(m.load_ptr(row, ROW_END), data)
-            target = 0
+            infix, target = -1, m.load_u32(row, ROW_TARGET)
             if verdict == 5:  # a redirect, plus one
-                target = m.load_u32(row, ROW_TARGET)
+                how = m.load_u64(row, ROW_HOW)
+                if not m.ule(how, HOW_RING):
+                    how = 0
+                if how != 0 or target != 0:
+                    infix = COMMENT_HOW + how
             if verdict > 5:
                 verdict = 1
             block(q, data, length, length + m.load_u64(row, ROW_MISSING),
-                  m.load_u64(row, ROW_NS), verdict - 1, target)
+                  m.load_u64(row, ROW_NS), verdict - 1, infix, target)
         used = m.load_u64(q, OUT_USED)
         if used >= DRAIN_BYTES or (m.load_u64(q, STOPPED) != 0 and used != 0):
             drain(q)

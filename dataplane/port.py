@@ -60,6 +60,8 @@ DATA_META = 16  # pointer, set by the loop
 HARD_START = 24  # pointer
 FRAME_END = 32  # pointer
 COOKIE = 40  # u64 of the port's own, e.g. the umem address of the frame
+REDIRECTED = 16  # u64 in place of DATA_META, when what was redirected elsewhere than out of an
+# interface is released: state.HOW_KIND of it, so less than any pointer
 VERDICT = 48  # u32, xdp_action, set by the loop before release or transmit
 TARGET = 52  # u32, interface index of a redirect, set by the loop
 RX_TIMESTAMP = 56  # u64, ns: when it was received, 0: unknown; of kinds that say `timestamps`

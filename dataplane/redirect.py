@@ -27,6 +27,7 @@ from dataplane.mesh import HAND_OVER
 from dataplane.ring_put import PUT_PACKET
 from dataplane.second import RUN_SECOND
 from dataplane.worker_block import (
+    C_NO_PORT,
     C_RINGS,
     C_SCRATCH,
     C_WORKER_ID,
@@ -130,6 +131,7 @@ def _broadcast(m: Any) -> Factory:
             other = flow if ifindex == own else find(control, ifindex)
             if m.is_null(other):
                 no_port += 1
+                m.store_u32(control, C_NO_PORT, ifindex)
             elif send(m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE), data, length) == 0:
                 full += 1
             else:
@@ -160,6 +162,7 @@ def _to_socket(m: Any) -> Factory:
         length = m.diff(m.load_ptr(slot, port.DATA_END), data)
         if m.is_null(other):
             count_up(counters, stats.REDIRECT_NO_PORT, 1)
+            m.store_u32(control, C_NO_PORT, SOCKETS_AT + number)
         elif send(m.load_u32(other, F_KIND), m.load_ptr(other, F_QUEUE), data, length) == 0:
             count_up(counters, stats.REDIRECT_FULL, 1)
         else:

@@ -25,6 +25,7 @@ C_BATCH = 32  # ptr, slots
 C_POLLFDS = 40  # ptr, struct pollfd[]
 C_POLLFD_COUNT = 48  # u32
 C_LOOK_AHEAD = 52  # u32, AUTO, ALWAYS or NEVER of scouting.py
+C_NO_PORT = 56  # u32, the interface of the last redirect that had none here, 0: none so far
 C_ROUNDS = 64  # u64, rounds done; stands still in a worker that hangs
 C_WHERE = 72  # u32, what it does at the moment, WHERE
 C_WHERE_FLOW = 76  # u32, and for which of its flows

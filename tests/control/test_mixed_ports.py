@@ -1,7 +1,15 @@
 """Ports of all kinds in one run: every verdict on each, and redirects between every pair of kinds.
 
 Two ports of each kind stand in one namespace; packets say themselves what is to be done with them
-(tests/dataplane/objects/chains.c), come in by the first and are looked for at the second.
+(tests/dataplane/objects/verdicts.c), come in by the first and are looked for at the second.
+
+    from, of each of KINDS      verdict, way                                     to
+    afxdp afpacket tap          REDIRECT by each of WAYS                         each of KINDS
+    dpdk pcap                   REDIRECT to all, to all but where it came from   all nine ports
+                                REDIRECT into a ring (XSKMAP), to a worker       a reader, the stack
+                                TX, DROP, PASS, ABORTED, a verdict that is none
+
+Sockets of other programs, which only take in, are in tests/dataplane/test_xsk_port.py.
 """
 
 from __future__ import annotations
@@ -24,10 +32,10 @@ from scapy.packet import Raw
 
 from control.ports import FILE_IFINDEX
 from dataplane.pcapfile import CapturedPacket, pcap_header, pcap_record, read_packets
+from dataplane.ring import PacketRing
 from dataplane.stats import Stats
 from tests.control.run_xdpu import Run, command, environment, until, xdpu
 from tests.dataplane.pcapng_blocks import blocks, options, packets
-from tests.dataplane.test_chains import OBJECT
 from tests.nets import VethPair, entered, in_ns, namespace
 from xdp_runtime.state import Verdict
 
@@ -39,6 +47,22 @@ KINDS = ("afxdp", "afpacket", "tap", "dpdk", "pcap")
 LIVE = KINDS[:-1]
 TYPE = 0x88B5
 BURST = 5  # packets of each case
+OBJECT = Path(__file__).parents[1] / "dataplane" / "objects" / "verdicts.o"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a packet is redirected: `number` of verdicts.c; `marks`: a program of the entry writes
+    down the interface it saw, "egress" or "ingress"."""
+
+    number: int
+    marks: str = ""
+
+
+WAYS = {"bpf_redirect": Way(0), "devmap": Way(1, "egress"), "devmap_hash": Way(2),
+        "cpumap": Way(5, "ingress")}
+ALL, OTHERS, CPUS, SOCKETS = 3, 4, 5, 6
+WORKER = 0  # the CPUMAP's entry of the only one
 
 
 @dataclass
@@ -67,10 +91,11 @@ def name(kind: str, number: int) -> str:
             "dpdk": f"net_af_packet{number}", "pcap": f"file{number}"}[kind]
 
 
-def frames(label: str, verdict: int, target: int = 0, count: int = BURST) -> list[bytes]:
-    """Each is told apart by its case, and says in the words of chains.c what is to be done."""
+def frames(label: str, verdict: int, way: int = 0, target: int = 0, count: int = BURST,
+           mark: int = 0, then: int = 0) -> list[bytes]:
+    """Each is told apart by its case, and says in the words of verdicts.c what is to be done."""
     return [bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src="02:00:00:00:00:01", type=TYPE)
-                  / Raw(struct.pack("<IIIii", verdict, target, 0, 0, 0)
+                  / Raw(struct.pack("<IIIII", verdict, way, target, mark, then)
                         + f"{label} {number}".encode().ljust(40 + 10 * number, b".")))
             for number in range(count)]
 
@@ -108,9 +133,16 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         ports = [text for n in (0, 1) for text in (
             "--iface", f"afxdp:xdp{n},afpacket:pkt{n},tap:tap{n}",
             "--iface", f"dpdk:net_af_packet{n},iface=dpk{n}")]
+        seconds = [name(kind, 1) for kind in LIVE] + [f"{root}/out.pcapng"]
+        entries = [f"{table}={number}:dev={port}{program}" for table, program in (
+            ("ports", ",prog=stamp"), ("hashed", ""), ("every", ""))
+            for number, port in enumerate(seconds)]
+        entries += [f"every={8 + number}:dev={name(kind, 0)}" for number, kind in enumerate(LIVE)]
+        entries.append(f"cpus={WORKER}:qsize=192,prog=there")
         run = stack.enter_context(Run(
-            near, str(OBJECT), "-n", "linear", *ports, "--iface", f"pcap:out={root}/out.pcapng",
+            near, str(OBJECT), *ports, "--iface", f"pcap:out={root}/out.pcapng",
             "--name", "one", "--promisc", "--trace-aborted", "1000", "-i", "0.1",
+            "--ring", "sample=xsks[0]", *(word for one in entries for word in ("--set-map", one)),
             XDPU_RUNDIR=str(root)))
         started = run.wait_for("start")
         made = Rig(run, root, near)
@@ -149,19 +181,91 @@ def settled(rig: Rig, port: str, received: int) -> dict[str, int]:
     return now if done == now["rx_packets"] == received else {}
 
 
+def order(rig: Rig, label: str, way: str, target: str, ingress: int) -> tuple[
+        list[bytes], list[bytes]]:
+    """Packets that are to come to the second port of `target`, as they are sent and as they
+    arrive."""
+    there, key, then = rig.ifindex[name(target, 1)], KINDS.index(target), 0
+    if way == "bpf_redirect":
+        key = there
+    elif way == "cpumap":
+        key, then = WORKER, there
+    mark = {"": 0, "egress": there, "ingress": ingress}[WAYS[way].marks]
+    sent, wanted = (frames(label, REDIRECT, WAYS[way].number, key, mark=one, then=then)
+                    for one in (0, mark))
+    return sent, wanted
+
+
+def arrived(rig: Rig, kind: str, number: int, label: str, count: int = BURST) -> list[bytes]:
+    """What came out of this port, once there are so many; more is seen as well."""
+    if kind != "pcap":
+        return caught(rig.far[name(kind, number)], label, count)
+    path = rig.root / "out.pcapng"
+    until(lambda: len(in_file(path, label)) >= count, "packets in the file")
+    assert {comment for _, comment in in_file(path, label)} <= {"sent here"}
+    return [data for data, _ in in_file(path, label)]
+
+
 @pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("source", LIVE)
-def test_redirect(rig: Rig, source: str, target: str) -> None:
-    label = f"{source} to {target}"
-    given = frames(label, REDIRECT, rig.ifindex[name(target, 1)])
-    grown = send(rig, source, given)
+def test_redirect(rig: Rig, source: str, way: str, target: str) -> None:
+    label = f"{source} {way} {target}"
+    sent, wanted = order(rig, label, way, target, rig.ifindex[name(source, 0)])
+    grown = send(rig, source, sent)
+    assert arrived(rig, target, 1, label) == wanted
     assert grown["redirect"] == BURST and grown["redirect_no_port"] == grown["redirect_full"] == 0
-    if target == "pcap":
-        path = rig.root / "out.pcapng"
-        until(lambda: len(in_file(path, label)) >= BURST, "packets in the file")
-        assert in_file(path, label) == [(one, "sent here") for one in given]
-    else:
-        assert caught(rig.far[name(target, 1)], label) == given
+
+
+@pytest.mark.parametrize("way", [ALL, OTHERS])
+@pytest.mark.parametrize("source", LIVE)
+def test_to_all(rig: Rig, source: str, way: int) -> None:
+    """BPF_F_BROADCAST; with BPF_F_EXCLUDE_INGRESS not back to where it came from."""
+    label = f"{source} to all {way}"
+    given = frames(label, REDIRECT, way)
+    grown = send(rig, source, given)
+    for kind in KINDS:
+        assert arrived(rig, kind, 1, label) == given, kind
+    for kind in LIVE:
+        back = BURST if kind != source or way == ALL else 0
+        assert arrived(rig, kind, 0, label, back) == given[:back], kind
+    assert grown["broadcast"] == BURST and grown["redirect_no_port"] == 0
+    assert grown["broadcast_copies"] == BURST * (9 if way == ALL else 8)
+
+
+@pytest.mark.parametrize(("target", "what"), [
+    (1, "interface 1, lo,"), (424242, "interface 424242, which does not exist here,")])
+def test_a_target_that_is_not_part_of_the_run(rig: Rig, target: int, what: str) -> None:
+    """Counted, and said once; the run goes on."""
+    grown = send(rig, "afxdp", frames(f"to {target}", REDIRECT, 0, target))
+    assert grown["redirect"] == grown["redirect_no_port"] == BURST
+    line = f"xdpu: packets redirected to {what} are lost: it is not part of this run"
+    until(lambda: rig.run.latest() and line in rig.run.errors, line)
+    assert send(rig, "afxdp", frames(f"and {target}", DROP))["drop"] == BURST
+    assert rig.run.errors.count(line) == 1
+
+
+@pytest.mark.parametrize("source", LIVE)
+def test_into_a_ring(rig: Rig, source: str) -> None:
+    """Read as arrays; this is how packets come to NumPy."""
+    given = frames(f"{source} ring", REDIRECT, SOCKETS)
+    with PacketRing.open(str(rig.root / "one" / "rings" / "sample")) as ring:
+        grown = send(rig, source, given)
+        got = [(batch.port, packet) for batch in ring.batches(0.3) for packet in batch.packets()]
+    assert got == [(name(source, 0), one) for one in given]
+    assert grown["ring_sent"] == BURST and grown["ring_full"] == 0
+
+
+@pytest.mark.parametrize("source", LIVE)
+def test_to_a_worker_and_into_the_stack(rig: Rig, source: str) -> None:
+    given, marked = (frames(f"{source} over", REDIRECT, CPUS, WORKER, mark=mark)
+                     for mark in (0, rig.ifindex[name(source, 0)]))
+    before = rig.counters(name(source, 0))["cpu_pass"]
+    grown = send(rig, source, given)
+    assert grown["cpu_sent"] == BURST and grown["cpu_full"] == 0
+    until(lambda: rig.counters(name(source, 0))["cpu_pass"] == before + BURST, "their passing")
+    if name(source, 0) in rig.near:
+        assert caught(rig.near[name(source, 0)], f"{source} over") == marked
 
 
 def in_file(path: Path, label: str) -> list[tuple[bytes, str]]:
@@ -204,7 +308,7 @@ def test_aborted_is_told(rig: Rig, source: str, verdict: int) -> None:
     assert grown["aborted_program"] == (verdict == ABORTED)
     reason = "a verdict that does not exist (99)" if verdict == 99 else \
         "the program returned XDP_ABORTED"
-    line = (f"program linear, {name(source, 0)}, queue 0, worker 0, {len(given[0])} bytes: "
+    line = (f"program verdicts, {name(source, 0)}, queue 0, worker 0, {len(given[0])} bytes: "
             f"{reason}\n    0000  ff ff ff ff ff ff 02 00  00 00 00 01 88 b5")
     until(lambda: rig.run.latest() and line in rig.run.errors, line)
 
@@ -212,27 +316,38 @@ def test_aborted_is_told(rig: Rig, source: str, verdict: int) -> None:
 def test_a_file_as_source(rig: Rig, tmp_path: Path) -> None:
     """Added while the others run: all verdicts, and redirects to each kind."""
     source, out = tmp_path / "in.pcap", tmp_path / "verdicts.pcapng"
-    cases: dict[str, tuple[int, int]] = {
-        f"pcap to {target}": (REDIRECT, rig.ifindex[name(target, 1)]) for target in KINDS}
-    cases |= {f"pcap {verdict}": (verdict, 0) for verdict in (ABORTED, DROP, PASS, TX, 99)}
-    given = {label: frames(label, *case) for label, case in cases.items()}
+    ingress = FILE_IFINDEX + 9
+    routes = {f"pcap {way} {target}": order(rig, f"pcap {way} {target}", way, target, ingress)
+              for way in WAYS for target in KINDS}
+    given = {label: sent for label, (sent, _) in routes.items()}
+    given |= {f"pcap all {way}": frames(f"pcap all {way}", REDIRECT, way) for way in (ALL, OTHERS)}
+    given |= {f"pcap {verdict}": frames(f"pcap {verdict}", verdict)
+              for verdict in (ABORTED, DROP, PASS, TX, 99)}
     every = [one for some in given.values() for one in some]
     source.write_bytes(pcap_header() + b"".join(
         pcap_record(CapturedPacket(10**18 + n, one, len(one))) for n, one in enumerate(every)))
     done = xdpu("port", "add", "one", f"pcap:{source},out={out}", XDPU_RUNDIR=str(rig.root))
     assert done.returncode == 0 and "pcap file, mapped" in done.stdout, done.stderr
-    for target in LIVE:
-        label = f"pcap to {target}"
-        assert caught(rig.far[name(target, 1)], label) == given[label]
-    path = rig.root / "out.pcapng"
-    until(lambda: len(in_file(path, "pcap to pcap")) >= BURST, "packets in the other file")
+    names = json.loads((rig.root / "one" / "names.json").read_text())["interfaces"]
+    assert names[str(source)] == ingress
+    to_all = [one for way in (ALL, OTHERS) for one in given[f"pcap all {way}"]]
+    for kind in KINDS:  # in one piece: whoever looks for a case passes over the others
+        wanted = [one for way in WAYS for one in routes[f"pcap {way} {kind}"][1]] + to_all
+        assert sorted(arrived(rig, kind, 1, "pcap", len(wanted))) == sorted(wanted), kind
+        if kind != "pcap":
+            assert arrived(rig, kind, 0, "pcap", len(to_all)) == to_all, kind
     until(lambda: rig.counters(str(source))["rx_packets"] == len(every), "the end of the file")
     done = xdpu("port", "remove", "one", str(source), XDPU_RUNDIR=str(rig.root))
     assert done.returncode == 0, done.stderr
-    words = [f"XDP_REDIRECT ifindex {target}" if verdict == REDIRECT else
-             f"XDP_{Verdict(verdict if verdict <= REDIRECT else ABORTED).name}"
-             for verdict, target in cases.values() for _ in range(BURST)]
-    assert [(p.data, p.comment) for p in read_packets(out)] == list(zip(every, words, strict=True))
+    said = [(p.data[30:], p.comment) for p in read_packets(out)]  # behind what programs wrote
+    assert [data for data, _ in said] == [one[30:] for one in every]
+    words = {"bpf_redirect": "ifindex", "devmap": "ifindex", "devmap_hash": "ifindex",
+             "cpumap": "worker", "all": "all of map", **{
+                 str(verdict): f"XDP_{Verdict(verdict if verdict <= REDIRECT else ABORTED).name}"
+                 for verdict in (ABORTED, DROP, PASS, TX, 99)}}
+    verdicts = [words[label.split()[1]] for label in given for _ in range(BURST)]
+    assert [(word, comment) for word, (_, comment) in zip(verdicts, said, strict=True)
+            if word not in comment] == []
 
 
 def test_capture_sees_all_kinds(rig: Rig, tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ def test_a_redirect_to_nowhere_is_counted_and_named(
         capture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["run", f"{EXAMPLES}/redirect.o", "--pcap", str(capture), "--set-map", "peer=0:7"]
     assert cli.main(argv) == 0
-    said = capsys.readouterr().out
+    said, remarks = capsys.readouterr()
     assert "redirect to an interface that is not part of this run" in said
+    assert "xdpu: packets redirected to interface 7" in remarks and "are lost" in remarks
     rows = [line for line in said.splitlines() if line.startswith("Packets lost")]
     assert rows[0].rsplit(":", 1)[1].strip() == "6"
 
