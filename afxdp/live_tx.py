@@ -10,7 +10,7 @@ driver; here it is found out by trying.
     turn:  of PERIOD, the first PROBES go by both ways alternately, with the time taken; the others
            by the way that took less a packet
     While live frames are the faster way and more packets come with each round, up to MOST are
-    collected, as a call is the cheaper the more it takes.
+    collected, as a call is the cheaper the more it takes; so they are when it is tried.
 
 Packets wait in the TX ring, not yet published, so the way is chosen at the last moment; live frames
 are copies, and their chunks go back to the pool.  No packet overtakes another: live frames go only
@@ -164,8 +164,11 @@ def _flush(m: Any) -> Callable[..., Any]:
             if m.sub(published, consumed) & _U32 == 0:
                 waited = m.load_u64(q, LIVE_WAITED)
                 m.store_u64(q, LIVE_WAITED, mine)
-                if m.load_u64(q, LIVE_CHOSEN) != 0 and mine != waited and  \
-                        count < m.load_u64(q, LIVE_MOST):
+                collects = m.load_u64(q, LIVE_CHOSEN)
+                phase = m.load_u64(q, LIVE_TURNS) & (PERIOD - 1)
+                if phase < PROBES and m.load_u64(q, LIVE_ALWAYS) == 0:
+                    collects = phase & 1  # it is tried as it would be used
+                if collects != 0 and mine != waited and count < m.load_u64(q, LIVE_MOST):
                     return refill(q)  # more may come
                 turn(q, count)
                 return refill(q)

@@ -77,7 +77,8 @@ def _capture(args: Namespace, one: RunDir, signals: Signals, out: Output) -> int
     try:
         try:
             recorder.begin()
-            note(f"capturing packets of {args.iface} at {' and '.join(args.at)}, in {out.path}")
+            where = f", in {out.path}" if args.write is not None else ""
+            note(f"capturing packets of {args.iface} at {' and '.join(args.at)}{where}")
             _record(recorder, signals, args.duration)
         finally:
             if not reader.closed and not reader.abandoned:

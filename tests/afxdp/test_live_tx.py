@@ -110,6 +110,28 @@ def test_frames_that_were_received_go_back(wire: VethPair) -> None:
     peer.close()
 
 
+def test_live_frames_are_tried_as_they_are_used(wire: VethPair) -> None:
+    """Many at once: else a way that is the slower for 64 packets would never be taken for 256."""
+    peer = Peer(wire.a)
+    given = numbered(3 * 64, 5)
+    with opened(wire.b, tx="auto") as port, entered(wire.b.ns):
+        driver, queue = Driver(port), port.opened[0]
+
+        def put(at: int) -> tuple[int, int]:
+            for frame in given[at:at + 64]:
+                assert driver.send(frame)
+            driver.flush()
+            return queue.load(rings.LIVE_TURNS), queue.load(rings.LIVE_FRAMES)
+
+        assert put(0) == (1, 0)  # the first turn: by the TX ring, at once
+        assert peer.receive(64) == given[:64]
+        assert put(64) == put(128) == (1, 0)
+        driver.flush()  # no more has come
+        assert queue.load(rings.LIVE_FRAMES) == 128
+        assert peer.receive(128) == given[64:]
+    peer.close()
+
+
 def test_more_is_collected_while_more_comes(wire: VethPair) -> None:
     peer = Peer(wire.a)
     given = numbered(live_tx.MOST + 40, 4)

@@ -78,6 +78,25 @@ def test_redirect_both_ways(shared: bool) -> None:
                 _all_frames_found(group)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_sent_is_the_chunk_that_was_received(shared: bool) -> None:
+    """Descriptor by descriptor: the kernel is told to send from the very address where it put the
+    packet.  Without a common umem packets are copied, to where the sender's copies begin."""
+    with two() as (left, right), ExitStack() as undo:
+        peers = [Peer(left.a), Peer(right.a)]
+        for one in peers:
+            undo.callback(one.close)
+        with forwarding(left, right, Umems(1, 2) if shared else None) as (_, ports):
+            peers[0].send(*frames(100))
+            assert peers[1].receive(100) == list(frames(100))
+            near, far = (port.opened[0] for port in ports)
+            rx, tx = (ring[2][0 : 2 * ring[0] : 2] for ring in (near.ring("rx"), far.ring("tx")))
+            if shared:
+                assert len(tx) >= 100 and set(tx) <= set(rx)
+            else:
+                assert len(tx) >= 100 and not set(tx) & set(rx)
+
+
 def _all_frames_found(ports: list[AfxdpPort]) -> None:
     queues = [port.opened[0] for port in ports]
     deadline = time.monotonic() + 15

@@ -159,7 +159,7 @@ def test_a_line_a_packet(net: VethPair, rundir: str) -> None:
     lines = process.stdout.read().decode().splitlines()
     process.stdout.close()
     process.stdout = None
-    assert ended(process, "capturing packets of one at entry and exit, in standard output",
+    assert ended(process, "capturing packets of one at entry and exit",
                  "4 packets captured, 0 lost") == 0
     heads = [line for line in lines if not line.startswith("    ")]
     assert len(heads) == 4 and len(lines) == 4 * (1 + 7)  # 100 bytes are seven rows

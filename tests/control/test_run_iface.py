@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.nets import VethPair, entered, in_ns, namespace, popen_in_ns
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 PORTS = ["afxdp", "afpacket"]
+LIVES = {"afxdp": (), "afpacket": ("--port", "afpacket"), "live frames": ("--stack", "live")}
 SEED = 20261120
 DATA = random.Random(SEED).randbytes(200_000)
 
@@ -417,11 +419,11 @@ def test_a_queue_that_does_not_exist(net: VethPair) -> None:
 
 # ---- ends ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("port", LIVES)
 @pytest.mark.parametrize("what", ["deleted", "moved", "its peer's namespace"])
 def test_an_interface_that_goes_away_ends_the_run(what: str, port: str) -> None:
     with VethPair(subnet=51) as pair, namespace("elsewhere") as other, \
-            live(pair, "pass", "--port", port) as run:
+            live(pair, "pass", *LIVES[port]) as run:
         run.wait_for("start")
         if what == "deleted":
             in_ns(pair.a.ns, "ip", "link", "del", pair.a.ifname)
@@ -446,9 +448,9 @@ def echoes(run: Run, pair: VethPair) -> None:
     until(lambda: run.total().get("pass", 0) > before, "packets passed")
 
 
-@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("port", LIVES)
 def test_down_and_up_is_survived(port: str) -> None:
-    with VethPair(subnet=54) as net, live(net, "pass", "--port", port) as run:
+    with VethPair(subnet=54) as net, live(net, "pass", *LIVES[port]) as run:
         run.wait_for("start")
         echoes(run, net)
         in_ns(net.b.ns, "ip", "link", "set", net.b.ifname, "down")
@@ -472,9 +474,9 @@ def test_down_and_up_is_survived(port: str) -> None:
         assert net.ping() and state(net.b.ns, net.b.ifname)["xdp"] is None
 
 
-@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("port", LIVES)
 def test_another_name_and_mtu_are_survived(port: str) -> None:
-    with VethPair(subnet=52) as pair, live(pair, "pass", "--port", port) as run:
+    with VethPair(subnet=52) as pair, live(pair, "pass", *LIVES[port]) as run:
         run.wait_for("start")
         old = pair.b.ifname
         in_ns(pair.b.ns, "ip", "link", "set", old, "name", "other0")
@@ -486,6 +488,32 @@ def test_another_name_and_mtu_are_survived(port: str) -> None:
         assert run.end() == 0
         addresses = in_ns(pair.b.ns, "ip", "-o", "addr", "show", "dev", "other0").stdout
         assert pair.b.ip4 in addresses and pair.b.ip6 in addresses
+
+
+def told(run: Run, words: str) -> bool:
+    run.read()
+    return words in run.errors
+
+
+def test_the_life_of_a_tap() -> None:
+    """Down, up, another name and MTU are said and survived; `ip link del` ends the run."""
+    with namespace("tap") as ns, Run(ns, example("drop"), "--port", "tap", "--iface", "t0",
+                                     "-i", "0.1") as run:
+        run.wait_for("start")
+        for what, words in ((("t0", "down"), "interface t0 went down"),
+                            (("t0", "up"), "interface t0 is up again"),
+                            (("t0", "name", "t1"), "interface t0 is called t1 now"),
+                            (("t1", "mtu", "1400"), "the MTU of t1 is 1400 now, was 1500")):
+            in_ns(ns, "ip", "link", "set", *what)
+            until(partial(told, run, words), words)
+        before = run.total()["drop"]
+        with entered(ns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("t1", 0))
+            sock.send(bytes(12) + b"\x88\xb5" + bytes(46))
+        until(lambda: run.total()["drop"] > before, "a packet after all that")
+        in_ns(ns, "ip", "link", "del", "t1")
+        assert run.finish() == 3, run.errors
+        assert "was removed during the run" in run.wait_for("error")["error"]["message"]
 
 
 def test_more_and_fewer_queues_are_survived() -> None:
