@@ -370,6 +370,26 @@ def test_capture_sees_all_kinds(rig: Rig, tmp_path: Path) -> None:
             frames(f"{source} seen", DROP)
 
 
+def test_capture_names_where_redirects_go(rig: Rig) -> None:
+    """In lines, by name; what has none by its number."""
+    process = subprocess.Popen(
+        command("capture", "-i", "one", "-c", "5"), cwd="/", stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, env=environment(XDPU_RUNDIR=str(rig.root)))
+    try:
+        assert process.stderr is not None and "capturing" in process.stderr.readline()
+        for way, target in ((0, rig.ifindex[name("afpacket", 1)]), (0, 424242), (ALL, 0),
+                            (CPUS, WORKER), (SOCKETS, 0)):
+            send(rig, "afxdp", frames("named", REDIRECT, way, target, count=1))
+        said, _ = process.communicate(timeout=20)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+    verdicts = [line.partition(" xdp0:0 ")[2].partition("  ")[0] for line in said.splitlines()]
+    assert verdicts == [f"XDP_REDIRECT {where}" for where in (
+        "pkt1", "ifindex 424242", "all of map 2", "worker 0", "ring sample")]
+
+
 def test_words_for_targets(rig: Rig) -> None:
     """All of them are named for maps of redirects."""
     names = json.loads((rig.root / "one" / "names.json").read_text())["interfaces"]
