@@ -28,7 +28,7 @@ from tests.nets import VethPair, entered, in_ns, namespace, popen_in_ns
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 PORTS = ["afxdp", "afpacket"]
-LIVES = {"afxdp": (), "afpacket": ("--port", "afpacket"), "live frames": ("--stack", "live")}
+LIVES = {"afxdp": (), "afpacket": ("--port", "afpacket"), "by the interface": ("--stack", "auto")}
 SEED = 20261120
 DATA = random.Random(SEED).randbytes(200_000)
 
