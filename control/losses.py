@@ -43,8 +43,8 @@ OF_PORTS = {
     "tx_failed": "to be sent, refused by the kernel",
     "tx_invalid_descs": "to be sent, not as the kernel wants it",
     "tx_live_failed": "to be sent, refused by the kernel as a live frame",
-    "failed": "refused by the kernel as a live frame",
-    "refused": "there was no socket to take it",
+    "failed": "the kernel took no frames",
+    "refused": "not taken there: no socket, no room, or an interface that is down",
 }
 Losses = dict[str, dict[str, int]]  # port -> counter -> packets, those that are not 0
 
