@@ -20,6 +20,7 @@ from xdp_runtime.errors import LoadError
 from xdp_runtime.object import Extern, GlobalKind, MapSpec, Object
 
 SECTION = ".kconfig"
+MAX_BYTES = 1 << 20  # of all variables together
 _TRISTATE = {"n": 0, "y": 1, "m": 2}  # enum libbpf_tristate
 
 
@@ -45,6 +46,9 @@ def read_externs(btf: Btf | None, weak: Mapping[str, bool]) -> tuple[Extern, ...
         at = -(-at // extern.align) * extern.align
         placed.append(replace(extern, offset=at))
         at += extern.size
+        if at > MAX_BYTES:
+            raise LoadError(f"extern {extern.name}", f"makes {SECTION} {at} bytes, which is "
+                            f"absurdly large ({MAX_BYTES} at most)", "declare a shorter array")
     return tuple(placed)
 
 

@@ -258,6 +258,14 @@ def extern(kind: str, size: int) -> Extern:
     return Extern("CONFIG_X", kind, 0, size, False, 1)
 
 
+def test_absurd_kconfig_text_takes_no_memory() -> None:
+    data = (OBJECTS / "kconfig.o").read_bytes()
+    array = re.compile(rb"\x00{3}\x03\x00{4}.{8}(\x08\x00\x00\x00)", re.DOTALL)  # of 8 elements
+    (found,) = array.finditer(data)
+    with pytest.raises(LoadError, match="extern CONFIG_LOCALVERSION: makes .kconfig .* absurdly"):
+        read_object(data[:found.start(1)] + b"\xff" * 4 + data[found.end(1):], "kconfig.o")
+
+
 @pytest.mark.parametrize(("kind", "size", "text", "raw"), [
     ("bool", 1, "y", b"\1"), ("bool", 1, "n", b"\0"), ("tristate", 4, "m", b"\2\0\0\0"),
     ("char", 1, "m", b"m"), ("int", 4, "0x10", b"\x10\0\0\0"), ("int", 2, "65535", b"\xff\xff"),
