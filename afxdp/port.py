@@ -12,7 +12,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
 from typing import Protocol, Self
@@ -32,7 +32,6 @@ from dataplane import napi
 from dataplane.napi import Deferral
 from dataplane.port import PortKind, PortQueue
 from xdp_runtime.errors import ConfigError, PortError
-from xdp_runtime.state import HEADROOM_BYTES
 
 XDP_MODES = ("native", "generic", "auto")
 COPY_MODES = ("auto", "copy", "zero-copy")
@@ -82,7 +81,7 @@ class AfxdpPort:
         self.xdp_mode = program.mode  # native or generic
         self._program, self._member, self._deferral = program, member, deferral
         self._live = live
-        self._gone = self._closed = False
+        self._gone = self._closed = self._said_unfit = False
         self._statistics: dict[str, int] = {}
         self._listener = Listener(self)
 
@@ -186,6 +185,30 @@ class AfxdpPort:
             if self._live is not None:
                 self._live.check()
 
+    def unfit(self, mtu: int) -> str:
+        """What this MTU does to packets, "" if nothing."""
+        shape = self.opened[0].shape
+        if shape.frags or mtu + _LINK_BYTES <= shape.room:
+            return ""
+        mend = "" if shape.frame_size >= 4096 else "--frame-size 4096, or "
+        return "the kernel drops packets longer than the " \
+               f"{shape.room} bytes a frame has room for (rx_dropped): ip link set " \
+               f"dev {self.name} mtu {shape.room - _LINK_BYTES}, or " \
+               f'start anew with {mend}the program in SEC("xdp.frags")'
+
+    def _unfit_advice(self) -> str:
+        """Once the first such packet was dropped."""
+        dropped = self.statistics()["rx_dropped"]
+        if self._said_unfit or not dropped:
+            return ""
+        with suppress(PortError):
+            found = interface.query(interface.name_of(self.ifindex))
+            if self.unfit(found.mtu):
+                self._said_unfit = True
+                return f"{found.name} has dropped {dropped} packets so far, with an MTU of " \
+                       f"{found.mtu}: {self.unfit(found.mtu)}"
+        return ""
+
     def silence(self) -> list[str]:
         """Why it may have received nothing so far."""
         return [] if self._closed else self._listener.explain()
@@ -195,7 +218,8 @@ class AfxdpPort:
         asked now and then."""
         if self._closed:
             return ""
-        return (self._live.said() if self._live is not None else "") or self._listener.advice()
+        return (self._live.said() if self._live is not None else "") or self._unfit_advice() \
+            or self._listener.advice()
 
     def finished(self) -> bool:
         """True once the interface was removed: the kernel then takes the sockets off it."""
@@ -241,7 +265,7 @@ def _finish_checksums(found: Interface, opened: Sequence[Queue]) -> str:
 
 def _check_mtu(found: Interface, shape: Shape) -> None:
     """What a frame does not hold would be dropped by the kernel without a word."""
-    room = shape.frame_size - HEADROOM_BYTES
+    room = shape.room
     if found.mtu + _LINK_BYTES > room:
         raise PortError(found.name, f"its MTU of {found.mtu} makes packets that a frame of "
                         f"{shape.frame_size} bytes has no room for",

@@ -23,6 +23,7 @@ from afxdp.xsk import BindError, Ring, Socket
 from dataplane.port import PortQueue
 from xdp_runtime.bpf_syscall import AS_ROOT
 from xdp_runtime.errors import OutOfMemory, PortError, XdpuError
+from xdp_runtime.state import HEADROOM_BYTES
 
 __all__ = ["BindError", "Queue", "Shape", "open_queue"]
 
@@ -69,6 +70,11 @@ class Shape:
     @property
     def tail(self) -> int:
         return self.layout.tail
+
+    @property
+    def room(self) -> int:
+        """Bytes of the longest packet that one frame holds."""
+        return self.frame_size - HEADROOM_BYTES
 
     @property
     def bind_flags(self) -> int:

@@ -46,7 +46,7 @@ OPTIONS = (
            choices=("auto", "off"), default="auto"),
     Option("--filter", "packets to take, such as 'tcp port 80', 'not (icmp or src 10.0.0.0/8)' or "
            "'map:vips:dst,dport' (keys of the object's map); all others go to the stack untouched",
-           "EXPRESSION", default=""),
+           "EXPRESSION"),
     Option("--setup-socket", "of an xdpu setup, which then does all that needs privileges", "PATH",
            default=""),
 )
@@ -62,18 +62,18 @@ def check(args: Namespace) -> None:
         if given:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ConfigError(names, f"{'goes' if len(given) == 1 else 'go'} with --port afxdp")
-    if args.filter:
+    if args.filter is not None:
         from afxdp.filter import parse
-        parse(args.filter)
+        parse(args.filter)  # also an empty one, such as a variable that has no value
     if args.setup_socket:
         _check_setup(args)
     if args.busy_poll_budget:
         args.busy_poll = True
 
 
-def shapes(text: str, obj: Object) -> dict[str, KeyShape]:
+def shapes(text: str | None, obj: Object) -> dict[str, KeyShape]:
     """How packets' keys are made for the maps that a filter asks.  Raises ConfigError."""
-    if "map:" not in text:
+    if text is None or "map:" not in text:
         return {}
     from afxdp import filter as packet_filter
     from afxdp import map_filter
@@ -120,7 +120,7 @@ def open_port(args: Namespace, name: str) -> AfxdpPort:
     wishes = {"mode": args.mode, "copy_mode": args.copy_mode, "frame_size": args.frame_size,
               "ring_size": args.ring_size, "need_wakeup": args.need_wakeup == "on",
               "promisc": args.promisc, "unaligned": args.unaligned, "frames": args.frames,
-              "busy_poll": args.busy_poll_budget, "wanted": args.filter, "frags": args.frags,
+              "busy_poll": args.busy_poll_budget, "wanted": args.filter or "", "frags": args.frags,
               "shapes": args.shapes, "hints": asks(args), "checksums": args.checksums}
     if args.setup is not None:
         shared = args.umems is not None

@@ -36,11 +36,13 @@ class Watchdog:
     """Of the interfaces that `ports` are on at the time, in this network namespace.
 
     What a run survives is said when it happens: down and up, another name, another MTU, more or
-    fewer queues.  What it does not is raised.
+    fewer queues.  What it does not is raised.  `unfit` says what an MTU does to a port that was not
+    opened for it.
     """
 
-    def __init__(self, ports: Callable[[], Sequence[Port]]) -> None:
-        self._ports = ports
+    def __init__(self, ports: Callable[[], Sequence[Port]],
+                 unfit: Callable[[Port, int], Iterable[str]] = lambda port, mtu: ()) -> None:
+        self._ports, self._unfit = ports, unfit
         self._asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._seen: dict[int, Condition] = {}
 
@@ -52,12 +54,13 @@ class Watchdog:
                 check()
             if port.ifindex:
                 now = self._look(port)
-                before = self._seen.get(port.ifindex) or replace(
-                    now, name=host_name(port), up=True,
-                    queues=getattr(port, "channels", now.queues))
+                before = self._seen.get(port.ifindex) or _opened(port, now)
                 self._seen[port.ifindex] = now
                 for text in say_change(before, now, len(port.queues)):
                     note(text)
+                if now.mtu > before.mtu:
+                    for text in self._unfit(port, now.mtu):
+                        note(f"{now.name}: {text}")
 
     def has_carrier(self, port: Port) -> bool:
         return self._look(port).carrier
@@ -74,6 +77,14 @@ class Watchdog:
         from afxdp.interface import channels  # not for `xdpu --help`
         return Condition(name, bool(flags & _IFF_UP), bool(flags & _IFF_RUNNING), mtu,
                          channels(name) if hasattr(port, "channels") else 0)
+
+
+def _opened(port: Port, now: Condition) -> Condition:
+    """As it was when the port was opened, as far as that knows."""
+    if not hasattr(port, "channels"):
+        return replace(now, name=host_name(port), up=True)
+    return replace(now, name=host_name(port), up=True, queues=port.channels,
+                   mtu=port.mtu)  # type: ignore[attr-defined]
 
 
 def host_name(port: Port) -> str:

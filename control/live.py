@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -58,6 +59,15 @@ class Live:
         found = [port for name in self.ports if self.specs[name].of_host
                  for port in (self.ports[name], self.stacks.get(name)) if port is not None]
         return found + [port for port in self.ports.values() if getattr(port, "host_name", "")]
+
+    def unfit(self, port: Port, mtu: int) -> Iterator[str]:
+        """What an MTU does to packets of a port, or on their way into the stack, that were not
+        opened for it."""
+        name = next((name for name, one in self.ports.items() if one is port), "")
+        for one in (port, self.stacks.get(name)):
+            say: Callable[[int], str] | None = getattr(one, "unfit", None)
+            if name and say is not None and (text := say(mtu)):
+                yield text
 
     @property
     def specs(self) -> dict[str, PortSpec]:

@@ -30,7 +30,7 @@ ABORTED = {
     "cpu_aborted": "by the program of a cpumap's entry",
 }
 OF_PORTS = {
-    "rx_dropped": "not received, no room for it",
+    "rx_dropped": "not received, no room for it, or longer than a frame",
     "rx_ring_full": "not received, the receive ring was full",
     "rx_truncated": "not received, larger than the ring's frames",
     "rx_too_long": "not received, too long",

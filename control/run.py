@@ -62,10 +62,9 @@ def check_options(args: Namespace) -> None:
         args.busy_poll = True  # DPDK's devices wake nobody
     elif args.dpdk_args:
         raise ConfigError("--dpdk-args", "goes with --port dpdk:DEVICE")
-    if args.ports:
-        if args.out is not None:
-            raise ConfigError("--out", "goes with --pcap", "xdpu capture records interfaces")
-        afxdp_options.check(args)
+    if args.ports and args.out is not None:
+        raise ConfigError("--out", "goes with --pcap", "xdpu capture records interfaces")
+    afxdp_options.check(args)
 
 
 def _run_files(args: Namespace, obj: Any, program: str, signals: Signals) -> int:

@@ -49,7 +49,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
     try:
         with ExitStack() as undo:
             live, engine = _set_up(args, obj, spec, signals, undo)
-            dog = Watchdog(lambda: live.watched)
+            dog = Watchdog(lambda: live.watched, live.unfit)
             changes = Changes(live, engine)
             server = undo.enter_context(ControlServer(live.run_dir.path, changes, signals.wake))
             watch = Watch(engine, lambda: live.every, signals,

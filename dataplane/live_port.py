@@ -17,7 +17,7 @@ from typing import Any
 
 from dataplane import injector
 from dataplane.injector import BATCH, INTO_STACK, Aim, Injector
-from dataplane.live_frames import APPEND, AREA, OWN, PUSH, TAIL, LiveFrames
+from dataplane.live_frames import APPEND, AREA, OWN, PUSH, TAIL, LiveFrames, longest
 from dataplane.port import (
     DATA,
     DATA_END,
@@ -152,6 +152,14 @@ class LivePort:
         if not self._frames.closed:
             self._completed = sum(q.get(_COMPLETED) for q in self._frames.blocks)
         return self._frames.statistics() | {"completed": self._completed}
+
+    def unfit(self, mtu: int) -> str:
+        """What a larger MTU than that it was opened with does to frames."""
+        if longest(mtu) <= longest(self.mtu):
+            return ""
+        return f"XDP_PASS of packets longer than {longest(self.mtu)} bytes is refused " \
+               "(pass_full, too_long), as the run made room for its MTU at the start: take the " \
+               "interface anew (xdpu port remove, port add)"
 
     def last_error(self) -> str:
         return self._frames.last_error()

@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,35 @@ def test_no_such_queue(wire: VethPair) -> None:
     assert refuses(wire.a, queues=[0, 1]).startswith(
         "queue 1 of IFACE: the interface has 1 receive queues, numbered from 0")
     untouched(wire.a)
+
+
+def test_channels_are_read_again_once_xdp_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that has fewer queues then: all of those are taken, and no other is asked for."""
+    with VethPair(queues=2) as wire:
+        real, attached = interface.query, redirect_program.attach
+        there = [2]
+        monkeypatch.setattr(interface, "query", lambda name: replace(real(name),
+                                                                     channels=there[0]))
+
+        def fewer(*args: Any) -> Any:
+            there[0] = 1
+            return attached(*args)
+
+        monkeypatch.setattr(redirect_program, "attach", fewer)
+        with opened(wire.a) as port:
+            assert [queue.index for queue in port.queues] == [0] and port.channels == 1
+
+
+def test_busy_polling_is_asked_of_the_socket(wire: VethPair) -> None:
+    """SO_BUSY_POLL and SO_PREFER_BUSY_POLL, and only where it was asked; the kernel does not say
+    what SO_BUSY_POLL_BUDGET it was given."""
+    for budget, expected in ((16, (20, 1)), (0, (0, 0))):
+        with opened(wire.a, busy_poll=budget) as port, \
+                socket.socket(xsk.AF_XDP, socket.SOCK_RAW, 0,
+                              os.dup(port.queues[0].poll_fd)) as sock:
+            found = tuple(sock.getsockopt(socket.SOL_SOCKET, one) for one in (46, 69))
+            assert found == expected
+            assert ("busy polling, 16 packets a call" in port.mode) == bool(budget)
 
 
 def test_no_native_xdp_no_zero_copy(wire: VethPair) -> None:

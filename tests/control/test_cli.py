@@ -133,6 +133,11 @@ USAGE = [
      "--mode: goes with --port afxdp"),
     (["run", DROP, "--iface", "lo", "--port", "tap", "--unaligned", "--busy-poll=8"],
      "--busy-poll-budget and --unaligned: go with --port afxdp"),
+    (["run", DROP, "--pcap", "in.pcap", "--filter", "tcp", "--copy-mode", "zero-copy"],
+     "--copy-mode and --filter: go with --port afxdp"),
+    (["run", DROP, "--iface", "lo", "--filter", ""],
+     "--filter '': its end comes too early (such as: tcp port 80, or: not (icmp or src "
+     "10.0.0.0/8))"),
     (["run", DROP, "--iface", "lo", "--busy-poll=0"],
      "--busy-poll-budget: '0' is not a number from 1 to 65535 (see: xdpu run --help)"),
     (["prog", "run", DROP, "--data-in", "hex:0g"],

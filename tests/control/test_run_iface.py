@@ -516,6 +516,28 @@ def test_the_life_of_a_tap() -> None:
         assert "was removed during the run" in run.wait_for("error")["error"]["message"]
 
 
+def test_an_mtu_that_frames_do_not_hold() -> None:
+    """Said when it is set, and again with how many packets the kernel has dropped."""
+    with VethPair(subnet=62) as pair, live(
+            pair, "pass", "--frame-size", "2048", "--stack", "auto") as run:
+        run.wait_for("start")
+        for end in (pair.a, pair.b):
+            in_ns(end.ns, "ip", "link", "set", end.ifname, "mtu", "3000")
+        until(lambda: run.latest() and "is 3000 now, was 1500" in run.errors, "a word of it")
+        said = "the kernel drops packets longer than the 1792 bytes a frame has room for " \
+            f"(rx_dropped): ip link set dev {pair.b.ifname} mtu 1774, or start anew with " \
+            '--frame-size 4096, or the program in SEC("xdp.frags")'
+        until(lambda: run.latest() and said in run.errors, "what it does")
+        until(lambda: run.latest() and "packets longer than 1522 bytes is refused" in run.errors,
+              "what it does to XDP_PASS")
+        in_ns(pair.a.ns, "ping", "-q", "-c3", "-i", "0.01", "-W", "1", "-M", "do", "-s", "2800",
+              pair.b.ip4, check=False)
+        until(lambda: run.latest() and f"{pair.b.ifname} has dropped " in run.errors, "how many")
+        assert ping(pair, pair.b.ip4)
+        assert run.end() == 0
+        assert run.wait_for("summary")["ports"][pair.b.ifname]["rx_dropped"] == 3
+
+
 def test_more_and_fewer_queues_are_survived() -> None:
     """The kernel refuses to take away a queue that has a socket."""
     with VethPair(subnet=53, queues=3) as pair:
