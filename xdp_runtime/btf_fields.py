@@ -17,6 +17,9 @@ SPIN_LOCK, TIMER = "bpf_spin_lock", "bpf_timer"
 _SPECIAL = frozenset({
     SPIN_LOCK, TIMER, "bpf_res_spin_lock", "bpf_wq", "bpf_task_work", "bpf_list_head",
     "bpf_list_node", "bpf_rb_root", "bpf_rb_node", "bpf_refcount"})
+# what programs do with these are functions of the kernel that no program has here
+_WITHOUT_FUNCTIONS = frozenset({"bpf_res_spin_lock", "bpf_wq", "bpf_task_work", "bpf_list_head",
+                                "bpf_rb_root", "bpf_refcount"})
 _OBJECT_TAGS = frozenset({"kptr", "kptr_untrusted", "percpu_kptr", "uptr"})
 _MAX_DEPTH, _MAX_FIELDS = 4, 64
 
@@ -48,6 +51,11 @@ def lock_offset(btf: Btf, spec: MapSpec) -> int:
 def timer_offset(btf: Btf, spec: MapSpec) -> int:
     """Where the values' struct bpf_timer is, -1 if they have none."""
     return next((f.offset for f in special_fields(btf, spec) if f.name == TIMER), -1)
+
+
+def unsupported_field(btf: Btf, spec: MapSpec) -> str | None:
+    """The struct in the values that only functions of the kernel could make use of."""
+    return next((f.name for f in special_fields(btf, spec) if f.name in _WITHOUT_FUNCTIONS), None)
 
 
 def object_pointer(btf: Btf, type_id: int, depth: int = 0) -> str | None:

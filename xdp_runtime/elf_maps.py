@@ -13,7 +13,12 @@ from typing import Any
 from xdp_runtime import btf as bt
 from xdp_runtime.arena import PAGE_BYTES
 from xdp_runtime.btf import Btf
-from xdp_runtime.btf_fields import lock_offset, object_pointer, timer_offset
+from xdp_runtime.btf_fields import (
+    lock_offset,
+    object_pointer,
+    timer_offset,
+    unsupported_field,
+)
 from xdp_runtime.elf_file import MAX_SECTION_BYTES, ElfFile, Reloc, Section, SymbolKind
 from xdp_runtime.errors import LoadError
 from xdp_runtime.kconfig import kconfig_map, read_externs
@@ -222,6 +227,10 @@ def _parse_definition(btf: Btf, type_id: int, name: str, where: str,
         raise LoadError(where, "its values hold a pointer to an object of the kernel "
                         f"({member_name}), and there are none in user space",
                         "keep a number or a copy instead")
+    if struct_name := unsupported_field(btf, spec):
+        raise LoadError(where, f"its values hold a struct {struct_name}, whose functions there are "
+                        "only in the kernel", "of such fields there are bpf_spin_lock and "
+                        "bpf_timer here")
     return replace(spec, lock_at=lock_offset(btf, spec),
                    timer_at=timer_offset(btf, spec)), values_offset
 

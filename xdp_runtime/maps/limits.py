@@ -98,6 +98,8 @@ def refusal(spec: MapSpec) -> tuple[int, str] | None:
         return errno.EINVAL, "it can be neither read nor written by user space"
     if spec.flags & _PROGRAM == _PROGRAM:
         return errno.EINVAL, "it can be neither read nor written by programs"
+    if spec.flags & MapFlag.NO_COMMON_LRU and spec.flags & _NUMA:
+        return errno.EINVAL, "a share for each worker (BPF_F_NO_COMMON_LRU) has no one NUMA node"
     if spec.flags & _PROGRAM and (spec.lock_at >= 0 or spec.timer_at >= 0):
         return errno.EACCES, "programs have to read and write values with a lock or a timer"
     if spec.map_extra and spec.type not in (MapType.BLOOM_FILTER, MapType.ARENA):

@@ -178,3 +178,28 @@ def test_pointers_to_kernel_objects_are_refused() -> None:
         read_object(Path(__file__).with_name("kptr.o"))
 
 
+def named(tag: str, field: str) -> bytes:
+    """The object with other names in place of its longest ones."""
+    raw = Path(__file__).with_name("special.o").read_bytes()
+    for was, name in ((b"kptr_untrusted\0", tag), (b"bpf_res_spin_lock\0", field)):
+        assert raw.count(was) == 1
+        raw = raw.replace(was, name.encode().ljust(len(was), b"\0"))
+    return raw
+
+
+@pytest.mark.parametrize("tag", ["kptr", "kptr_untrusted", "percpu_kptr", "uptr"])
+def test_pointers_by_every_tag_are_refused(tag: str) -> None:
+    with pytest.raises(LoadError, match=r"map pointers: .* object of the kernel \(task\)"):
+        read_object(named(tag, "plain"))
+
+
+@pytest.mark.parametrize("field", ["bpf_res_spin_lock", "bpf_wq", "bpf_task_work", "bpf_list_head",
+                                   "bpf_rb_root", "bpf_refcount"])
+def test_fields_without_functions_are_refused(field: str) -> None:
+    with pytest.raises(LoadError, match=f"map fields: its values hold a struct {field}, whose"):
+        read_object(named("other", field))
+
+
+def test_other_tags_and_structs_are_nothing_special() -> None:
+    with load(read_object(named("other", "plain"))) as program:
+        assert program.run(bytes(64)).retval == 1

@@ -25,7 +25,8 @@ SIZES = [0, 1, 3, 4, 5, 8, 12, 13, 256, 260, 261, 512, 513, 4096, 32760, 32769, 
 FLAG_SETS = [1 << bit for bit in range(32)] + [
     MapFlag.RDONLY | MapFlag.WRONLY, MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG,
     MapFlag.RDONLY | MapFlag.WRONLY_PROG, MapFlag.NO_PREALLOC | MapFlag.ZERO_SEED,
-    MapFlag.NO_COMMON_LRU | MapFlag.ZERO_SEED, MapFlag.MMAPABLE | MapFlag.INNER_MAP]
+    MapFlag.NO_COMMON_LRU | MapFlag.ZERO_SEED, MapFlag.NO_COMMON_LRU | MapFlag.NUMA_NODE,
+    MapFlag.MMAPABLE | MapFlag.INNER_MAP]
 
 
 def plain(kind: MapType) -> MapSpec:
