@@ -202,6 +202,7 @@ VERBS = (
         "as 10 0 0 1 or 0x0a 0 0 1, or the word hex and pairs of digits.")
       for verb, text, words in (
         ("show", "List the maps of runs.", "[MAP]"),
+        ("list", "The same.", "[MAP]"),
         ("dump", "Print all entries of a map.", "MAP"),
         ("lookup", "Print the value of a key.", "MAP key DATA"),
         ("getnext", "Print the key behind a key, or the first.", "MAP [key DATA]"),

@@ -142,6 +142,9 @@ def run_show(args: Namespace) -> int:
     return 0
 
 
+run_list = run_show
+
+
 def _describe(run: str, path: Path, one: Map) -> dict[str, Any]:
     spec, status = one.spec, path.stat()
     row: dict[str, Any] = {

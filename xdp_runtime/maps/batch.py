@@ -17,8 +17,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xdp_runtime import btf as bt
 from xdp_runtime.maps import batch_loops, limits, type_name
+from xdp_runtime.maps.dtype import dtype_of
 from xdp_runtime.maps.family import BPF_F_LOCK, round_up
 from xdp_runtime.maps.timed import TIMER_BYTES
 from xdp_runtime.maps.typed import BtfCodec
@@ -30,32 +30,6 @@ if TYPE_CHECKING:
 _COUNT_MIN = 256  # entries to make room for at first
 _BUCKET_BYTES = 4  # of a hash's token
 _OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
-
-
-def dtype_of(btf: bt.Btf, type_id: int) -> Any:
-    """The NumPy type of a BTF type; what has none (unions, bit fields) is raw bytes."""
-    import numpy as np
-
-    one = btf.type(btf.resolve(type_id))
-    match one:
-        case bt.Int(size=size) if size in (1, 2, 4, 8):
-            return np.dtype(f"<{'i' if one.signed else 'u'}{size}")
-        case bt.Float(size=size) if size in (4, 8):
-            return np.dtype(f"<f{size}")
-        case bt.EnumType(size=size):
-            return np.dtype(f"<{'i' if one.signed else 'u'}{size}")
-        case bt.Ptr():
-            return np.dtype("<u8")
-        case bt.Array(element, _, count):
-            return np.dtype((dtype_of(btf, element), (count,)))
-        case bt.Struct(size=size) if all(m.name and m.bit_offset % 8 == 0 and not m.bit_size
-                                         for m in one.members) and one.members:
-            return np.dtype({"names": [m.name for m in one.members],
-                             "formats": [dtype_of(btf, m.type) for m in one.members],
-                             "offsets": [m.bit_offset // 8 for m in one.members],
-                             "itemsize": size})
-        case _:
-            return np.dtype(f"V{btf.size_of(type_id)}")
 
 
 def dtypes(one: Map) -> tuple[Any, Any]:

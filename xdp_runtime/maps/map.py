@@ -436,6 +436,13 @@ class Map:
             if value is not None:
                 yield key, value
 
+    def values(self) -> Iterator[Value]:
+        return (value for _, value in self.items())
+
+    def get(self, key: bytes, default: Any = None) -> Any:
+        value = self.lookup(key)
+        return default if value is None else value
+
     # --- maps of maps ---------------------------------------------------------------------------
 
     def set_inner(self, key: bytes, inner: Map, flags: int = BPF_ANY) -> None:

@@ -53,7 +53,8 @@ class BtfCodec:
 
 
 class TypedMap:
-    """Like Map; the value of a per-CPU map is a list, one a worker."""
+    """A mapping of keys and values as btf_values.py has them; of a per-CPU map a value is a list,
+    one a worker.  Errors are those of Map."""
 
     def __init__(self, raw: Map, codec: Codec) -> None:
         self.raw, self.codec = raw, codec
@@ -84,6 +85,13 @@ class TypedMap:
     def items(self) -> Iterator[tuple[Any, Any]]:
         return ((self.codec.decode_key(key), self._decode(value))
                 for key, value in self.raw.items())
+
+    def values(self) -> Iterator[Any]:
+        return (value for _, value in self.items())
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        value = self.lookup(key)
+        return default if value is None else value
 
     def __iter__(self) -> Iterator[Any]:
         return self.keys()
