@@ -21,7 +21,7 @@ from xdp_runtime.maps.ringbuf import PerfEventArrayFamily, RingbufFamily
 from xdp_runtime.maps.stack_trace import StackTraceFamily
 from xdp_runtime.maps.timed import timed
 from xdp_runtime.maps.user_ringbuf import UserRingbufFamily
-from xdp_runtime.object import MapSpec, MapType
+from xdp_runtime.object import MapFlag, MapSpec, MapType
 
 FAMILIES: Mapping[int, Family] = {
     MapType.HASH: HashFamily(),
@@ -55,6 +55,14 @@ LOCKED: Mapping[int, Family] = {  # with a spin lock in their values
 }
 
 
+# of BPF_F_NO_COMMON_LRU, so that no other LRU map's code has what makes shares
+SHARED: Mapping[int, Family] = {
+    MapType.LRU_HASH: LruHashFamily(shared=True),
+    MapType.LRU_PERCPU_HASH: PerCpuHashFamily(lru=True, shared=True),
+}
+LOCKED_SHARED: Mapping[int, Family] = {MapType.LRU_HASH: LockedLruHashFamily(shared=True)}
+
+
 def type_name(number: int) -> str:
     """BPF_MAP_TYPE_* without the prefix, or "unknown"."""
     return MapType(number).name if number in set(MapType) else "unknown"
@@ -62,7 +70,10 @@ def type_name(number: int) -> str:
 
 def family_of(spec: MapSpec) -> Family:
     """The family of this map's type.  Raises LoadError for a type not supported."""
-    family = (FAMILIES if spec.lock_at < 0 else LOCKED).get(spec.type)
+    plain, shared = (FAMILIES, SHARED) if spec.lock_at < 0 else (LOCKED, LOCKED_SHARED)
+    family = plain.get(spec.type)
+    if spec.flags & MapFlag.NO_COMMON_LRU:
+        family = shared.get(spec.type, family)
     if family is None and spec.type in FAMILIES:
         raise LoadError(f"map {spec.name}", f"values of map type {type_name(spec.type)} cannot "
                         "have a spin lock", "the kernel refuses such a map, too")

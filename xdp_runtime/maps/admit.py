@@ -20,7 +20,7 @@ from typing import Any
 from xdp_runtime.maps.family import EEXIST, ENOENT, ENOMEM
 from xdp_runtime.maps.hash_table import LOCK_TABLE, MATCH, NEXT
 from xdp_runtime.maps.lock import UNLOCK
-from xdp_runtime.maps.pool import COUNT, PREPARE_ONE, READY, SHARES_AT
+from xdp_runtime.maps.pool import COUNT, PREPARE_ONE, READY
 from xdp_runtime.maps.shard import ALLOWED, CAPACITY, START
 from xdp_runtime.template import Template
 
@@ -48,7 +48,7 @@ SEARCH = Template("hash_search", _search, "i64(ptr, ptr, ptr, i64, i64)", (MATCH
 
 
 def make_admit(name: str, room: Template, in_place: bool, shared: bool) -> Template:
-    """`in_place`: an update of what exists takes no element; `shared`: workers may have shares."""
+    """`in_place`: an update of what exists takes no element; `shared`: workers have shares."""
 
     def factory(m: Any) -> Factory:
         lock, unlock, search = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(SEARCH)
@@ -79,7 +79,7 @@ def make_admit(name: str, room: Template, in_place: bool, shared: bool) -> Templ
                     if m.load_u32(shard, COUNT) >= m.load_u32(shard, ALLOWED):
                         result = make_room(head, shard, buckets, elements, stride, mask, key_size,
                                            max_entries, places, index, worker, 0)
-                elif shared and m.load_u32(head, SHARES_AT) != 0:
+                elif shared:
                     result = make_room(head, shard, buckets, elements, stride, mask, key_size,
                                        max_entries, places, index, worker, old)
                 if result == AGAIN:

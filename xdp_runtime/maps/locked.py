@@ -33,7 +33,7 @@ from xdp_runtime.maps.family import (
 from xdp_runtime.maps.hash import LEADING, LOOKUP, READ, UPDATE, HashFamily, make_take
 from xdp_runtime.maps.hash_table import HASH_OF, LOCK_TABLE
 from xdp_runtime.maps.lock import LOCK, LOCKED, UNLOCK, Factory
-from xdp_runtime.maps.lru import LRU_UPDATE, LruHashFamily
+from xdp_runtime.maps.lru import LRU_SHARED_UPDATE, LRU_UPDATE, LruHashFamily
 from xdp_runtime.maps.shard import SHARD
 from xdp_runtime.object import MapSpec
 from xdp_runtime.template import Template
@@ -259,6 +259,10 @@ HASH_READ_LOCKED = Template("locked_hash_read_locked", _hash_read_locked,
 HASH_TAKE = make_take("locked_hash_take", UNDER)
 
 
+LOCKED_LRU_UPDATE = _hash_update("locked_lru_update", LRU_UPDATE)
+LOCKED_SHARED_UPDATE = _hash_update("locked_lru_shared_update", LRU_SHARED_UPDATE)
+
+
 class LockedHashFamily(HashFamily):
     """HASH with a lock in its values."""
 
@@ -275,10 +279,10 @@ class LockedHashFamily(HashFamily):
 class LockedLruHashFamily(LruHashFamily):
     """LRU_HASH with a lock in its values."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, shared: bool = False) -> None:
+        super().__init__(shared)
         self.operations = {
-            **self.operations, "update": _hash_update("locked_lru_update", LRU_UPDATE),
+            **self.operations, "update": LOCKED_SHARED_UPDATE if shared else LOCKED_LRU_UPDATE,
             "read": HASH_READ, "read_locked": HASH_READ_LOCKED, "take": HASH_TAKE}
 
     def parameters(self, spec: MapSpec, workers: int) -> tuple[str | int, ...]:

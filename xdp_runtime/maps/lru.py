@@ -36,7 +36,7 @@ from xdp_runtime.maps.hash_table import (
     Factory,
 )
 from xdp_runtime.maps.lock import UNLOCK
-from xdp_runtime.maps.pool import COUNT, FRESH, GIVE_ONE, LIVE, SHARES_AT
+from xdp_runtime.maps.pool import COUNT, FRESH, GIVE_ONE, LIVE
 from xdp_runtime.maps.shard import CAPACITY, GIVE_BACK, GROW, LEFT, SCARCE, START
 from xdp_runtime.maps.share import SCANS, SHARE_ROOM
 from xdp_runtime.maps.walk import HASH_WALK
@@ -90,18 +90,10 @@ def _room(m: Any) -> Factory:
     grow, sweep, unlock = m.extern(GROW), m.extern(SWEEP), m.extern(UNLOCK)
     evict, lock, give_back = m.extern(EVICT), m.extern(LOCK_TABLE), m.extern(GIVE_BACK)
 
-    share_room = m.extern(SHARE_ROOM)
-
     def lru_room(  # type: ignore
         head, shard, buckets, elements, stride, mask, key_size, max_entries, places, index, worker,
         old
     ):
-        if m.load_u32(head, SHARES_AT) != 0:
-            share = share_room(head, shard, buckets, elements, stride, mask, key_size, places,
-                               index, worker, old)
-            if share >= 0 and old == 0 and m.load_u32(shard, COUNT) == m.load_u32(shard, CAPACITY):
-                share |= evict(head, shard, buckets, elements, stride, mask, places, index)
-            return share
         if grow(head, shard) != 0:
             return 0
         if m.load_u32(shard, COUNT) == m.load_u32(shard, CAPACITY):
@@ -133,20 +125,40 @@ def _room(m: Any) -> Factory:
     return lru_room
 
 
+def _shared_room(m: Any) -> Factory:
+    share_room, evict = m.extern(SHARE_ROOM), m.extern(EVICT)
+
+    def lru_shared_room(  # type: ignore
+        head, shard, buckets, elements, stride, mask, key_size, max_entries, places, index, worker,
+        old
+    ):
+        share = share_room(head, shard, buckets, elements, stride, mask, key_size, places,
+                           index, worker, old)
+        if share >= 0 and old == 0 and m.load_u32(shard, COUNT) == m.load_u32(shard, CAPACITY):
+            share |= evict(head, shard, buckets, elements, stride, mask, places, index)
+        return share
+
+    return lru_shared_room
+
+
 LRU_LOOKUP = Template("lru_lookup", _lookup, f"ptr({LEADING}, ptr)", uses=(FIND,))
 EVICT = Template("lru_evict", _evict, "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64)",
                  uses=(UNLINK, GIVE_ONE, START), inline=False)
 ROOM = Template("lru_room", _room, ROOM_SIGNATURE,
-                uses=(GROW, SWEEP, UNLOCK, EVICT, LOCK_TABLE, GIVE_BACK, SHARE_ROOM), inline=False)
-LRU_UPDATE = make_update("lru_update", ROOM, shared=True)
+                uses=(GROW, SWEEP, UNLOCK, EVICT, LOCK_TABLE, GIVE_BACK), inline=False)
+SHARED_ROOM = Template("lru_shared_room", _shared_room, ROOM_SIGNATURE, uses=(SHARE_ROOM, EVICT),
+                       inline=False)
+LRU_UPDATE = make_update("lru_update", ROOM)
+LRU_SHARED_UPDATE = make_update("lru_shared_update", SHARED_ROOM, shared=True)
 
 
 class LruHashFamily(HashFamily):
-    """LRU_HASH; with BPF_F_NO_COMMON_LRU each worker has its share of it (share.py)."""
+    """LRU_HASH; `shared`: with BPF_F_NO_COMMON_LRU, each worker has its share of it (share.py)."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = False) -> None:
         self.operations = {
-            "lookup": LRU_LOOKUP, "peek": LOOKUP, "read": READ, "update": LRU_UPDATE,
+            "lookup": LRU_LOOKUP, "peek": LOOKUP, "read": READ,
+            "update": LRU_SHARED_UPDATE if shared else LRU_UPDATE,
             "delete": DELETE, "next_key": NEXT_KEY, "take": TAKE_OUT,
             "walk": HASH_WALK,
         }

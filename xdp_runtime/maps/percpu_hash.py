@@ -32,7 +32,7 @@ from xdp_runtime.maps.hash_table import (
     stride,
 )
 from xdp_runtime.maps.lock import UNLOCK
-from xdp_runtime.maps.lru import ROOM
+from xdp_runtime.maps.lru import ROOM, SHARED_ROOM
 from xdp_runtime.maps.pool import COUNT, GIVE_ONE, LIVE, OWNER, TAKE, spare
 from xdp_runtime.maps.shard import LESS, SHARD, START
 from xdp_runtime.maps.walk import PERCPU_WALK
@@ -137,10 +137,11 @@ def _read(m: Any) -> Factory:
     return percpu_read
 
 
-def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Template]:
+def _make_update(name: str, room: Template, mark: int,
+                 shared: bool = False) -> tuple[Template, Template]:
     """Update of this worker's value, and of all workers' from values 8-byte padded."""
 
-    admission = make_admit(f"{name}_admit", room, in_place=True, shared=mark != 0)
+    admission = make_admit(f"{name}_admit", room, in_place=True, shared=shared)
 
     def put(m: Any) -> Factory:
         hash_of, tail, admit = m.extern(HASH_OF), m.extern(TAIL), m.extern(admission)
@@ -184,7 +185,7 @@ def _make_update(name: str, room: Template, mark: int) -> tuple[Template, Templa
             m.store_u32(element, HASH, hashed)
             m.store_u8(element, REFERENCED, m.lshr(admitted, 32) & 1)
             m.store_u8(element, LIVE, 1)
-            if mark != 0:
+            if shared:
                 m.store_u16(element, OWNER, m.lshr(admitted, 33))
             at = 0
             while at + 8 <= key_size:
@@ -287,6 +288,7 @@ READ = Template("percpu_hash_read", _read, f"i64({LEADING}, ptr, ptr)", (HASH_OF
                 inline=False)
 UPDATE, UPDATE_ALL = _make_update("percpu_hash_update", FULL, 0)
 LRU_UPDATE, LRU_UPDATE_ALL = _make_update("percpu_lru_update", ROOM, 1)
+SHARED_UPDATE, SHARED_UPDATE_ALL = _make_update("percpu_lru_shared_update", SHARED_ROOM, 1, True)
 PERCPU_DELETE = Template("percpu_hash_delete", _delete, f"i64({LEADING}, ptr)", (DELETE,))
 PERCPU_NEXT_KEY = Template("percpu_hash_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
                            (NEXT_KEY,), inline=False)
@@ -297,19 +299,22 @@ _PERCPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
 
 
 class PerCpuHashFamily(HashFamily):
-    """PERCPU_HASH; `lru`: LRU_PERCPU_HASH."""
+    """PERCPU_HASH; `lru`: LRU_PERCPU_HASH; `shared`: this one with BPF_F_NO_COMMON_LRU."""
 
     per_cpu = True
 
-    def __init__(self, lru: bool = False) -> None:
+    def __init__(self, lru: bool = False, shared: bool = False) -> None:
         self.lru = lru
+        update, update_all = UPDATE, UPDATE_ALL
+        if lru:
+            update, update_all = LRU_UPDATE, LRU_UPDATE_ALL
+        if shared:
+            update, update_all = SHARED_UPDATE, SHARED_UPDATE_ALL
         self.operations: Mapping[str, Template] = {
             "lookup": LRU_LOOKUP if lru else LOOKUP, "peek": LOOKUP, "read": READ,
             "lookup_percpu": LRU_LOOKUP_OF if lru else LOOKUP_OF,
-            "update": LRU_UPDATE if lru else UPDATE,
-            "update_all": LRU_UPDATE_ALL if lru else UPDATE_ALL,
-            "delete": PERCPU_DELETE, "next_key": PERCPU_NEXT_KEY,
-            "take": PERCPU_TAKE,
+            "update": update, "update_all": update_all, "delete": PERCPU_DELETE,
+            "next_key": PERCPU_NEXT_KEY, "take": PERCPU_TAKE,
             "walk": PERCPU_WALK,
         }
 
