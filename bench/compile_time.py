@@ -113,7 +113,7 @@ def measure(what: str, rounds: int) -> dict[str, Any]:
 
         def forget() -> None:  # all but templates
             for path in Path(cache).iterdir():
-                if path.suffix != ".bc":
+                if path.suffix not in (".bc", ".rare"):
                     path.unlink()
 
         child()

@@ -217,7 +217,7 @@ def compile_cases(cases: Sequence[tuple[Case, Facts]], opt: int) -> list[Any]:
         out.append(f"case.{number}")
     names = [name for name in out if isinstance(name, str)]
     wanted = templates.closure(needed.values())
-    text = "\n".join([link.intrinsics(), *map(link.declaration, wanted), *bodies,
+    text = "\n".join([link.intrinsics(), *map(templates.declaration, wanted), *bodies,
                       alias_scopes(0), ""])
     module = target.link(text, templates.bitcodes(wanted), names)
     target.optimise(module, opt)

@@ -85,7 +85,8 @@ class Program:
             fib.join(self.pass_batches)
         for index, m in enumerate(maps):
             imports |= {f"map.{index}.{name}": where for name, where in m.symbols().items()}
-        self.code = Code(image.object_code, {s: imports[s] for s in image.symbols}, image.exports)
+        self.code = Code(image.object_code, {s: imports[s] for s in image.symbols}, image.exports,
+                         image.apart)
         self._repeat: Callable[[int, bytes, int, int, int], int] | None = None
         if repeat.REPEAT in image.exports:
             self._repeat = self.code.function(

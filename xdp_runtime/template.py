@@ -30,8 +30,8 @@ from typing import Any
 class Template:
     """`name` is the symbol, `signature` like "i64(ptr, i64)"; `uses` are templates it calls
     through `m.extern(template)`.  `inline` False keeps cold code out of the packet loop; what
-    is `rare` besides (repairs, waiting) is made small rather than fast.  Around calls of what is
-    `cold`, LLVM arranges everything for their not happening."""
+    is `rare` besides (repairs, waiting) is made small rather than fast, and compiled once for all
+    programs.  Around calls of what is `cold`, LLVM arranges everything for their not happening."""
 
     name: str
     factory: Callable[[Any], Callable[..., Any]]

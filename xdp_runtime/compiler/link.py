@@ -7,6 +7,7 @@ all at once.  What comes out is an object file that any process on this machine 
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,7 @@ class Image:
     object_code: bytes
     exports: tuple[str, ...]
     symbols: tuple[str, ...]  # external data symbols to be bound
+    apart: tuple[bytes, ...] = ()  # machine code of the rare templates that it calls
     pipeline: str = ""  # the passes it got (target.pipeline)
     from_cache: bool = field(default=False, compare=False)
     compile_s: float = field(default=0.0, compare=False)  # verifying included
@@ -121,12 +123,13 @@ def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
     found = cache.get(key)
     if found is not None:
         return _unpack(found)
-    from xdp_runtime.compiler import target
+    from xdp_runtime.compiler import target, templates
 
     began_s = time.monotonic()
-    module, exports, symbols = build_module(obj, entry, workers, units, fuel=fuel)
+    module, exports, symbols, rare = _build(obj, entry, workers, units, fuel=fuel, apart=opt > 0)
     slots = sum(len(program.insns) for program in programs)
     image = Image(target.compile_module(module, opt, slots), exports, symbols,
+                  tuple(templates.machine_code(template) for template in rare),
                   target.pipeline(opt, slots), compile_s=time.monotonic() - began_s)
     cache.put(key, _pack(image))
     return image
@@ -138,6 +141,13 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     """(linked but not optimised LLVM module, exports, external data symbols)
 
     `triple` is what it will be compiled for, this machine's if not given."""
+    return _build(obj, entry, workers, units, triple, fuel)[:3]
+
+
+def _build(obj: Object, entry: ProgramSpec, workers: int, units: Sequence[Unit],
+           triple: str = "", fuel: int | None = None, apart: bool = False,
+           ) -> tuple[object, tuple[str, ...], tuple[str, ...], list[Template]]:
+    """As build_module; with `apart`, the module does not have rare templates: the last of these."""
     from xdp_runtime.compiler import target, templates
     from xdp_runtime.compiler.frames import tail_calls_in_functions
     from xdp_runtime.compiler.lower import Lowering
@@ -188,13 +198,14 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     if callbacks:
         needed[timers.FIRE.name] = timers.FIRE
     symbols = region_symbols(obj.maps, workers)
-    wanted = templates.closure(needed.values())
+    everything = templates.closure(needed.values())
+    wanted = templates.closure(needed.values(), apart)
     externals = [name for unit in units for name in unit.externals]
-    externals += [name for template in wanted for name in template.externals
+    externals += [name for template in everything for name in template.externals
                   if name not in externals]
     text = "\n".join([
         *(f'@"{name}" = external global i8, align 64' for name in [*symbols, *externals]),
-        *(declaration(template) for template in wanted),
+        *(templates.declaration(template) for template in wanted),
         intrinsics(),
         f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{', *_fill_up(fuel),
         *_call_program(0, wide), "  ret i32 %v0", "}",
@@ -208,8 +219,11 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
         alias_scopes(len(obj.maps)),
         "",
     ])
-    module = target.link(text, templates.bitcodes(wanted), exports)
-    return module, tuple(exports), (*symbols, *externals)
+    rare = [t for t in everything if apart and t.rare]
+    parts = zip(everything, templates.bitcodes(everything), strict=True)
+    module = target.link(text, (code for t, code in parts if t in wanted and t not in rare),
+                         exports)
+    return module, tuple(exports), (*symbols, *externals), rare
 
 
 def _call_program(number: int, wide: bool) -> list[str]:
@@ -304,10 +318,6 @@ def proven_facts(obj: Object, program: ProgramSpec) -> Facts:
     return report.facts
 
 
-def declaration(template: Template) -> str:
-    return f"declare {template.result} @{template.name}({', '.join(template.parameters)})"
-
-
 def region_symbols(maps: Iterable[MapSpec], workers: int) -> list[str]:
     return [f"map.{index}.{region.name}" for index, spec in enumerate(maps)
             for region in family_of(spec).regions(spec, workers)]
@@ -340,13 +350,16 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
 
 
 def _pack(image: Image) -> bytes:
+    parts = (image.object_code, *image.apart)
     head = json.dumps({"exports": image.exports, "symbols": image.symbols,
-                       "pipeline": image.pipeline}).encode()
-    return len(head).to_bytes(4, "little") + head + image.object_code
+                       "pipeline": image.pipeline, "parts": [len(p) for p in parts]}).encode()
+    return b"".join((len(head).to_bytes(4, "little"), head, *parts))
 
 
 def _unpack(raw: bytes) -> Image:
     size = int.from_bytes(raw[:4], "little")
     head = json.loads(raw[4 : 4 + size])
-    return Image(raw[4 + size :], tuple(head["exports"]), tuple(head["symbols"]),
+    ends = list(itertools.accumulate(head["parts"], initial=4 + size))
+    code, *apart = (raw[start:end] for start, end in itertools.pairwise(ends))
+    return Image(code, tuple(head["exports"]), tuple(head["symbols"]), tuple(apart),
                  head["pipeline"], True)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import cache
 from xdp_runtime.compiler import target, templates
-from xdp_runtime.compiler.link import declaration
 from xdp_runtime.maps import batch_loops, family_of
 from xdp_runtime.object import MapSpec
 from xdp_runtime.template import Template
@@ -86,7 +85,7 @@ def module(maps: Sequence[MapSpec], workers: int, more: Iterable[Template] = (),
     used = [t for spec in maps for t in family_of(spec).operations.values()] + list(more)
     wanted = templates.closure(used)
     parts = [target.pause_definition().replace("define internal", "define", 1),
-             *(declaration(t) + "\n" for t in wanted)]
+             *(templates.declaration(t) + "\n" for t in wanted)]
     names = list(exports)
     for index, spec in enumerate(maps):
         parts.append(region_declarations(index, spec, workers))

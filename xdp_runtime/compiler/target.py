@@ -206,12 +206,17 @@ def emit_assembly(module: Any) -> str:
 
 
 class Code:
-    """Machine code in this process.  `address(symbol)` gives exported functions."""
+    """Machine code in this process.  `address(symbol)` gives exported functions.
 
-    def __init__(self, image: bytes, imports: Mapping[str, int], exports: Iterable[str]) -> None:
+    `apart` are object files that it calls."""
+
+    def __init__(self, image: bytes, imports: Mapping[str, int], exports: Iterable[str],
+                 apart: Iterable[bytes] = ()) -> None:
         jit = _jit()
         builder = llvm.JITLibraryBuilder()
-        builder.add_object_img(image).add_current_process()
+        for part in (image, *apart):
+            builder.add_object_img(part)
+        builder.add_current_process()
         for name, where in imports.items():
             builder.import_symbol(name, where)
         for name in exports:

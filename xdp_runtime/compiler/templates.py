@@ -22,15 +22,16 @@ _WORTH_FORKING = 4  # templates a process
 _LLVM = {"i64": "i64", "ptr": "ptr", "i32": "i32"}
 
 
-def closure(templates: Iterable[Template]) -> list[Template]:
-    """The templates and all they use, each once, in a stable order."""
+def closure(templates: Iterable[Template], apart: bool = False) -> list[Template]:
+    """The templates and all they use, each once, in a stable order; with `apart` not what is used
+    by those only that are compiled apart."""
     seen: dict[str, Template] = {}
 
     def visit(template: Template) -> None:
         known = seen.get(template.name)
         if known is None:
             seen[template.name] = template
-            for used in template.uses:
+            for used in () if apart and template.rare else template.uses:
                 visit(used)
         elif known is not template:
             raise ValueError(f"two templates are called {template.name}")
@@ -69,6 +70,31 @@ def bitcodes(templates: Sequence[Template]) -> list[bytes]:
     if helpers > 0:
         _compile_together(missing[:255], helpers)
     return [bitcode(t) for t in templates]
+
+
+def machine_code(template: Template) -> bytes:
+    """An object file that defines the symbol of a template that is compiled apart, and calls others
+    of that kind by theirs."""
+    inside = closure(template.uses, apart=True)
+    linked = [template, *(t for t in inside if not t.rare)]
+    name = cache.key("apart", target.host_fingerprint(), template.name, template.signature,
+                     *(f"{t.name}{cache.source_fingerprint(t.factory)}" for t in linked))
+    name = f"{template.name}-{name[:32]}.rare"
+    found = cache.get(name)
+    if found is None:
+        text = "\n".join([*(declaration(t) for t in (template, *inside)),
+                          target.pause_definition()])
+        module = target.link(text, bitcodes(linked), [template.name])
+        target.optimise(module, 2)
+        found = target.emit_object(module)
+        cache.put(name, found)
+    return found
+
+
+def declaration(template: Template) -> str:
+    attributes = " nounwind" if template.rare else ""
+    return (f"declare {template.result} @{template.name}({', '.join(template.parameters)})"
+            f"{attributes}")
 
 
 def _compile_together(missing: Sequence[Template], helpers: int) -> None:

@@ -293,7 +293,8 @@ def _repair(m: Any) -> Factory:
 
 _LOCK_SIGNATURE = "i64(ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64)"
 # what a process that died with the lock of a bucket's shard left undone
-REPAIR = Template("table_repair", _repair, _LOCK_SIGNATURE, uses=(GIVE, START), inline=False)
+REPAIR = Template("table_repair", _repair, _LOCK_SIGNATURE, uses=(GIVE, START), inline=False,
+                  rare=True)
 
 
 def _lock_table(m: Any) -> Factory:

@@ -106,7 +106,7 @@ def _grow(m: Any) -> Factory:
     return shard_grow
 
 
-GROW = Template("shard_grow", _grow, "i64(ptr, ptr)", inline=False)
+GROW = Template("shard_grow", _grow, "i64(ptr, ptr)", inline=False, rare=True)
 
 
 def _give_back(m: Any) -> Factory:
@@ -120,7 +120,8 @@ def _give_back(m: Any) -> Factory:
     return shard_give_back
 
 
-GIVE_BACK = Template("shard_give_back", _give_back, "i64(ptr, ptr, i64)", inline=False)
+GIVE_BACK = Template("shard_give_back", _give_back, "i64(ptr, ptr, i64)", inline=False,
+                     rare=True)
 
 
 def _less(m: Any) -> Factory:
@@ -172,4 +173,4 @@ def make_sweep(name: str, lock_table: Template) -> Template:
         return shard_sweep
 
     return Template(name, factory, "i64(ptr, ptr, ptr, i64, i64, i64, i64, i64)",
-                    (LOCKED, UNLOCK, lock_table), inline=False)
+                    (LOCKED, UNLOCK, lock_table), inline=False, rare=True)
