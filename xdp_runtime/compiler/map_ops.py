@@ -84,7 +84,7 @@ def module(maps: Sequence[MapSpec], workers: int, more: Iterable[Template] = (),
     `text` is more IR that may call them and the templates in `more`; `exports` its symbols."""
     used = [t for spec in maps for t in family_of(spec).operations.values()] + list(more)
     wanted = templates.closure(used)
-    parts = [target.pause_definition().replace("define internal", "define", 1),
+    parts = [target.pause_definition(),
              *(templates.declaration(t) + "\n" for t in wanted)]
     names = list(exports)
     for index, spec in enumerate(maps):

@@ -69,14 +69,15 @@ def header() -> str:
     return f'target datalayout = "{tm.target_data}"\ntarget triple = "{tm.triple}"\n'
 
 
-def pause_definition(triple: str = "") -> str:
-    """`xdpu.pause`, a spin-wait hint of an architecture; `xdpu.own` (intrinsics.own_page)."""
+def pause_definition(triple: str = "", apart: bool = False) -> str:
+    """`xdpu.pause`, a spin-wait hint of an architecture; `xdpu.own` (intrinsics.own_page), which
+    code that is compiled apart shares with its program's."""
     call, shape = _PAUSE.get((triple or machine().triple).split("-")[0], ("", ""))
     return (f"declare void {call.split('(')[0]}{shape}\n" * bool(call) +
             "define void @xdpu.pause() alwaysinline {\n" +
             f"  call void {call}\n" * bool(call) +
             '  fence syncscope("singlethread") seq_cst\n  ret void\n}\n'
-            '@"xdpu.own" = global i64 0\n')
+            f'@"xdpu.own" = {"external global i64" if apart else "global i64 0"}\n')
 
 
 def parse(text: str) -> Any:

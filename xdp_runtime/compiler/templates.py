@@ -83,7 +83,7 @@ def machine_code(template: Template) -> bytes:
     found = cache.get(name)
     if found is None:
         text = "\n".join([*(declaration(t) for t in (template, *inside)),
-                          target.pause_definition()])
+                          target.pause_definition(apart=True)])
         module = target.link(text, bitcodes(linked), [template.name])
         target.optimise(module, 2)
         found = target.emit_object(module)
