@@ -100,13 +100,20 @@ def _once(what: str) -> dict[str, Any]:
                    "cached": image.from_cache}
 
 
+def installed() -> dict[str, str]:
+    """The environment, with bytecode kept as wherever xdpu is installed: to parse our own sources
+    is no part of compiling a program."""
+    return {name: value for name, value in os.environ.items()
+            if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def measure(what: str, rounds: int) -> dict[str, Any]:
     """cold and warm, medians of so many processes each.  Raises XdpuError for what is no object."""
     _object(what)
     with tempfile.TemporaryDirectory() as cache:
         def child() -> dict[str, Any]:
             done = subprocess.run([sys.executable, "-m", __spec__.name, "--once", what], cwd=ROOT,
-                                  env=os.environ | {"XDPU_CACHE": cache}, check=True,
+                                  env=installed() | {"XDPU_CACHE": cache}, check=True,
                                   stdout=subprocess.PIPE, text=True)
             answer: dict[str, Any] = json.loads(done.stdout)
             return answer

@@ -29,6 +29,7 @@ from typing import Any
 
 from bench import frames
 from bench.cases import EXAMPLES
+from bench.compile_time import installed
 from bench.samples import ROOT, Spread, machine
 from bench.systems import refusal
 from dataplane.stats import Stats
@@ -65,12 +66,6 @@ def stream(sender: End, receiver: End) -> Iterator[None]:
         out.close()
 
 
-def _environment() -> dict[str, str]:
-    """Bytecode is kept, as wherever xdpu is installed."""
-    return {name: value for name, value in os.environ.items()
-            if name != "PYTHONDONTWRITEBYTECODE"}
-
-
 def start_once(example: str, cache: Path, phases: Path | None = None) -> tuple[Sample, str]:
     """Seconds from spawning the process to what can be seen of it from outside; its errors."""
     with VethPair() as pair, tempfile.TemporaryDirectory(prefix="xdpu-bench-") as folder:
@@ -83,7 +78,7 @@ def start_once(example: str, cache: Path, phases: Path | None = None) -> tuple[S
                 pair.b.ns, sys.executable, *module, "run", str(EXAMPLES / f"{example}.o"),
                 "--iface", pair.b.ifname, "--interval", "3600", cwd=ROOT,
                 stdout=subprocess.DEVNULL, stderr=errors,
-                env={**_environment(), "XDPU_RUNDIR": str(run_dir / "run"),
+                env={**installed(), "XDPU_RUNDIR": str(run_dir / "run"),
                      "XDPU_CACHE": str(cache), "XDPU_BENCH_SPAWNED": str(spawned)})
             try:
                 sample = _watch(run, run_dir / "run" / pair.b.ifname, spawned)
