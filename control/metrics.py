@@ -7,7 +7,6 @@ asked of the run itself; one that does not answer is shown without.
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import threading
 from argparse import Namespace
@@ -144,6 +143,13 @@ def _lines(families: dict[str, tuple[str, str, list[Sample]]]) -> Iterator[str]:
         yield f"# HELP {metric} {text}\n# TYPE {metric} {kind}\n"
         for labels, value in samples:
             suffix = labels.get("", "_bucket" if "le" in labels else "")
-            inner = ",".join(f"{name}={json.dumps(str(one), ensure_ascii=False)}"
+            inner = ",".join(f"{name}={_quoted(str(one))}"
                              for name, one in labels.items() if name)
             yield f"{metric}{suffix}{{{inner}}} {value:.17g}\n"
+
+
+def _quoted(text: str) -> str:
+    """A label's value: three escapes there are, and no others (exposition format 0.0.4)."""
+    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n")):
+        text = text.replace(plain, escaped)
+    return f'"{text}"'
