@@ -47,6 +47,7 @@ OF_PORTS = {
     "refused": "not taken there: no socket, no room, or an interface that is down",
 }
 Losses = dict[str, dict[str, int]]  # port -> counter -> packets, those that are not 0
+Rates = Mapping[str, Mapping[str, float]]  # the same a second
 
 
 def of_ports(ports: Iterable[Port]) -> Losses:
@@ -59,14 +60,20 @@ def of_ports(ports: Iterable[Port]) -> Losses:
     return {name: dict(+counts) for name, counts in found.items() if +counts}
 
 
-def all_of(total: Mapping[str, int], ports: Losses) -> int:
+def grown(new: Losses, old: Losses) -> Losses:
+    """What has been lost since; a port that left took its counters along."""
+    return {port: {name: max(count - old.get(port, {}).get(name, 0), 0)
+                   for name, count in counts.items()} for port, counts in new.items()}
+
+
+def all_of(total: Mapping[str, float], ports: Rates) -> float:
     """Of a run with these counters."""
     return sum(total[name] for name in LOST) + sum(
         count for counts in ports.values() for count in counts.values())
 
 
-def words(total: Mapping[str, int], ports: Losses) -> list[tuple[str, int]]:
-    """Each reason there was, and how many packets."""
+def words(total: Mapping[str, float], ports: Rates) -> list[tuple[str, float]]:
+    """Each reason there was, and how many packets; also a second."""
     return [(text, total[name]) for name, text in LOST.items() if total[name]] + [
         (f"{port}: {OF_PORTS[name]}", count)
         for port, counts in ports.items() for name, count in counts.items()]

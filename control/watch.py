@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from control.losses import ABORTED, LOST, Losses, all_of, words
+from control.losses import ABORTED, Losses, all_of, grown, of_ports, words
 from control.signals import Signals
 from control.trace_aborted import AbortedPrinter
 from dataplane.engine import Engine
@@ -25,6 +25,7 @@ from xdp_runtime.helpers.trace import read_trace
 
 _COLUMNS = (("rx_packets", "rx"), ("pass", "pass"), ("drop", "drop"), ("tx", "tx"),
             ("redirect", "redir"), ("aborted", "aborted"))
+NOTHING = dict.fromkeys(COUNTERS, 0)
 _TICK_S = 0.25
 _SILENCE_S = 5.0
 
@@ -83,6 +84,7 @@ class Watch:
         self._seen = [0] * len(engine.workers)
         self._program = engine.program
         self._at_s = self.started_s
+        self._losses: Losses = {}
         self._invalid = 0
         self.show_aborted = AbortedPrinter(engine, trace_aborted, note)
         self._said: set[str] = set()
@@ -153,13 +155,17 @@ class Watch:
             flows, self._flows + [dict.fromkeys(COUNTERS, 0)] * new_flows, strict=True)]
         self._flows = flows
         total, rate = stats.total(), sum_up(rates)
+        losses = of_ports(self.ports_now())
+        lost = all_of(NOTHING, grown(losses, self._losses)) / max(passed_s, 1e-9)
+        self._losses = losses
         extended = self.signals.quits % 2 == 1
         if not self._is_read():
             pass
         elif self.as_json:
             record: dict[str, object] = {
                 "type": "status", "ts": round(time.time(), 3), "name": self.name,
-                "interval_s": round(passed_s, 3), "per_second": rate, "total": total}
+                "interval_s": round(passed_s, 3), "per_second": rate, "total": total,
+                "lost_per_second": round(lost + all_of(rate, {}), 1), "lost_by_ports": losses}
             if extended:
                 record["flows"] = [
                     {"worker": f.worker, "port": f.port, "queue": f.queue, "per_second": r,
@@ -167,7 +173,7 @@ class Watch:
                 record["ports"] = {p.name: p.statistics() for p in self.ports_now()}
             print(json.dumps(record), file=self.out, flush=True)
         else:
-            print(status_line(self.name, rate), file=self.out)
+            print(status_line(self.name, rate, lost), file=self.out)
             if extended:
                 for flow, one in zip(stats.flows, rates, strict=True):
                     title = f"  worker {flow.worker} {flow.port}:{flow.queue}"
@@ -211,10 +217,10 @@ def per_second(new: Counters, old: Counters, passed_s: float) -> dict[str, float
             for name, value in new.items()}
 
 
-def status_line(title: str, rate: Mapping[str, float]) -> str:
+def status_line(title: str, rate: Mapping[str, float], lost_by_ports: float = 0.0) -> str:
     """eth0  1,234,567 rx/s  1,234,000 pass/s  0 drop/s ..."""
     cells = [f"{rate[name]:>11,.0f} {word}/s" for name, word in _COLUMNS]
-    cells.append(f"{sum(rate[name] for name in LOST):>11,.0f} err/s")
+    cells.append(f"{all_of(rate, {}) + lost_by_ports:>11,.0f} lost/s")
     return f"{title:<16}" + "".join(cells)
 
 

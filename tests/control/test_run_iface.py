@@ -289,7 +289,7 @@ def test_status_lines_and_duration(net: VethPair) -> None:
     lines = done.stdout.splitlines()
     status = [line for line in lines if " rx/s" in line]
     assert len(status) == 3 and all(line.startswith(net.b.ifname) for line in status)
-    for word in ("pass/s", "drop/s", "tx/s", "redir/s", "aborted/s", "err/s"):
+    for word in ("pass/s", "drop/s", "tx/s", "redir/s", "aborted/s", "lost/s"):
         assert word in status[0]
     assert any(line.startswith("Packets received") for line in lines)
     assert "Duration" in done.stdout

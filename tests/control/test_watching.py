@@ -67,6 +67,7 @@ def test_top(net: VethPair, echo: Run, rundir: dict[str, str]) -> None:
     assert all(40 < r["per_second"]["tx"] < 200 for r in records), "100 a second are asked"
     assert sum(f["per_second"]["tx"] for f in records[0]["flows"]) == pytest.approx(
         records[0]["per_second"]["tx"])
+    assert all(set(r["lost_by_ports_per_second"]) <= {net.b.ifname} for r in records)
     assert records[0]["latency_ns"].keys() == {"p50", "p99", "p99.9"}
     assert re.search(rf"^  \d {net.b.ifname}:\d ", text, re.MULTILINE) and "echo" in text
 

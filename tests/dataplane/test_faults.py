@@ -83,6 +83,12 @@ def test_a_starved_fill_ring(nets: tuple[VethPair, VethPair], tmp_path: Path) ->
         one.ask("pause", "one")
         one.flood()
         assert one.received() <= 64 * 4  # what was on its way
+        def lost_now() -> bool:
+            one.run.read()
+            return any(record["lost_per_second"] > 1000 for record in one.run.records
+                       if record["type"] == "status")
+
+        until(lost_now, "a status line of it")
         one.ask("resume", "one")
         until(lambda: one.received() >= 64, "the packets that waited")
         before = one.received()
