@@ -193,10 +193,16 @@ class Watch:
             self._invalid = invalid
 
     def say_missing_ports(self) -> None:
-        """Interfaces that redirects name and that are not part of the run, each once."""
-        for number in {worker.no_port for worker in self.engine.workers} - {0}:
-            text = (f"packets redirected to {_interface(number)} are lost: it is not part of this "
-                    "run (--iface, or xdpu port add)")
+        """Interfaces and workers that redirects name and that are not part of the run, each
+        once."""
+        texts = [f"packets redirected to {_interface(number)} are lost: it is not part of this "
+                 "run (--iface, or xdpu port add)"
+                 for number in {worker.no_port for worker in self.engine.workers} - {0}]
+        if self.engine.stats.total()["cpu_no_worker"]:
+            last = len(self.engine.workers) - 1
+            texts.append("packets redirected by a CPUMAP to workers that do not run are lost: "
+                         + (f"there are 0 to {last}" if last else "there is 0"))
+        for text in texts:
             if text not in self._said:
                 self._said.add(text)
                 note(text)

@@ -138,7 +138,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             ("ports", ",prog=stamp"), ("hashed", ""), ("every", ""))
             for number, port in enumerate(seconds)]
         entries += [f"every={8 + number}:dev={name(kind, 0)}" for number, kind in enumerate(LIVE)]
-        entries.append(f"cpus={WORKER}:qsize=192,prog=there")
+        entries += [f"cpus={WORKER}:qsize=192,prog=there", "cpus=1:qsize=192"]
         run = stack.enter_context(Run(
             near, str(OBJECT), *ports, "--iface", f"pcap:out={root}/out.pcapng",
             "--name", "one", "--promisc", "--trace-aborted", "1000", "-i", "0.1",
@@ -243,6 +243,13 @@ def test_a_target_that_is_not_part_of_the_run(rig: Rig, target: int, what: str) 
     until(lambda: rig.run.latest() and line in rig.run.errors, line)
     assert send(rig, "afxdp", frames(f"and {target}", DROP))["drop"] == BURST
     assert rig.run.errors.count(line) == 1
+
+
+def test_a_worker_that_does_not_run(rig: Rig) -> None:
+    grown = send(rig, "tap", frames("to worker 1", REDIRECT, CPUS, 1))
+    assert grown["redirect"] == grown["cpu_no_worker"] == BURST
+    line = "CPUMAP to workers that do not run are lost: there is 0"
+    until(lambda: rig.run.latest() and line in rig.run.errors, line)
 
 
 @pytest.mark.parametrize("source", LIVE)
