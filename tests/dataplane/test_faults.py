@@ -229,10 +229,13 @@ def test_the_wire_is_cut_under_load(how: str, tmp_path: Path) -> None:
     assert kills.leftovers(tmp_path) == []
 
 
-def test_its_own_namespace_is_deleted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("argv", [(), ("--port", "afpacket"), ("--stack", "tap"), ("tap:t0",)],
+                         ids=["afxdp", "afpacket", "with a TAP in its place", "tap beside it"])
+def test_its_own_namespace_is_deleted(tmp_path: Path, argv: tuple[str, ...]) -> None:
     """The run keeps it alive, goes on, and takes its end as usual."""
+    more = ("--iface", *argv) if argv == ("tap:t0",) else argv
     with VethPair(subnet=225) as pair, Run(
-            pair.b.ns, str(EXAMPLES / "tx.o"), "--iface", pair.b.ifname, "-i", "0.2",
+            pair.b.ns, str(EXAMPLES / "tx.o"), "--iface", pair.b.ifname, "-i", "0.2", *more,
             XDPU_RUNDIR=str(tmp_path)) as run:
         run.wait_for("start")
         in_ns("", "ip", "netns", "del", pair.b.ns)
