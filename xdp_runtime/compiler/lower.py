@@ -23,9 +23,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from xdp_runtime.compiler import arenas
-from xdp_runtime.compiler.accesses import Accesses
-from xdp_runtime.compiler.arithmetic import Arithmetic
+from xdp_runtime.compiler.arenas import Arenas
 from xdp_runtime.compiler.calls import timer_name
 from xdp_runtime.compiler.frames import HEADER, Node, width
 from xdp_runtime.compiler.guards import guards_of
@@ -66,7 +64,7 @@ _INSIDE = {JmpOp.GT: False, JmpOp.GE: False, JmpOp.LT: True, JmpOp.LE: True}
 MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 
 
-class Lowering(Arithmetic, Accesses, TailCalls):
+class Lowering(Arenas, TailCalls):
     """Lowers one program.  `programs` maps the names that PROG_ARRAY slots may hold to numbers."""
 
     def lower(self) -> Lowered:
@@ -224,7 +222,7 @@ class Lowering(Arithmetic, Accesses, TailCalls):
         """Emit one instruction that neither branches nor changes frames; advance the state."""
         before, after = self.state, self.state.copy()
         self.provenance.step(after, self.slot, self.frame)
-        if self.provenance.arena >= 0 and arenas.lower_insn(self, insn, after):
+        if self.provenance.arena >= 0 and self.lower_in_arena(insn, after):
             self.state = after
             return
         match insn:
