@@ -8,7 +8,8 @@ driver; here it is found out by trying.
     flush: fewer than LEAST packets wait, or the kernel has not sent all before  -> TX ring
            otherwise                                                             -> a turn
     turn:  of PERIOD, the first PROBES go by both ways alternately, with the time taken; the others
-           by the way that took less a packet
+           by the way that took less a packet when it did best, for a moment without the CPU tells
+           nothing of a way, and is longer than all probes
     While live frames are the faster way and more packets come with each round, up to MOST are
     collected, as a call is the cheaper the more it takes; so they are when it is tried.
 
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
 
 WAYS = ("auto", "xsk", "live")
 LEAST, MOST = 32, 256  # packets
-PERIOD, PROBES = 1024, 16  # turns
+PERIOD, PROBES = 4096, 16  # turns
 _U32 = 0xFFFFFFFF
 _CLAIM = 1.05  # so much faster before it is told of
 
@@ -135,12 +136,16 @@ def _turn(m: Any) -> Callable[..., Any]:
         began = now()
         if phase & 1 != 0:
             forward(q)
-            m.store_u64(q, LIVE_NS, m.load_u64(q, LIVE_NS) + now() - began)
-            m.store_u64(q, LIVE_PROBED, m.load_u64(q, LIVE_PROBED) + count)
+            took, best = now() - began, m.load_u64(q, LIVE_PROBED)
+            if best == 0 or took * best < m.load_u64(q, LIVE_NS) * count:
+                m.store_u64(q, LIVE_NS, took)
+                m.store_u64(q, LIVE_PROBED, count)
         else:
             push(q)
-            m.store_u64(q, XSK_NS, m.load_u64(q, XSK_NS) + now() - began)
-            m.store_u64(q, XSK_PROBED, m.load_u64(q, XSK_PROBED) + count)
+            took, best = now() - began, m.load_u64(q, XSK_PROBED)
+            if best == 0 or took * best < m.load_u64(q, XSK_NS) * count:
+                m.store_u64(q, XSK_NS, took)
+                m.store_u64(q, XSK_PROBED, count)
         if phase == PROBES - 1:
             live_ns = m.load_u64(q, LIVE_NS) * m.load_u64(q, XSK_PROBED)
             xsk_ns = m.load_u64(q, XSK_NS) * m.load_u64(q, LIVE_PROBED)

@@ -153,6 +153,22 @@ def test_more_is_collected_while_more_comes(wire: VethPair) -> None:
     peer.close()
 
 
+def test_a_probe_that_was_held_up_tells_nothing(wire: VethPair) -> None:
+    """Each way is judged by its best batch."""
+    peer = Peer(wire.a)
+    with opened(wire.b, tx="auto") as port:
+        queue = port.opened[0]
+        send(wire, port, peer, [64] * 4, seed=7)
+        for took_ns in (rings.LIVE_NS, rings.XSK_NS):
+            assert queue.load(took_ns) > 0
+            queue.store(took_ns, 10**10)
+        send(wire, port, peer, [64] * (live_tx.PROBES - 4), seed=8)
+        for took_ns, packets in ((rings.LIVE_NS, rings.LIVE_PROBED),
+                                 (rings.XSK_NS, rings.XSK_PROBED)):
+            assert 0 < queue.load(took_ns) < 10**10 and queue.load(packets) == 64
+    peer.close()
+
+
 def test_it_says_what_it_found(wire: VethPair) -> None:
     """Once; what it says is what the times were."""
     peer = Peer(wire.a)
