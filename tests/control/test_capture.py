@@ -170,6 +170,17 @@ def test_a_line_a_packet(net: VethPair, rundir: str) -> None:
     assert lines[1].startswith("    0000  02 00 00 00 00 02 02 00  00 00 00 01 08 00 45 00")
 
 
+def test_lines_until_a_signal(rundir: str) -> None:
+    """All that were captured are printed, and no more than the sum says."""
+    process = capture(rundir, "udp", stdout=subprocess.PIPE)
+    assert process.stdout is not None and b"UDP" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    lines = process.stdout.read().decode().splitlines()
+    process.stdout.close()
+    process.stdout = None
+    assert ended(process, "capturing", f"{len(lines) + 1:,} packets captured, 0 lost") == 0
+
+
 def test_an_object_a_packet(net: VethPair, rundir: str) -> None:
     done = xdpu("capture", "-i", net.b.ifname, "-j", "-x", "-c", "2", "-s", "20", "udp",
                 XDPU_RUNDIR=rundir)
