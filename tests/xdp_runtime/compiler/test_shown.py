@@ -96,8 +96,56 @@ def test_every_place_of_the_zero_and_every_length(comparison: str, inside: bool,
             assert compiled.run(packet).retval == machine.run(packet).verdict
 
 
+def reach(comparison: str, steps: str) -> Object:
+    """2 if it jumps, 1 if not: a pointer so many steps behind the packet's start, and its end."""
+    return program(f"""
+        r2 = *(u32 *)(r1 + 0)
+        r3 = *(u32 *)(r1 + 4)
+        r0 = 0
+        r4 = r2
+        r4 += 14
+        if r4 > r3 goto out
+        r5 = *(u8 *)(r2 + 13)
+        r4 = r2
+        {steps}
+        r0 = 1
+        if {comparison} goto far
+        goto out
+    far:
+        r0 = 2
+    out:
+        exit
+    """)
+
+
+STEPS = ["r4 += 20", "r4 += r5\nr4 += 20", "r4 += 20\nr4 += r5", "r4 += r5"]
+REACHED = [bytes(13) + bytes([step]) + bytes(rest) for step in (0, 1, 6, 200, 255)
+           for rest in (0, 1, 5, 6, 7, 12, 191, 192, 205, 206, 207, 241, 260, 261, 262)]
+
+
+@pytest.mark.parametrize("opt", [0, 3])
+@pytest.mark.parametrize("comparison", [one for one, _ in COMPARISONS])
+@pytest.mark.parametrize("steps", STEPS)
+def test_without_a_loop_pointers_before_at_and_behind_the_end(steps: str, comparison: str,
+                                                             opt: int) -> None:
+    obj = reach(comparison, steps)
+    machine = Machine(obj, obj.programs[0])
+    with load(obj, opt=opt) as compiled:
+        results = [compiled.run(packet).retval for packet in REACHED]
+    assert results == [machine.run(packet).verdict for packet in REACHED]
+    assert {1, 2} <= set(results)
+
+
 class TestAgainstTheKernel:
     pytestmark = needs_bpf()
+
+    @pytest.mark.parametrize("steps", STEPS)
+    def test_bounds(self, steps: str) -> None:
+        for comparison, _ in COMPARISONS:
+            obj = reach(comparison, steps)
+            with load(obj) as compiled, load_into_kernel(obj) as kernel:
+                assert [compiled.run(packet).retval for packet in REACHED] == \
+                    [kernel.run(packet).retval for packet in REACHED]
 
     def test_where_the_zero_is(self) -> None:
         obj = scan("r4 > r3", False)
