@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from afxdp.map_filter import PREFIX_BYTES, ROOM, KeyShape
 from xdp_runtime.bpf_syscall import (
@@ -44,7 +44,7 @@ class KeySet:
 
     def __init__(self, shape: KeyShape, fd: int) -> None:
         self.shape, self.fd = shape, fd
-        self._seen, self._keys = b"", frozenset[bytes]()
+        self._seen = b""  # the keys that are in it
 
     @classmethod
     def create(cls, shape: KeyShape) -> KeySet:
@@ -59,16 +59,13 @@ class KeySet:
                             + os.strerror(error.errno or 0)) from error
 
     def follow(self, keys: bytes) -> None:
-        """From now on these keys, one behind the other, are in it."""
-        if keys == self._seen:
-            return
-        size = self.shape.key_size
-        now = frozenset(keys[at:at + size] for at in range(0, len(keys), size))
+        """From now on these keys, one behind the other, are in it; each is there once."""
+        gone, fresh = _differing(self._seen, keys, self.shape.key_size)
         if self.shape.trie:
-            now = frozenset(map(_masked, now))
-        self._write(Cmd.MAP_DELETE_BATCH, list(self._keys - now))
-        self._write(Cmd.MAP_UPDATE_BATCH, list(now - self._keys))
-        self._seen, self._keys = keys, now
+            gone, fresh = set(map(_masked, gone)), set(map(_masked, fresh))
+        self._write(Cmd.MAP_DELETE_BATCH, list(gone - fresh))
+        self._write(Cmd.MAP_UPDATE_BATCH, list(fresh - gone))
+        self._seen = keys
 
     def _write(self, command: Cmd, keys: Sequence[bytes]) -> None:
         if not keys:
@@ -93,6 +90,33 @@ class KeySet:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _differing(before: bytes, now: bytes, size: int) -> tuple[set[bytes], set[bytes]]:
+    """Keys of `size` bytes that are only in the first, and only in the second.
+
+    A map hands them out in an order that a change leaves as it is around it, so what is alike at
+    the front and at the end is passed over."""
+    import numpy as np
+
+    if before == now:
+        return set(), set()
+    # bytes of one length: that NumPy takes the zeros at their end away makes no two of them alike
+    rows = [np.frombuffer(keys, f"S{size}") for keys in (before, now)]
+    least = min(map(len, rows))
+    front = _alike(rows[0][:least], rows[1][:least])
+    rows = [one[front:] for one in rows]
+    least -= front
+    end = _alike(rows[0][len(rows[0]) - least:][::-1], rows[1][len(rows[1]) - least:][::-1])
+    old, new = (one[:len(one) - end] for one in rows)
+    return {key.ljust(size, b"\0") for key in np.setdiff1d(old, new, True).tolist()}, \
+        {key.ljust(size, b"\0") for key in np.setdiff1d(new, old, True).tolist()}
+
+
+def _alike(one: Any, other: Any) -> int:
+    """How many at the front of two arrays of one length are the same."""
+    differ = one != other
+    return int(differ.argmax()) if differ.any() else len(one)
 
 
 def _masked(key: bytes) -> bytes:
