@@ -115,6 +115,8 @@ class Session:
         if self._umems is None:
             self._umems = Umems(int(request["workers"]), int(request["in_all"]), passed=True)
         shared = bool(request["shared"])
+        sets_bytes = sum(one.memory_bytes for one in options["shapes"].values())
+        self._check_memory(name, sets_bytes)  # before the kernel is asked for it
         with ExitStack() as undo:
             port = AfxdpPort.open(name, queues, umems=self._umems if shared else None,
                                   passed=True, **options)
@@ -125,14 +127,8 @@ class Session:
                 if id(queue.umem) not in self._numbers:
                     self._numbers[id(queue.umem)] = len(self._numbers)
                     fresh[self._numbers[id(queue.umem)]] = queue.umem
-            opened.memory_bytes = sum(one.size_bytes for one in fresh.values()) \
-                + sum(one.memory_bytes for one in options["shapes"].values())
-            used = sum(one.memory_bytes for one in self._open.values()) + opened.memory_bytes
-            if used > self.memory_bytes:
-                raise OutOfMemory(f"interface {name}", f"{used >> 20} MiB of packet memory are "
-                                  f"more than the {self.memory_bytes >> 20} MiB that the set-up "
-                                  "process allows", "a smaller --ring-size, or a larger "
-                                  "--max-memory there")
+            opened.memory_bytes = sum(one.size_bytes for one in fresh.values()) + sets_bytes
+            self._check_memory(name, opened.memory_bytes)
             opened.undo = undo.pop_all()
         self._open[name] = opened
         self.note(f"{name} opened: {port.mode}")
@@ -145,6 +141,14 @@ class Session:
                        for queue in port.opened]}
         return answer, [*(one.fd for one in fresh.values()), *(q.fd for q in port.opened),
                         *(one.fd for one in port.sets.values())]
+
+    def _check_memory(self, name: str, more_bytes: int) -> None:
+        used = sum(one.memory_bytes for one in self._open.values()) + more_bytes
+        if used > self.memory_bytes:
+            raise OutOfMemory(f"interface {name}", f"{used >> 20} MiB of packet memory and sets of "
+                              f"keys are more than the {self.memory_bytes >> 20} MiB that the "
+                              "set-up process allows", "a smaller --ring-size, or a larger "
+                              "--max-memory there")
 
     def _tap(self, name: str, title: str, queues: int) -> Answer:
         opened = self._open[name]

@@ -188,9 +188,10 @@ class Mirror:
             self._thread.join(10)
         for port in list(self._sets):
             self.drop(port)
-        for _, one in self._maps.values():
-            one.close()
-        self._maps.clear()
+        with self._lock:
+            for _, one in self._maps.values():
+                one.close()
+            self._maps.clear()
 
     def __enter__(self) -> Mirror:
         return self

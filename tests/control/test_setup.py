@@ -181,7 +181,8 @@ def test_what_is_refused(folder: Path) -> None:
         with Setup(pair, folder, "--max-memory", "8M"):
             with run(pair, folder, "pass") as one:
                 assert one.finish() == 5
-                assert "16 MiB of packet memory are more than the 8 MiB" in one.errors
+                assert "16 MiB of packet memory and sets of keys are more than the 8 MiB" \
+                    in one.errors
             with run(pair, folder, "pass", iface="lo") as other:
                 assert other.finish() == 2
                 assert "lo: the set-up process does not give it" in other.errors
