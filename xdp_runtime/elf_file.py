@@ -6,6 +6,8 @@ the file, section and symbol numbers exist, an executable section is whole instr
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -92,6 +94,9 @@ def read_bytes(path: str | Path) -> bytes:
     """The content of an object file.  Raises LoadError."""
     what = str(path)
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode) and not what.startswith(("/dev/", "/proc/")):
+            raise LoadError(what, "is a named pipe, and reading it may never end",
+                            "copy what comes out of it to a file first")
         with open(path, "rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:

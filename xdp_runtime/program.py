@@ -30,6 +30,8 @@ from xdp_runtime.core_relo import settle
 from xdp_runtime.errors import ConfigError, LoadError, OutOfMemory
 from xdp_runtime.fib import EXTERNAL as FIB
 from xdp_runtime.fib.tables import Tables
+from xdp_runtime.helpers.clock import JIFFIES64, jiffies_base_ns
+from xdp_runtime.isa import Call
 from xdp_runtime.maps import dev, heir
 from xdp_runtime.maps.map import BTF_NAME, Map
 from xdp_runtime.maps.typed import BtfCodec
@@ -103,6 +105,11 @@ class Program:
         self._watch(*self.all_maps)
         self._fill_program_arrays()
         self._allow_programs()
+        if any(type(insn) is Call and insn.helper == JIFFIES64
+               for one in link.compiled_programs(obj, spec) for insn in one.insns):
+            for worker in range(workers):
+                where = self.worker_memory(worker) + st.W_JIFFIES
+                ctypes.c_uint64.from_address(where).value = jiffies_base_ns()
         for m in maps:
             m.on_inner = self._watch
             if m not in kept and m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):

@@ -77,7 +77,8 @@ W_TIMERS = 56  # ptr, timers that fire here (maps/timers.py), or null
 W_TRACE_RING = 64  # ring of fixed records: u64 length, then text
 TRACE_RECORD_BYTES = 256
 TRACE_RECORDS = 256
-WORKER_SIZE_BYTES = W_TRACE_RING + TRACE_RECORD_BYTES * TRACE_RECORDS
+W_JIFFIES = W_TRACE_RING + TRACE_RECORD_BYTES * TRACE_RECORDS  # u64, helpers/clock.py; 0: ask
+WORKER_SIZE_BYTES = W_JIFFIES + 8
 
 # --- what the kernel gives a packet (include/net/xdp.h, net/bpf/test_run.c) ----------------------
 HEADROOM_BYTES = 256  # XDP_PACKET_HEADROOM

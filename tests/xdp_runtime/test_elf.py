@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import resource
@@ -196,6 +197,17 @@ def test_what_is_not_supported_is_named(name: str, message: str) -> None:
         load(name)
     assert message in str(error.value)
     assert str(OBJECTS / f"{name}.o") in str(error.value)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.o")
+    with pytest.raises(LoadError, match="is a named pipe"):
+        read_object(tmp_path / "pipe.o")
+    source, sink = os.pipe()  # of the shell's: <(clang ...)
+    os.write(sink, (OBJECTS / "pass.o").read_bytes())
+    os.close(sink)
+    assert read_object(f"/dev/fd/{source}").program().name == "xdp_pass"
+    os.close(source)
 
 
 def test_files_that_are_not_objects(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ LIMITS = {  # what the kernel's helper does and ours does not
     69: "of a multipath route the kernel's leg where `net.ipv4.fib_multipath_hash_seed` is set "
         "(else the kernel's seed is secret); not known: path MTUs learnt by ICMP, buckets of "
         "resilient nexthop groups",
-    118: "counts by the clock's ticks, and may be some ahead of the kernel's",
+    118: "a tick is counted when it is due, by the kernel some time later",
     163: "a header has 14 bytes on Ethernet and loopback, else none",
     164: "the callback is loaded in the same block as the call",
     165: _FORMS,
