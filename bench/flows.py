@@ -287,8 +287,7 @@ class OurFlows:
         return ns
 
     def sample(self, count: int) -> Sample:
-        """In chunks, of which the median counts: the kernel's clock, too, leaves out when it gave
-        the CPU to somebody else."""
+        """In chunks, of which the median counts: the kernel's test run lets nobody interrupt it."""
         chunk = count // _CHUNKS
         floors, raws = zip(*((self._idle.run(chunk), self.run(chunk)) for _ in range(_CHUNKS)),
                            strict=True)

@@ -153,10 +153,11 @@ class Loop:
             Engine(obj, [port], program=program, exit_when_idle=True)))
 
     def run(self, count: int) -> float:
-        """ns a packet.  Raises Mismatch."""
+        """ns a packet while this process had a CPU: the kernel's test run, too, stops its clock
+        when others have it.  Raises Mismatch."""
         self.port.offer(count)
-        started = time.perf_counter_ns()
+        started = time.process_time_ns()
         self.engine.start()
         if not self.engine.wait(_WAIT_S):
             raise Mismatch(f"ours: the loop did not end within {_WAIT_S} s")
-        return (time.perf_counter_ns() - started) / count
+        return (time.process_time_ns() - started) / count
