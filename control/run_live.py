@@ -215,7 +215,7 @@ def _of(some: Sequence[str], every: Collection[str]) -> str:
 
 def _say_unpassed(args: Namespace, engine: Engine) -> None:
     lost = _passed_nowhere(args, args.ports)
-    count = sum(engine.stats.flow(number)["pass"]
+    count = sum(engine.stats.flow(number)[way] for way in ("pass", "cpu_pass")
                 for number, flow in enumerate(engine.stats.flows) if flow.port in lost)
     if count:
         note(f"{count:,} frames{_of(lost, args.ports)} with XDP_PASS were dropped: there was no "
