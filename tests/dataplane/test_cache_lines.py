@@ -14,6 +14,7 @@ that leaves a line as it was, so packets and counts are such that all that count
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import mmap
 import os
@@ -89,6 +90,7 @@ def resting(name: str) -> Iterator[tuple[Engine, Callable[[int], None], list[tup
     flows = [bytes(12) + b"\x08\x00\x45" + bytes(8) + b"\x11" + rng.randbytes(50)
              for _ in range(8)]
     frames = [flow for flow in flows for _ in range(WORKERS)]  # the same for each
+    gc.collect()  # memory of engines before, which goes any time and may be given to this one
     known = mappings()
     port = MemoryPort(frames, queues=WORKERS, count=0, discard=True, out_bytes=1 << 20)
     engine = Engine(read_settled(str(EXAMPLES / f"{name}.o")), [port], busy_poll=False)
