@@ -99,10 +99,12 @@ class Grants:
             for word, one in shapes.items():
                 program.sets[word] = KeySet(one, fds.pop(0))
             found = Interface(iface, answer["ifindex"], answer["mtu"], "", answer["channels"])
-            return AfxdpPort(found, program, opened, None, None,
+            port = AfxdpPort(found, program, opened, None, None,
                              f"{answer['mode']}; set up by {self.path}",
                              kind=kind_of(options["frags"], "xsk", options["hints"],
                                           options["checksums"]))
+            port.promiscuous = options["promisc"]
+            return port
         except BaseException:
             for queue in opened:
                 queue.close()

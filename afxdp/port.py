@@ -82,6 +82,7 @@ class AfxdpPort:
         self._program, self._member, self._deferral = program, member, deferral
         self._live = live
         self._gone = self._closed = self._said_unfit = False
+        self.promiscuous = member is not None
         self._statistics: dict[str, int] = {}
         self._listener = Listener(self)
 

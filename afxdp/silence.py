@@ -36,6 +36,7 @@ class Listening(Protocol):
 
     name: str
     ifindex: int
+    promiscuous: bool
 
     @property
     def opened(self) -> Sequence[Queue]: ...
@@ -62,9 +63,9 @@ class Listener:
         name, taken = self._port.name, len(self._port.opened)
         missed = ", or to a queue that is not taken (--queue all)" \
             if interface.channels(name) > taken else ""
+        other_mac = "" if self._port.promiscuous else ", or not to its MAC address (--promisc)"
         return self._compare(self._first, self._count()) or [
-            f"nothing arrives at {name}: nobody sends, or not to its MAC address (--promisc)"
-            + missed]
+            f"nothing arrives at {name}: nobody sends{other_mac}{missed}"]
 
     def advice(self) -> str:
         """Now and then: what arrived since the last time though nothing came in; else ""."""

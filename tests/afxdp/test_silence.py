@@ -46,6 +46,11 @@ def test_nobody_sends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert made.advice() == ""
 
 
+def test_every_address_is_received_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    with port(monkeypatch, promisc=True) as (wire, made):
+        assert made.silence() == [f"nothing arrives at {wire.a.ifname}: nobody sends"]
+
+
 def test_no_carrier_and_down(monkeypatch: pytest.MonkeyPatch) -> None:
     with port(monkeypatch) as (wire, made):
         in_ns(wire.b.ns, "ip", "link", "set", wire.b.ifname, "down")
