@@ -8,18 +8,22 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from control import cli
 from dataplane.pcapfile import CapturedPacket, packet_block, pcap_header, pcap_record, pcapng_header
 from tests.control.run_xdpu import EXAMPLES, until
 from tests.nets import VethPair, in_ns, popen_in_ns
 from tests.packets import packets_for
+from tests.xdp_runtime.edge.frames import frames
 from xdp_runtime.elf import read_object
 from xdp_runtime.program import load
 
 EXIT_USAGE, EXIT_PORT = 2, 3
+EDGE = Path(__file__).parents[1] / "xdp_runtime" / "edge"
 
 
 def standalone(name: str, folder: Path) -> Path:
@@ -56,6 +60,28 @@ def test_output_is_that_of_a_run(name: str, kind: str, tmp_path: Path) -> None:
     said = json.loads(done.stdout)
     assert said["rx"] == 300
     assert sum(said[v] for v in ("aborted", "drop", "pass", "tx", "redirect")) == 300
+
+
+@pytest.mark.parametrize(("name", "program"), [
+    ("quic", "quic"), ("edges", "adjust"), ("variables", "variables"), ("callbacks", "states")])
+def test_what_an_edge_runs_needs_nothing_around_it(name: str, program: str,
+                                                   tmp_path: Path) -> None:
+    """Variables, callbacks, an LRU, edges that move: without Python, without an environment."""
+    source, out = EDGE / f"{name}.o", tmp_path / f"{name}.exe"
+    assert cli.main(["aot", str(source), "-n", program, "--standalone", "-o", str(out)]) == 0
+    capture = write(tmp_path / "in.pcap", [
+        CapturedPacket(1_700_000_000_000_000_000 + n, frame, len(frame), "")
+        for n, frame in enumerate(frames(300))], "pcap-ns")
+    mine, theirs = tmp_path / "mine.pcapng", tmp_path / "theirs.pcapng"
+    assert cli.main(["run", str(source), "-n", program, "--pcap", str(capture), "--out",
+                     str(mine)]) == 0
+    subprocess.run([out, "--pcap", capture, "--out", theirs], capture_output=True, check=True,
+                   env={})
+    assert theirs.read_bytes() == mine.read_bytes()
+    with open(out, "rb") as file:
+        dynamic: Any = ELFFile(file).get_section_by_name(".dynamic")
+        needed = [tag.needed for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"]
+    assert {one.split(".so")[0] for one in needed} <= {"libc", "libm", "ld-linux-x86-64"}
 
 
 def test_maps_are_set_and_mistakes_told(tmp_path: Path) -> None:
