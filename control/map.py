@@ -30,8 +30,8 @@ from control.server import ask
 from dataplane import rundir
 from xdp_runtime.errors import ConfigError, LoadError, XdpuError
 from xdp_runtime.maps import type_name
-from xdp_runtime.maps.map import BTF_NAME, Map, Value
-from xdp_runtime.object import GlobalKind, MapFlag, MapType
+from xdp_runtime.maps.map import BTF_NAME, CONSTANT, Map, Value
+from xdp_runtime.object import MapFlag, MapType
 
 _FLAGS = {"any": 0, "noexist": 1, "exist": 2}
 _LOOKED_AT = (MapType.DEVMAP, MapType.DEVMAP_HASH)  # the kernel makes them read-only itself
@@ -179,9 +179,9 @@ def run_dump(args: Namespace) -> int:
 def run_lookup(args: Namespace) -> int:
     words = list(args.map)
     with _open(words, args.run) as one:
-        key = _data(words, one.spec.key_size, "key")
+        key = _data(words, one.spec.key_size, "key") if one.spec.key_size else b""
         _no_more(words)
-        value = _guarded(one, lambda: one.lookup(key))
+        value = _guarded(one, lambda: one.lookup(key) if key else one.peek())
         if value is None:
             print("null" if is_json(args) else f"key:\n{hex_text(key)}\n\nNot found")
             return 1
@@ -211,9 +211,15 @@ def run_update(args: Namespace) -> int:
     path = _select(list(words), args.run)[0][1]
     with _open(words, args.run) as one:
         spec = one.spec
-        key = _data(words, spec.key_size, "key") if spec.key_size else b""
-        value = _target(words, one, path) or _data(words, spec.value_size, "value")
-        flags = 0
+        key, value, flags = b"", b"", 0
+        parts = ["key", "value"] if spec.key_size else ["value"]
+        while parts:  # in any order
+            part = words[0] if words and words[0] in parts else parts[0]
+            parts.remove(part)
+            if part == "key":
+                key = _data(words, spec.key_size, "key")
+            else:
+                value = _target(words, one, path) or _data(words, spec.value_size, "value")
         if words:
             word = words.pop(0)
             if word not in _FLAGS:
@@ -268,27 +274,22 @@ def run_delete(args: Namespace) -> int:
 run_push = run_enqueue = run_update
 
 
+run_peek = run_lookup
+
+
 def run_pop(args: Namespace) -> int:
-    return _print_next(args, Map.pop)
-
-
-run_dequeue = run_pop
-
-
-def run_peek(args: Namespace) -> int:
-    return _print_next(args, Map.peek)
-
-
-def _print_next(args: Namespace, take: Callable[[Map], bytes | None]) -> int:
     words = list(args.map)
     with _open(words, args.run) as one:
         _no_more(words)
-        value = _guarded(one, lambda: take(one))
+        value = _guarded(one, one.pop)
         if value is not None:
             print_entry(args, one, b"", value)
         else:
             print("null" if is_json(args) else "Error: empty map")
     return 0
+
+
+run_dequeue = run_pop
 
 
 def run_freeze(args: Namespace) -> int:
@@ -307,7 +308,7 @@ def _done(args: Namespace) -> int:
 
 def _writable(one: Map) -> None:
     """What programs were compiled with, or what has no meaning as bytes, is not written."""
-    if one.spec.global_kind in (GlobalKind.RODATA, GlobalKind.KCONFIG):
+    if one.spec.global_kind in CONSTANT:
         raise ConfigError(f"map {one.spec.name}", "is read-only: the program was compiled with it")
     if one.spec.type == MapType.PROG_ARRAY:
         raise ConfigError(f"map {one.spec.name}", "holds programs, which cannot be given as bytes")

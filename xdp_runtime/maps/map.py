@@ -36,7 +36,7 @@ from xdp_runtime.maps import (
 from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
-from xdp_runtime.object import MapFlag, MapSpec, MapType
+from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 
 if TYPE_CHECKING:
     from xdp_runtime.maps.batch import Batch
@@ -45,6 +45,7 @@ Value = bytes | list[bytes]  # a list for per-CPU maps
 
 BTF_NAME = ".btf"  # beside the maps of a program: the object's types
 
+CONSTANT = {GlobalKind.RODATA, GlobalKind.KCONFIG}  # folded into programs, so that they are frozen
 _ARRAYS = {MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.PROG_ARRAY, MapType.ARRAY_OF_MAPS,
            MapType.DEVMAP, MapType.CPUMAP, MapType.XSKMAP}
 
@@ -102,6 +103,7 @@ class Map:
             if made.has_pools:
                 pool.prepare(views["head"], workers, os.getpid())
             made.family.initialise(spec, views, seed)
+            memory.map[layout.FROZEN] = spec.global_kind in CONSTANT
             for view in views.values():
                 view.release()
             if directory is not None:
