@@ -258,7 +258,7 @@ Row = dict[str, Any]
 
 def measure(action: str, plan: Plan) -> Row:
     names = [name for name in systems.of(action, plan.port)[0]
-             if name in plan.systems or not plan.systems]
+             if name in plan.systems or (not plan.systems and name not in systems.WHEN_NAMED)]
     if not names:
         raise RuntimeError(f"none of {', '.join(plan.systems)} does it on {plan.port}")
     found: dict[str, Row] = {name: {"flood": []} for name in names}
