@@ -14,14 +14,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <rte_eal.h>
 #include <rte_ethdev.h>
 #include <rte_mbuf.h>
 
-enum { BATCH = 64, ROOM = 2048, STAMP_AT = 42, FINE_BITS = 4, BUCKETS = 32 << FINE_BITS,
-       MBUFS = 8191, DESCRIPTORS = 1024, LINK_MS = 10000, LOOKS = 256 };
+#include "latency.h"
+
+enum { BATCH = 64, ROOM = 2048, STAMP_AT = 42, MBUFS = 8191, DESCRIPTORS = 1024,
+       LINK_MS = 10000, LOOKS = 256 };
 
 struct stamp {
 	uint32_t magic;
@@ -39,26 +40,6 @@ static void die(const char *what, int error)
 {
 	fprintf(stderr, "dpdk_source: %s: %s\n", what, strerror(error));
 	exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ULL + t.tv_nsec;
-}
-
-static unsigned bucket_of(uint64_t ns)
-{
-	unsigned exponent;
-
-	if (ns >> 32)
-		return BUCKETS - 1;
-	if (ns < 1 << FINE_BITS)
-		return ns;
-	exponent = 63 - __builtin_clzll(ns);
-	return exponent << FINE_BITS | (ns >> (exponent - FINE_BITS) & ((1 << FINE_BITS) - 1));
 }
 
 static void read_all(void)

@@ -18,21 +18,14 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <time.h>
+
+#include "latency.h"
 
 enum { BATCH = 64, ROOM = 2048, LEFT_AT = 42 + 4 };
 
 static char frames[BATCH][ROOM];
 static struct iovec parts[BATCH];
 static struct mmsghdr messages[BATCH];
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ULL + t.tv_nsec;
-}
 
 /* How many of n the kernel took. */
 static uint32_t send_some(int fd, uint32_t n, int stamped)

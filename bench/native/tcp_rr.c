@@ -12,32 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { FINE_BITS = 4, BUCKETS = 32 << FINE_BITS };
+#include "latency.h"
 
 static uint64_t packets, histogram[BUCKETS];
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000ULL + now.tv_nsec;
-}
-
-static unsigned bucket_of(uint64_t ns)
-{
-	unsigned exponent;
-
-	if (ns >> 32)
-		return BUCKETS - 1;
-	if (ns < 1 << FINE_BITS)
-		return ns;
-	exponent = 63 - __builtin_clzll(ns);
-	return exponent << FINE_BITS | (ns >> (exponent - FINE_BITS) & ((1 << FINE_BITS) - 1));
-}
 
 static int failed(const char *what)
 {

@@ -15,9 +15,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
-enum { BATCH = 64, FINE_BITS = 4, BUCKETS = 32 << FINE_BITS };
+#include "latency.h"
+
+enum { BATCH = 64 };
 
 struct stamp {
 	uint32_t magic;
@@ -31,18 +32,6 @@ static void ask(int number)
 {
 	(void)number;
 	asked = 1;
-}
-
-static unsigned bucket_of(uint64_t ns)
-{
-	unsigned exponent;
-
-	if (ns >> 32)
-		return BUCKETS - 1;
-	if (ns < 1 << FINE_BITS)
-		return ns;
-	exponent = 63 - __builtin_clzll(ns);
-	return exponent << FINE_BITS | (ns >> (exponent - FINE_BITS) & ((1 << FINE_BITS) - 1));
 }
 
 static void tell(void)
@@ -87,8 +76,7 @@ int main(int argc, char **argv)
 	fprintf(stderr, "ready\n");
 	for (;;) {
 		int got = recvmmsg(fd, messages, BATCH, MSG_WAITFORONE, NULL);
-		struct timespec now;
-		uint64_t now_ns;
+		uint64_t now;
 
 		if (asked) {
 			asked = 0;
@@ -96,15 +84,14 @@ int main(int argc, char **argv)
 		}
 		if (got <= 0)
 			continue;
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		now_ns = now.tv_sec * 1000000000ULL + now.tv_nsec;
+		now = now_ns();
 		packets += got;
 		for (int i = 0; i < got; i++) {
 			struct stamp stamp;
 
 			memcpy(&stamp, room[i], sizeof(stamp));
 			if (stamp.left_ns && messages[i].msg_len >= sizeof(stamp))
-				histogram[bucket_of(now_ns - stamp.left_ns)]++;
+				histogram[bucket_of(now - stamp.left_ns)]++;
 		}
 	}
 }
