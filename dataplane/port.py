@@ -32,15 +32,12 @@ between `burst` and `done` of a queue, none of the templates above is called for
 
     begin(q) -> 0                      the loop of the queue's worker starts, in its thread
     burst(q, hand, budget) -> n        take n packets from the device; never blocks
-    fit(q, hand, n) -> n               leave those that can be opened; give others back, count them
-    open(q, hand, i, slot) -> 0        fill the slot of packet i < n
-    release(q, hand, slot) -> 1 | 0    as above; 0: not this way but after `done`
-    transmit(q, hand, slot, i, missing) -> 1 | 0   as above; it is packet i, and of those before it
-                                       all but `missing` have been transmitted
-    done(q, hand, sent) -> 0           all n are released, or transmitted (`sent` of them), or kept
-                                       by their cookies
+    open(q, hand, i, slot) -> 1 | 0    fill the slot of packet i < n; 0: unfit, given back, counted
+    release(q, hand, slot) -> 0        as above, and
+    transmit(q, hand, slot) -> 1 | 0   as above
+    done(q, hand) -> sent              all n are released or transmitted, or kept by their cookies
 
-and of packets that nobody looks at and that all have the same verdict, in place of the last five:
+and of packets that nobody looks at and that all have the same verdict, in place of the last four:
 
     release_all(q, hand, n) -> bytes   of all n
     transmit_all(q, hand, n) -> 0      what finds no room is the port's to count
@@ -92,7 +89,6 @@ class OnePass:
 
     begin: Template
     burst: Template
-    fit: Template
     open: Template
     release: Template
     transmit: Template

@@ -81,11 +81,10 @@ SOURCE = "".join(f"#define XDPU_{name} {value}\n" for name, value in OFFSETS.ite
 #include <rte_mbuf.h>
 #include <rte_version.h>
 
-/* bursts.py reads data_off, refcnt and nb_segs as one word, with ol_flags behind */
+/* bursts.py reads data_off, refcnt and nb_segs as one word */
 #define BEHIND_DATA_OFF(field) \
     (offsetof(struct rte_mbuf, field) - offsetof(struct rte_mbuf, data_off))
-_Static_assert(BEHIND_DATA_OFF(refcnt) == 2 && BEHIND_DATA_OFF(nb_segs) == 4 &&
-               BEHIND_DATA_OFF(ol_flags) == 8, "mbuf");
+_Static_assert(BEHIND_DATA_OFF(refcnt) == 2 && BEHIND_DATA_OFF(nb_segs) == 4, "mbuf");
 _Static_assert(RTE_MBUF_F_EXTERNAL >> 61 == 1 && RTE_MBUF_F_INDIRECT >> 61 == 2, "mbuf");
 
 struct link { uint32_t speed_mbps; int up; };
