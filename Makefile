@@ -69,12 +69,15 @@ examples: apt-test
 
 wheel: venv
 	@rm -rf build/lib* build/bdist* dist
+	@$(PY) -m control.prebuild
 	@mkdir -p build; $(PY) -m build --wheel --no-isolation --outdir dist . >build/wheel.log 2>&1 || \
 		{ cat build/wheel.log >&2; exit 1; }
 	@$(PY) -m zipfile -l dist/*.whl | grep -q 'afxdp/_native.*\.so' || \
 		{ echo 'wheel: afxdp/_native is not in it: the AF_XDP port would not work' >&2; exit 1; }
 	@$(PY) -m zipfile -l dist/*.whl | grep -q 'dpdk/_native.*\.so' || \
 		{ echo 'wheel: dpdk/_native is not in it: the DPDK port would not work' >&2; exit 1; }
+	@$(PY) -m zipfile -l dist/*.whl | grep -q 'compiler/prebuilt/worker_loop.*\.bc' || \
+		{ echo 'wheel: no templates are in it: the first run would compile them' >&2; exit 1; }
 	@! $(PY) -m zipfile -l dist/*.whl | grep '^tests/' || \
 		{ echo 'wheel: tests are in it' >&2; exit 1; }
 	@ls dist/*.whl
@@ -103,6 +106,7 @@ venv: apt .venv/installed
 		'import runpy; runpy.run_path("afxdp/_build.py")["is_installed"]()'
 	@ls dpdk/_native*.so >/dev/null 2>&1 || $(PY) -c \
 		'import runpy; runpy.run_path("dpdk/_build.py")["is_installed"]()'
+	@$(PY) -m control.prebuild
 	@touch $@
 
 # $(call install,PACKAGES): those that are missing, by apt; who is not root is told the command.

@@ -1,5 +1,6 @@
 """What was worked out once is kept by content: bitcode of templates, machine code of programs,
-verdicts of the verifier.
+verdicts of the verifier.  Templates that most runs need are compiled when xdpu is installed, and
+lie in a directory of the package.
 
 The key is a hash over everything the result depends on, the project's own sources included, so a
 stale entry cannot be found.  Of a template that is written elsewhere (bench, tests, a port of
@@ -24,6 +25,7 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("xdp_runtime", "dataplane", "afxdp", "dpdk")
+PREBUILT = _ROOT / "xdp_runtime" / "compiler" / "prebuilt"  # templates (control/prebuild.py)
 
 
 def directory() -> Path:
@@ -80,9 +82,15 @@ def get(name: str) -> bytes | None:
     """The entry, or None.  Entries carry a checksum: one damaged on disk counts as absent.
 
     Entries are machine code that will run, so one that somebody else could have written counts as
-    absent, too: it must be a plain file of this user or root, writable by nobody else."""
+    absent, too: it must be a plain file of this user or root, writable by nobody else.  What the
+    cache lacks may have come with the installation."""
+    found = _read(directory() / name)
+    return found if found is not None else _read(PREBUILT / name)
+
+
+def _read(path: Path) -> bytes | None:
     try:
-        handle = os.open(directory() / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(handle, "rb") as file:
             if not _is_ours(os.fstat(handle)):
                 return None

@@ -1,0 +1,70 @@
+"""Compile the templates that most runs need, so that the first run does not: it needs no Numba then.
+
+    python -m control.prebuild
+
+`make venv` and `make wheel` do it.  What it makes is LLVM bitcode, a file a template, named by all
+that it depends on: our sources, the versions of Python, Numba and LLVM.  Where one of these differs
+no file has the right name, and the template is compiled when it is first used, as are those that
+are not foreseen here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+
+from afxdp import live_tx, rings, sg
+from dataplane import loop
+from dataplane.live_port import LIVE
+from dataplane.pcap import PCAP, PCAPNG
+from dataplane.port import PortKind
+from dataplane.tap import TAP
+from xdp_runtime import cache, repeat
+from xdp_runtime.compiler import templates
+from xdp_runtime.helpers.table import HELPERS
+from xdp_runtime.maps import FAMILIES, LOCKED
+from xdp_runtime.template import Template
+
+_FRONTS: tuple[PortKind, ...] = (rings.AFXDP, live_tx.AFXDP_LIVE, sg.AFXDP_SG, PCAP, PCAPNG)
+_AT_ONCE = 250  # templates.bitcodes shares so many among processes
+
+
+def foreseen() -> list[Template]:
+    """Every map's operations, every helper, the loop over an interface's ports, and all they use."""
+    wanted: list[Template] = []
+    for family in (*FAMILIES.values(), *LOCKED.values()):
+        wanted += family.operations.values()
+    wanted += [helper.template for helper in HELPERS.values() if helper.template is not None]
+    units = [repeat.UNIT, repeat.UNIT_FRAGS]
+    units += [loop.unit([front], [back], several)
+              for front in _FRONTS for back in (TAP, LIVE) for several in (False, True)]
+    for unit in units:
+        wanted += unit.templates
+    return templates.closure(dict.fromkeys(wanted))
+
+
+def build(wanted: Iterable[Template]) -> int:
+    """Compile them into `cache.PREBUILT`, and remove what is older; how many there are."""
+    os.environ["XDPU_CACHE"] = str(cache.PREBUILT)
+    todo = list(wanted)
+    for first in range(0, len(todo), _AT_ONCE):
+        templates.bitcodes(todo[first:first + _AT_ONCE])
+    names = {templates.entry_name(template) for template in todo}
+    for path in cache.PREBUILT.iterdir():
+        if path.name in names:
+            path.chmod(0o644)
+        else:
+            path.unlink()
+    return len(names)
+
+
+def main() -> int:
+    started_s = time.monotonic()
+    print(f"prebuild: {build(foreseen())} templates, {time.monotonic() - started_s:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
