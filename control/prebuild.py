@@ -15,19 +15,18 @@ import sys
 import time
 from collections.abc import Iterable
 
-from afxdp import live_tx, rings, sg
-from dataplane import loop
+from afxdp.port import kind_of
+from dataplane import capture_put, loop
 from dataplane.live_port import LIVE
 from dataplane.pcap import PCAP, PCAPNG
-from dataplane.port import PortKind
 from dataplane.tap import TAP
 from xdp_runtime import cache, repeat
 from xdp_runtime.compiler import templates
 from xdp_runtime.helpers.table import HELPERS
 from xdp_runtime.maps import FAMILIES, LOCKED
+from xdp_runtime.maps.scout import SCOUTS, STEP
 from xdp_runtime.template import Template
 
-_FRONTS: tuple[PortKind, ...] = (rings.AFXDP, live_tx.AFXDP_LIVE, sg.AFXDP_SG, PCAP, PCAPNG)
 _AT_ONCE = 250  # templates.bitcodes shares so many among processes
 
 
@@ -37,9 +36,13 @@ def foreseen() -> list[Template]:
     for family in (*FAMILIES.values(), *LOCKED.values()):
         wanted += family.operations.values()
     wanted += [helper.template for helper in HELPERS.values() if helper.template is not None]
-    units = [repeat.UNIT, repeat.UNIT_FRAGS]
-    units += [loop.unit([front], [back], several)
-              for front in _FRONTS for back in (TAP, LIVE) for several in (False, True)]
+    wanted += [STEP, *(template for template, _ in SCOUTS.values())]
+    interfaces = [kind_of(frags, way, hints, checksums)
+                  for frags, way in ((False, "xsk"), (False, "live"), (True, "xsk"))
+                  for hints in (False, True) for checksums in (False, True)]
+    units = [repeat.UNIT, repeat.UNIT_FRAGS, capture_put.UNIT]
+    units += [loop.unit([front], [TAP, LIVE], several)
+              for front in (*interfaces, PCAP, PCAPNG) for several in (False, True)]
     for unit in units:
         wanted += unit.templates
     return templates.closure(dict.fromkeys(wanted))

@@ -88,3 +88,17 @@ def test_our_own_templates_are_known_by_the_sources() -> None:
     exec("def one(): return 1\ndef two(): return 2", typed)
     one, two = (cache.source_fingerprint(typed[name]) for name in ("one", "two"))
     assert one and two and one != two
+
+
+def test_what_came_with_the_installation_is_found_behind_the_cache(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDPU_CACHE", str(tmp_path / "prebuilt"))
+    cache.put("one.bc", b"installed")
+    monkeypatch.setattr(cache, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setenv("XDPU_CACHE", str(tmp_path / "cache"))
+    assert cache.get("one.bc") == b"installed" and cache.get("two.bc") is None
+    cache.put("one.bc", b"newer")
+    assert cache.get("one.bc") == b"newer"
+    (tmp_path / "prebuilt" / "one.bc").chmod(0o666)
+    (tmp_path / "cache" / "one.bc").unlink()
+    assert cache.get("one.bc") is None, "others could have written it"
