@@ -1,4 +1,4 @@
-"""Compile the templates that most runs need, so that the first run does not: it needs no Numba then.
+"""Compile the templates that most runs need, so that the first run needs no Numba.
 
     python -m control.prebuild
 
@@ -22,7 +22,7 @@ from dataplane.pcap import PCAP, PCAPNG
 from dataplane.tap import TAP
 from xdp_runtime import cache, repeat
 from xdp_runtime.compiler import templates
-from xdp_runtime.helpers.table import HELPERS
+from xdp_runtime.helpers import HELPERS
 from xdp_runtime.maps import FAMILIES, LOCKED
 from xdp_runtime.maps.scout import SCOUTS, STEP
 from xdp_runtime.template import Template
@@ -31,7 +31,7 @@ _AT_ONCE = 250  # templates.bitcodes shares so many among processes
 
 
 def foreseen() -> list[Template]:
-    """Every map's operations, every helper, the loop over an interface's ports, and all they use."""
+    """All maps' operations, all helpers, the loop over an interface's ports, and what they use."""
     wanted: list[Template] = []
     for family in (*FAMILIES.values(), *LOCKED.values()):
         wanted += family.operations.values()
