@@ -109,7 +109,7 @@ def compare_maps(kernel: KernelProgram, ours: Program, ignored: Sequence[str] = 
             continue
         size = kernel_map.spec.value_size
         wanted = contents(kernel_map.items(), size)
-        found = contents(map_items(ours.maps[name]), size)
+        found = contents(map_items(ours.raw_maps[name]), size)
         if wanted != found:
             keys = sorted(k.hex() for k in wanted.keys() | found.keys()
                           if wanted.get(k) != found.get(k))
@@ -149,5 +149,5 @@ def fill(entries: Mapping[str, Mapping[bytes, bytes]], kernel: KernelProgram | N
             if kernel is not None:
                 kernel.maps[name].update(key, value)
             if ours is not None:
-                mine = ours.maps[name]
+                mine = ours.raw_maps[name]
                 mine.update(key, [value] * mine.workers if mine.family.per_cpu else value)

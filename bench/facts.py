@@ -109,8 +109,8 @@ def compiled(path: Path, entries: Iterable[tuple[str, bytes, bytes]], fact: str)
     image = link.Image(target.emit_object(module), exports, symbols)
     program = Program(obj, spec, [Map.create(m, 1) for m in obj.maps], 1, image)
     for name, key, value in entries:
-        if name in program.maps:
-            program.maps[name].update(key, value)
+        if name in program.raw_maps:
+            program.raw_maps[name].update(key, value)
     return Build(program, insns)
 
 

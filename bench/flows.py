@@ -273,7 +273,7 @@ class OurFlows:
         self._raw = _loop(obj, program, stream, stack)
         self._idle = _loop(idle, None, stream, stack)
         self.program = self._raw.engine.program
-        self.maps: dict[str, Map] = self.program.maps
+        self.maps: dict[str, Map] = self.program.raw_maps
 
     def run(self, count: int) -> float:
         before = self._raw.engine.stats.total()

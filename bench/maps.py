@@ -140,7 +140,7 @@ def our_side(spec: MapSpec, operation: str, lanes: int) -> Side:
     share = keys_of(spec) // lanes
     prepare = _fill(one, spec, lanes, stack)
     for lane in range(lanes):
-        one.maps["lanes"].update(struct.pack("=I", lane), lane_of(lane, lane * share, share))
+        one.raw_maps["lanes"].update(struct.pack("=I", lane), lane_of(lane, lane * share, share))
 
     def run(lane: int, runs: int) -> float:
         found = one.repeat(packet_of(lane), runs, worker=lane)
@@ -151,7 +151,7 @@ def our_side(spec: MapSpec, operation: str, lanes: int) -> Side:
 
 
 def _fill(one: Program, spec: MapSpec, lanes: int, stack: ExitStack) -> Callable[[], None]:
-    target = one.maps["m"]
+    target = one.raw_maps["m"]
     match spec.type:
         case MapType.RINGBUF:
             return drain_ours(one)

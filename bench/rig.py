@@ -100,7 +100,7 @@ class Engines:
             if name in ignored or spec.type in UNCOMPARED:
                 continue
             if contents(model.items(), spec.value_size) != contents(
-                    map_items(self.ours.maps[name]), spec.value_size):
+                    map_items(self.ours.raw_maps[name]), spec.value_size):
                 raise Mismatch(f"map {name}: interpreter and ours differ")
 
 

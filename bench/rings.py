@@ -50,11 +50,11 @@ def drain_kernel(program: KernelProgram, stack: ExitStack) -> Callable[[], None]
 
 
 def drain_ours(program: Program) -> Callable[[], None]:
-    names = [m.spec.name for m in program.maps.values() if m.spec.type == MapType.RINGBUF]
+    names = [m.spec.name for m in program.raw_maps.values() if m.spec.type == MapType.RINGBUF]
 
     def drain() -> None:
         for name in names:
-            memory = program.maps[name].memory("ring")
+            memory = program.raw_maps[name].memory("ring")
             memory[CONSUMER:CONSUMER + 8] = memory[PRODUCER:PRODUCER + 8]
             memory.release()
 
@@ -63,7 +63,7 @@ def drain_ours(program: Program) -> Callable[[], None]:
 
 def chunk_of(program: Program, run: Callable[[], object]) -> int | None:
     """How many runs fill the rings nearly; None if a run puts nothing into one."""
-    rings = [m for m in program.maps.values() if m.spec.type == MapType.RINGBUF]
+    rings = [m for m in program.raw_maps.values() if m.spec.type == MapType.RINGBUF]
     before = [_produced(program, m.spec.name) for m in rings]
     run()
     grown = [_produced(program, m.spec.name) - was for m, was in zip(rings, before, strict=True)]
@@ -73,7 +73,7 @@ def chunk_of(program: Program, run: Callable[[], object]) -> int | None:
 
 
 def _produced(program: Program, name: str) -> int:
-    memory = program.maps[name].memory("ring")
+    memory = program.raw_maps[name].memory("ring")
     try:
         return int.from_bytes(memory[PRODUCER:PRODUCER + 8], "little")
     finally:

@@ -55,7 +55,7 @@ def apply(program: Program, settings: Iterable[Setting], engine: Engine | None =
     names = targets.Names(program.second_numbers(), known.get("rings", {}),
                           known.get("interfaces", {}))
     for name, key, value in encoded(program.object, settings, names):
-        target = program.maps[name]
+        target = program.raw_maps[name]
         per_cpu = target.family.per_cpu
         try:
             target.update(key, [value] * target.workers if per_cpu else value)

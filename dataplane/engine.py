@@ -375,7 +375,7 @@ class Engine:
         self._connect(obj)
         made = load(obj, program, workers=len(self.workers), opt=self._opt, directory=self._maps,
                     units=[self._around(obj.program(program))], grants=grants, heir_to=heir_to)
-        for one in made.maps.values():
+        for one in made.raw_maps.values():
             if one.spec.type == MapType.XSKMAP:
                 dev.allow(one, self._xsks().values())
         return made

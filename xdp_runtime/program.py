@@ -2,7 +2,7 @@
 
     program = load(read_object("firewall.o"))
     result = program.run(packet)          # verdict, bytes
-    program.maps["blocked_ports"].update(...)
+    program.maps["blocked_ports"][443] = 1
 
 `load` is also what the worker loop builds on: it passes the loop as a `Unit`, and the loop, the
 program and the maps become one module.
@@ -34,7 +34,7 @@ from xdp_runtime.helpers.clock import JIFFIES64, jiffies_base_ns
 from xdp_runtime.isa import Call
 from xdp_runtime.maps import dev, heir
 from xdp_runtime.maps.map import BTF_NAME, Map
-from xdp_runtime.maps.typed import BtfCodec
+from xdp_runtime.maps.typed import BtfCodec, TypedMap
 from xdp_runtime.object import REPLACES, MapType, Object, ProgramSpec
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Program:
         self.object, self.spec, self.workers, self.image = obj, spec, workers, image
         self.names = tuple(one.name for one in link.compiled_programs(obj, spec))  # by number
         self.all_maps = [*maps, *(m for m in kept if m not in maps)]
-        self.maps: dict[str, Map] = {m.spec.name: m for m in maps}
+        self.raw_maps: dict[str, Map] = {m.spec.name: m for m in maps}  # in bytes
         self._memory = mmap.mmap(-1, _round(st.WORKER_SIZE_BYTES) * workers)
         self._view = (ctypes.c_char * len(self._memory)).from_buffer(self._memory)
         imports = dict(addresses or {})
@@ -100,6 +100,7 @@ class Program:
             m.codec = BtfCodec.of(obj.btf, m.spec)
             if m not in kept:
                 m.bind_later(partial(map_ops.compile_operations, m))
+        self.maps: dict[str, TypedMap] = {m.spec.name: m.typed for m in maps}
         self._lines: list[ctypes.Array[ctypes.c_uint64]] = []
         self._watched: dict[int, tuple[Map, memoryview, list[tuple[int, int]]]] = {}
         self._watch(*self.all_maps)
@@ -114,7 +115,7 @@ class Program:
             m.on_inner = self._watch
             if m not in kept and m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
                 for slot, inner in m.spec.slots:
-                    m.set_inner(slot.to_bytes(4, "little"), self.maps[inner])
+                    m.set_inner(slot.to_bytes(4, "little"), self.raw_maps[inner])
 
     def worker_memory(self, worker: int) -> int:
         """Address of a worker's private memory (state.py, W_*)."""
@@ -179,14 +180,14 @@ class Program:
     def _allow_programs(self) -> None:
         """Entries of maps may name programs that were made for them."""
         second = link.second_programs(self.object, self.spec)
-        for m in self.maps.values():
+        for m in self.raw_maps.values():
             place = dev.PROGRAMS_OF.get(m.spec.type)
             if place is not None:
                 dev.allow(m, [self.program_number(p.name) + 1 for p in second
                               if p.kind.partition("/")[2] == place])
 
     def _fill_program_arrays(self) -> None:
-        for m in self.maps.values():
+        for m in self.raw_maps.values():
             if m.spec.type != MapType.PROG_ARRAY:
                 continue
             for index, name in m.spec.slots:

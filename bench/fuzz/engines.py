@@ -119,7 +119,7 @@ class _Outside:
 
 class Compiled(_Outside):
     def __init__(self, program: Program, opt: int) -> None:
-        self.program, self.maps, self.name = program, program.maps, f"compiled O{opt}"
+        self.program, self.maps, self.name = program, program.raw_maps, f"compiled O{opt}"
 
     def run(self, batch: Batch) -> tuple[Header, Slots]:
         return batch.compiled(self.program)

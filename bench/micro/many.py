@@ -67,7 +67,7 @@ class OurMany:
         self._real = _loop(obj, micro.program, micro, stack)
         idle = read_object(build("many", where, *_flags(micro)))
         self._idle = _loop(idle, "idle", micro, stack)
-        self.maps: dict[str, Map] = self._real.engine.program.maps
+        self.maps: dict[str, Map] = self._real.engine.program.raw_maps
 
     def fill(self, count: int) -> None:
         self._real.port.in_order(True)

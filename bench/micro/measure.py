@@ -56,7 +56,7 @@ def _drain_kernel(fd: int, stack: ExitStack) -> Callable[[], None]:
 
 def _drain_ours(program: Program, name: str) -> Callable[[], None]:
     def drain() -> None:
-        memory = program.maps[name].memory("ring")
+        memory = program.raw_maps[name].memory("ring")
         memory[CONSUMER:CONSUMER + 8] = memory[PRODUCER:PRODUCER + 8]
         memory.release()
 
@@ -116,7 +116,7 @@ def _fill(micro: Micro, kernel: KernelProgram, ours: Program) -> None:
     for name, entries in micro.entries().items():
         for key, value in entries.items():
             kernel.maps[name].update(key, value)
-            ours.maps[name].update(key, value)
+            ours.raw_maps[name].update(key, value)
 
 
 def _take(sides: tuple[Side, Side], count: int, rounds: int

@@ -43,7 +43,7 @@ def forwarding(left: VethPair, right: VethPair, umems: Umems | None,
             undo.callback(ports[-1].close)
         engine = Engine(read_settled(str(EXAMPLES / "redirect.o")), ports)
         undo.callback(engine.close)
-        peer = engine.program.maps["peer"]
+        peer = engine.program.raw_maps["peer"]
         for near, far in ((left.b, right.b), (right.b, left.b)):
             peer[struct.pack("=I", near.ifindex)] = struct.pack("=I", far.ifindex)
         engine.start()

@@ -118,7 +118,7 @@ def test_a_packet_more_or_a_wrong_count_is_seen() -> None:
 def test_another_verdict_in_the_loop_is_seen() -> None:
     with ExitStack() as stack:
         _, ours = pair(ONE["maps"], stack)
-        ours.program.maps["settings"].update(bytes(4), struct.pack("=I", Verdict.PASS))
+        ours.program.raw_maps["settings"].update(bytes(4), struct.pack("=I", Verdict.PASS))
         with pytest.raises(Mismatch, match="of 100 packets 0 had verdict DROP"):
             ours.run(100)
 

@@ -157,7 +157,7 @@ def test_records_of_a_capture_are_those_of_a_run(tmp_path: Path) -> None:
         for packet in given:
             loaded.run(packet.data)
             for name, records in expected.items():
-                records += [record.hex() for record in loaded.maps[name].consume()]
+                records += [record.hex() for record in loaded.raw_maps[name].consume()]
     done = subprocess.run(
         [program, "--records", "events=-", "--records", f"samples={tmp_path}/samples", "--pcap",
          capture], capture_output=True, text=True, check=True)

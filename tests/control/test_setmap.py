@@ -62,7 +62,7 @@ def test_apply() -> None:
     obj = read_object(EXAMPLES / "demo.o")
     with load(obj, workers=2) as program:
         setmap.apply(program, [setmap.parse("peer=3:4", obj), setmap.parse("verdicts=2:9", obj)])
-        assert program.maps["peer"][b"\3\0\0\0"] == b"\4\0\0\0"
-        assert program.maps["verdicts"][b"\2\0\0\0"] == [b"\x09" + bytes(7)] * 2
+        assert program.raw_maps["peer"][b"\3\0\0\0"] == b"\4\0\0\0"
+        assert program.raw_maps["verdicts"][b"\2\0\0\0"] == [b"\x09" + bytes(7)] * 2
         with pytest.raises(ConfigError, match="--set-map verdicts: key 09000000 is refused"):
             setmap.apply(program, [setmap.parse("verdicts=9:9", obj)])

@@ -169,7 +169,7 @@ def test_where_redirects_go(tmp_path: Path, program: str, words: str) -> None:
     frames = [struct.pack("<I", 0) + bytes(96)]
     engine = Engine(obj, [MemoryPort(frames, name="eth0", ifindex=9)], program=program,
                     exit_when_idle=True, rings=("one",), directory=tmp_path)
-    maps = engine.program.maps
+    maps = engine.program.raw_maps
     for name, value in {"ports": (9, 0), "cpus": (64, 0), "xsks": (1,)}.items():
         if name in maps:
             maps[name].update(bytes(4), struct.pack(f"<{len(value)}I", *value))

@@ -72,10 +72,10 @@ def test_a_map_goes_on_through_replacements_and_no_packet_is_lost(tmp_path: Path
             assert engine.replace(example("counter")) == [name]
             until(lambda: moves(engine, "rx_packets"), "packets after it was replaced")
         engine.stop()
-        assert counted(engine.program.maps[name]) == engine.stats.total()["rx_packets"] > 0
+        assert counted(engine.program.raw_maps[name]) == engine.stats.total()["rx_packets"] > 0
         assert [p.name for p in (tmp_path / "maps").iterdir() if p.name == name] == [name]
         with Map.open(tmp_path / "maps" / name) as seen:
-            assert seen.spec.key_size == engine.program.maps[name].spec.key_size
+            assert seen.spec.key_size == engine.program.raw_maps[name].spec.key_size
 
 
 def test_another_program_brings_its_own_maps_and_takes_the_old_ones_away(tmp_path: Path) -> None:

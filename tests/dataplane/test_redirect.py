@@ -32,7 +32,7 @@ def entry(target: int, program: int = 0) -> bytes:
 def fill(program: Program, name: str, entries: Mapping[int, tuple[int, str]]) -> None:
     for key, (target, second) in entries.items():
         number = program.program_number(second) + 1 if second else 0
-        program.maps[name].update(struct.pack("<I", key), entry(target, number))
+        program.raw_maps[name].update(struct.pack("<I", key), entry(target, number))
 
 
 class Outcome:
@@ -61,7 +61,7 @@ class Outcome:
         self.sent = [port.sent for port in ports]
         self.results = ports[0].results
         self.seen = [struct.unpack("<Q", bytes(v))[0] for _, v in  # type: ignore[arg-type]
-                     engine.program.maps["seen"].items()]
+                     engine.program.raw_maps["seen"].items()]
         self.aborted = [row for worker in engine.workers for row in worker.aborted.counts()]
         self.kept = [row for worker in engine.workers for row in worker.aborted.packets()]
         engine.close()
@@ -142,7 +142,7 @@ def test_programs_and_entries_that_do_not_fit() -> None:
     from xdp_runtime.program import load
 
     with load(read_object(OBJECT), "one") as program:
-        ports = program.maps["ports"]
+        ports = program.raw_maps["ports"]
         key = struct.pack("<I", 1)
         for number in (program.program_number("one") + 1, 63, 64, 1 << 31):
             with pytest.raises(OSError, match="Invalid argument"):

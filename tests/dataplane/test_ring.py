@@ -32,7 +32,7 @@ def engine_on(frames: Sequence[bytes], folder: Path, entries: dict[int, int], qu
     engine = Engine(read_object(OBJECT), [port], program="to_ring", directory=folder,
                     exit_when_idle=True, rings=rings)
     for key, number in entries.items():
-        engine.program.maps["xsks"].update(struct.pack("<I", key), struct.pack("<I", number))
+        engine.program.raw_maps["xsks"].update(struct.pack("<I", key), struct.pack("<I", number))
     try:
         yield engine
     finally:
@@ -70,7 +70,7 @@ def test_packets_come_as_arrays(tmp_path: Path) -> None:
                     got += batch.packets()
                 assert got == frames[queue::2]
                 assert ring.dropped == ring.too_long == 0
-        seen = engine.program.maps["seen"].lookup(struct.pack("<I", 6))
+        seen = engine.program.raw_maps["seen"].lookup(struct.pack("<I", 6))
         assert seen in (struct.pack("<Q", 1), struct.pack("<Q", 2))  # the key, + 1
 
 

@@ -41,12 +41,12 @@ def outcome(obj: Object, program: str, given: list[bytes], how: str,
     engine = Engine(obj, [port], program=program, exit_when_idle=True, look_ahead=how)
     for name, content in entries.items():
         for key, value in content.items():
-            engine.program.maps[name].update(key, value)
+            engine.program.raw_maps[name].update(key, value)
     try:
         engine.start()
         engine.wait(60)
         contents = {name: sorted((key, repr(value)) for key, value in one.items())
-                    for name, one in engine.program.maps.items() if one.spec.key_size}
+                    for name, one in engine.program.raw_maps.items() if one.spec.key_size}
         return port.results, contents
     finally:
         engine.close()

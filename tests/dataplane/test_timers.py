@@ -22,7 +22,7 @@ OBJECT = Path(__file__).parents[1] / "xdp_runtime" / "helpers" / "timers.o"
 
 def logged(engine: Engine) -> list[int]:
     """Keys of the timers that have fired, in order."""
-    maps = engine.program.maps
+    maps = engine.program.raw_maps
     count = int.from_bytes(bytes(maps[".bss"].data[:4]), "little")
     return [int.from_bytes(bytes(maps["order"].data[8 * n : 8 * n + 4]), "little")
             for n in range(count)]
@@ -68,12 +68,12 @@ def test_between_batches_of_many_workers() -> None:
     engine.start()
     try:
         until = time.monotonic() + 1.5
-        many = engine.program.maps["many"]
+        many = engine.program.raw_maps["many"]
         while time.monotonic() < until:  # as a control process may, meanwhile
             for key in list(many.keys())[:20]:
                 with suppress(FileNotFoundError):
                     many.delete(key)
-        count = int.from_bytes(bytes(engine.program.maps[".bss"].data[:4]), "little")
+        count = int.from_bytes(bytes(engine.program.raw_maps[".bss"].data[:4]), "little")
         assert count > 1000
         assert engine.running
     finally:

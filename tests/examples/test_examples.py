@@ -125,7 +125,7 @@ def test_compiled(name: str, filled: bool, opt: int) -> None:
     obj = read_object(EXAMPLES / f"{name}.o")
     with load(obj, name, opt=opt) as program:
         for map_name, key, value in entries(name, filled):
-            program.maps[map_name].update(key, value)
+            program.raw_maps[map_name].update(key, value)
         results = [program.run(f, ingress_ifindex=LOOPBACK) for f in packets_for(name, 200)]
         maps = {m.spec.name: list(m.items()) for m in program.all_maps}
         check(name, filled, Outcome([(r.retval, r.data_out, r.meta) for r in results],
@@ -140,7 +140,7 @@ def test_worker_loop(name: str, filled: bool) -> None:
     engine = Engine(obj, [port], program=name, exit_when_idle=True)
     try:
         for map_name, key, value in entries(name, filled):
-            engine.program.maps[map_name].update(key, value)
+            engine.program.raw_maps[map_name].update(key, value)
         engine.start()
         assert engine.wait(30)
         totals = engine.stats.total()

@@ -105,7 +105,7 @@ def test_it_runs() -> None:
             cell = machine.maps[obj.map_index("out")].lookup(index.to_bytes(4, "little"))
             assert cell is not None
             key = index.to_bytes(4, "little")
-            assert program.maps["out"].lookup(key) == bytes(cell), index
+            assert program.raw_maps["out"].lookup(key) == bytes(cell), index
 
 
 @needs_kernel

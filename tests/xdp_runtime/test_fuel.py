@@ -67,7 +67,7 @@ def outcomes(obj: Object, budget: int) -> dict[str, tuple[int, bytes]]:
     for opt in (0, 3):
         with load(obj, opt=opt, grants=grants) as program:
             verdict = program.run(bytes(64)).retval
-            value = program.maps["cell"].lookup(zero)
+            value = program.raw_maps["cell"].lookup(zero)
             assert isinstance(value, bytes)
             out[f"O{opt}"] = verdict, value
             assert program.spent(0) == (verdict == 0)

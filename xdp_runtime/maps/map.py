@@ -635,11 +635,8 @@ class Map:
 
     @property
     def typed(self) -> TypedMap:
-        """The map as Python values.  Raises LoadError if its definition has no types."""
-        if self.codec is None:
-            raise LoadError(f"map {self.spec.name}", "has no BTF types",
-                            "define it with __type(key, ...) and __type(value, ...)")
-        return TypedMap(self, self.codec)
+        """The map as Python values."""
+        return TypedMap(self)
 
     def __len__(self) -> int:
         if self.spec.type in _ARRAYS:

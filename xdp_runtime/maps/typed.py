@@ -1,4 +1,12 @@
-"""A map as Python values instead of bytes, by the BTF types of its definition."""
+"""A map as Python values instead of bytes, by the BTF types of its definition.
+
+    flows = program.maps["flows"]         # a TypedMap
+    flows[{"addr": 1, "port": 80}] = {"packets": 1}
+    for key, value in flows.items(): ...
+    keys, values = flows.to_numpy()
+
+`flows.raw` is the Map itself, in bytes, with all that bpf(2) has: flags, batches, rings.
+"""
 
 from __future__ import annotations
 
@@ -52,12 +60,24 @@ class BtfCodec:
         return bytes(value)
 
 
-class TypedMap:
-    """A mapping of keys and values as btf_values.py has them; of a per-CPU map a value is a list,
-    one a worker.  Errors are those of Map."""
+class _Plain:
+    """Bytes, as they are."""
 
-    def __init__(self, raw: Map, codec: Codec) -> None:
-        self.raw, self.codec = raw, codec
+    def decode_key(self, key: bytes) -> bytes:
+        return key
+
+    encode_key = decode_value = encode_value = decode_key
+
+
+PLAIN = _Plain()
+
+
+class TypedMap:
+    """A mapping of keys and values as btf_values.py has them, bytes where the definition has no
+    types; of a per-CPU map a value is a list, one a worker.  Errors are those of Map."""
+
+    def __init__(self, raw: Map) -> None:
+        self.raw, self.codec = raw, raw.codec or PLAIN
 
     def _decode(self, value: bytes | list[bytes]) -> Any:
         if isinstance(value, list):
@@ -78,6 +98,14 @@ class TypedMap:
 
     def delete(self, key: Any) -> None:
         self.raw.delete(self.codec.encode_key(key))
+
+    def to_numpy(self) -> tuple[Any, Any]:
+        """(keys, values) of all entries, as Map.to_numpy."""
+        return self.raw.to_numpy()
+
+    def from_numpy(self, keys: Any, values: Any, flags: int = 0) -> int:
+        """Update an entry for each pair, as Map.from_numpy; how many."""
+        return self.raw.from_numpy(keys, values, flags)
 
     def keys(self) -> Iterator[Any]:
         return (self.codec.decode_key(key) for key in self.raw)
@@ -110,3 +138,6 @@ class TypedMap:
 
     def __delitem__(self, key: Any) -> None:
         del self.raw[self.codec.encode_key(key)]
+
+    def __repr__(self) -> str:
+        return repr(self.raw)

@@ -42,7 +42,7 @@ def test_a_library_answers_as_the_program_does(name: str, tmp_path: Path) -> Non
     with load(obj) as program:
         for map_name, key, value in entries(name, True):
             assert library.update(map_name, key, value) == 0
-            program.maps[map_name].update(key, value)
+            program.raw_maps[map_name].update(key, value)
         expected = []
         for content in packets:
             result = program.run(content, ingress_ifindex=LOOPBACK)

@@ -87,7 +87,7 @@ def test_records_are_those_of_a_run(library: Rings) -> None:
             for packet in batch:
                 program.run(packet)
             for name in ("events", "samples"):
-                expected = program.maps[name].consume()
+                expected = program.raw_maps[name].consume()
                 assert library.consume(name) == expected and len(expected) > 5
 
 

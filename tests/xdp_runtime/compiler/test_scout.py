@@ -105,13 +105,13 @@ def kind(place: bytes) -> int:
 def test_it_finds_the_lookup_behind_what_it_leaves_out(before: str) -> None:
     with load(obj(before + LOOK_UP), units=[UNIT]) as program:
         for number in range(60):
-            program.maps["table"].update(struct.pack("=I", number), bytes(8))
+            program.raw_maps["table"].update(struct.pack("=I", number), bytes(8))
         place = scouted(program, KEY + bytes(40), steps=False)
         assert kind(place) == 1
         place = scouted(program, KEY + bytes(40))
         elements, link = struct.unpack_from("=Q", place, 16)[0], struct.unpack_from(
             "=Q", place, 32)[0]
-        assert elements == program.maps["table"].symbols()["elements"]
+        assert elements == program.raw_maps["table"].symbols()["elements"]
         assert link  # the chain's first or second element
 
 
@@ -152,7 +152,7 @@ def test_an_lru_map_keeps_no_mark_of_it() -> None:
     lookup = LOOK_UP.replace("table", "recent")
     small = Unit("scout-test-small", UNIT.text, UNIT.templates, UNIT.exports, scout=1 << 30)
     with load(obj(lookup), units=[small]) as program:
-        program.maps["recent"].update(KEY, bytes(8))
+        program.raw_maps["recent"].update(KEY, bytes(8))
         scouted(program, KEY + bytes(40))
 
 

@@ -94,7 +94,7 @@ def test_compiled(name: str, opt: int) -> None:
     assert expected in (None, ours[0])
     with load(obj, "main", opt=opt) as program:
         result = program.run(PACKET)
-        assert (result.retval, result.data_out, dict(program.maps["seen"].items())) == ours
+        assert (result.retval, result.data_out, dict(program.raw_maps["seen"].items())) == ours
 
 
 @pytest.mark.root

@@ -127,7 +127,7 @@ def test_compiled(name: str, program: str, opt: int) -> None:
     obj = read_object(HERE / f"{name}.o")
     with load(obj, program, opt=opt) as loaded:
         for map_name, key, value in entries(obj):
-            loaded.maps[map_name].update(key, value)
+            loaded.raw_maps[map_name].update(key, value)
         rows = [loaded.run(frame, ingress_ifindex=LOOPBACK) for frame in frames(COUNT)]
         maps = {one.spec.name: one for one in loaded.all_maps}
         compare(Outcome([(r.retval, r.data_out, r.meta) for r in rows],

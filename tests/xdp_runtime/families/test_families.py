@@ -102,7 +102,7 @@ def test_records() -> None:
         for number, packet in enumerate(commands(9)):
             assert program.run(packet).data_out == machine.run(packet).data_out
             if number % 50 == 0:
-                records = program.maps["ring"].consume()
+                records = program.raw_maps["ring"].consume()
                 assert records == ring.consume()
                 taken += len(records)
     assert taken > 100
@@ -118,5 +118,5 @@ def test_events_and_bloom(opt: int) -> None:
         for packet in commands(11)[:200]:
             found, expected = program.run(packet), machine.run(packet)
             assert (found.retval, found.data_out) == (expected.verdict, expected.data_out)
-        assert program.maps["events_out"].consume() == events.records
+        assert program.raw_maps["events_out"].consume() == events.records
         assert len(events.records) > 20

@@ -144,7 +144,7 @@ def test_what_is_expected() -> None:
 @pytest.mark.parametrize("opt", [0, 3])
 def test_compiled_is_interpreted(opt: int) -> None:
     with load(read_object(OBJECT), "drain", opt=opt) as program:
-        memory = program.maps["ring"].memory("ring")
+        memory = program.raw_maps["ring"].memory("ring")
 
         def write(at: int, data: bytes) -> None:
             memory[DATA + at : DATA + at + len(data)] = data
@@ -167,7 +167,7 @@ def test_compiled_is_interpreted(opt: int) -> None:
 def test_who_waits_is_woken() -> None:
     """As the flags say; without samples only if forced to."""
     with load(read_object(OBJECT), "drain") as program:
-        ring = program.maps["ring"]
+        ring = program.raw_maps["ring"]
         os.eventfd_read(ring.fileno())
 
         def woken(flags: int) -> bool:

@@ -69,8 +69,8 @@ def test_compiled_is_interpreted(name: str, opt: int) -> None:
             for number, (packet, one) in enumerate(zip(packets, expected, strict=True)):
                 run = program.run(packet)
                 assert (run.retval, run.data_out) == one, (seed, number, packet[:24].hex())
-            assert program.maps["memory"].lookup(bytes(4)) == memory
-            assert program.maps["ring"]._operation("query")(0, 3) == produced
+            assert program.raw_maps["memory"].lookup(bytes(4)) == memory
+            assert program.raw_maps["ring"]._operation("query")(0, 3) == produced
 
 
 @pytest.mark.root
@@ -96,7 +96,7 @@ def test_records_come_out(opt: int) -> None:
     with load(read_object(OBJECT), "record", opt=opt) as program:
         for packet in packets:
             program.run(packet)
-            found += program.maps["ring"].consume()
+            found += program.raw_maps["ring"].consume()
     assert [len(one) for one in found] == [len(one) for one in expected]
 
 

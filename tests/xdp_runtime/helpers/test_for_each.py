@@ -103,7 +103,7 @@ def test_what_is_expected() -> None:
 @pytest.mark.parametrize("name", MAPS)
 def test_compiled_is_interpreted(name: str, opt: int) -> None:
     with load(read_object(OBJECT), f"each_{name}", opt=opt) as program:
-        one = program.maps[name]
+        one = program.raw_maps[name]
         for number in range(FILLED):
             value = value_of(number)
             one.update(key_of(name, number), [value] if name in PER_CPU else value)

@@ -82,7 +82,7 @@ def test_compiled_is_interpreted(opt: int, name: str) -> None:
     if name == "linear":
         given = [(packet[:3000], None) for packet, _ in given]
     with load(read_object(OBJECT), name, opt=opt) as program:
-        results = program.maps["results"]
+        results = program.raw_maps["results"]
         for case, expected in zip(given, interpreted(given, name), strict=True):
             run = program.run(case[0], linear_bytes=case[1])
             got = run.retval, run.data_out, run.meta, bytes(results.lookup(KEY) or b"")  # type: ignore[arg-type]
@@ -138,5 +138,5 @@ def test_output_across_fragments() -> None:
     assert struct.unpack_from("<4i", bytes(result or b"")) == (0, 0, -14, -22)
     with load(obj, "frags") as program:
         assert program.run(packet).data_out == ours.data_out
-        assert program.maps["results"].lookup(KEY) == bytes(result or b"")
-        assert [bytes(one) for one in program.maps["events"].consume()] == records
+        assert program.raw_maps["results"].lookup(KEY) == bytes(result or b"")
+        assert [bytes(one) for one in program.raw_maps["events"].consume()] == records

@@ -45,7 +45,7 @@ def test_compiled_is_interpreted(opt: int) -> None:
     expected, cells = interpreted(given)
     with load(OBJECT, opt=opt) as program:
         assert [program.run(packet).data_out for packet in given] == expected
-        assert [program.maps["cells"].lookup(struct.pack("<I", n)) for n in range(16)] == cells
+        assert [program.raw_maps["cells"].lookup(struct.pack("<I", n)) for n in range(16)] == cells
 
 
 @pytest.mark.root

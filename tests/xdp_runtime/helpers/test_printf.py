@@ -119,7 +119,7 @@ def interpreted(obj: Object) -> Outcome:
 
 def compiled(obj: Object, opt: int = 3) -> Outcome:
     with load(obj, opt=opt) as program:
-        retval, value = program.run(bytes(64)).retval, program.maps["out"].lookup(bytes(4))
+        retval, value = program.run(bytes(64)).retval, program.raw_maps["out"].lookup(bytes(4))
     assert isinstance(value, bytes)
     return retval, value
 

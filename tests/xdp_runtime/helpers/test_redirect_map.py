@@ -61,6 +61,6 @@ def test_compiled_is_interpreted(kind: MapType) -> None:
         for index, flags in ((0, 2), (FILLED, 0), (FILLED, 16), (0, 17), (FILLED, 32), (0, 8),
                              (FILLED, 27), ((1 << 32) + FILLED, 3)):
             with load(a_program(kind, index, flags), opt=opt) as program:
-                fill(program.maps["to"].update, kind)
+                fill(program.raw_maps["to"].update, kind)
                 assert program.run(bytes(64)).retval == interpreted(kind, index, flags), (
                     index, flags)

@@ -56,7 +56,7 @@ def test_compiled_is_interpreted(opt: int) -> None:
                 run = program.run(packet)
                 assert (run.retval, run.data_out) == one, (seed, number, packet[:16].hex())
             for name, items in contents.items():
-                assert dict(program.maps[name].items()) == items
+                assert dict(program.raw_maps[name].items()) == items
 
 
 @pytest.mark.root
@@ -90,7 +90,7 @@ def key(number: int) -> bytes:
 def test_user_space(name: str) -> None:
     """The lock reads as zero, updates leave it alone, BPF_F_LOCK changes a value in place."""
     with load(read_object(OBJECT), "locks") as program:
-        one = program.maps[name]
+        one = program.raw_maps[name]
         garbage = VALUE.pack(1, 0xABCD, 2, 4)
         one.update(key(1), garbage)
         assert one.lookup(key(1)) == VALUE.pack(1, 0, 2, 4)
@@ -118,7 +118,7 @@ def test_without_a_lock() -> None:
         for call in (lambda m: m.lookup(key(0), BPF_F_LOCK),
                      lambda m: m.update(key(0), bytes(64), BPF_F_LOCK)):
             with pytest.raises(OSError) as refused:
-                call(program.maps["memory"])
+                call(program.raw_maps["memory"])
             assert refused.value.errno == errno.EINVAL
 
 
@@ -137,7 +137,7 @@ def test_threads_and_another_process(tmp_path: Path) -> None:
             done[worker] += rounds
 
     with load(read_object(OBJECT), "count", workers=2, directory=tmp_path) as program:
-        maps = [program.maps["array"], program.maps["hash"]]
+        maps = [program.raw_maps["array"], program.raw_maps["hash"]]
         start_counting(program, maps)
         with Map.open(tmp_path / "hash") as other:
             assert other.spec.lock_at == LOCK_AT
@@ -161,7 +161,7 @@ def test_a_dead_owner_does_not_stop_anybody() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
     with load(read_object(OBJECT), "count") as program:
-        maps = [program.maps["array"], program.maps["hash"]]
+        maps = [program.raw_maps["array"], program.raw_maps["hash"]]
         start_counting(program, maps)
         word = maps[0].memory("values")
         word[24 + LOCK_AT:24 + LOCK_AT + 4] = child.pid.to_bytes(4, "little")

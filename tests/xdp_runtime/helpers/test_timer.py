@@ -86,7 +86,7 @@ def interpreted(scripts: Iterable[list[Step]]) -> list[Seen]:
 def compiled(scripts: Iterable[list[Step]], opt: int) -> list[Seen]:
     with load(read_object(OBJECT), "run_script", opt=opt) as program:
         return see(scripts, lambda packet: ran(program, packet),
-                   lambda: wait(program.run_timers), lambda name: program.maps[name].items())
+                   lambda: wait(program.run_timers), lambda name: program.raw_maps[name].items())
 
 
 def ran(program: Program | KernelProgram, packet: bytes) -> tuple[int, bytes]:
@@ -240,7 +240,7 @@ def test_user_space(number: int) -> None:
     """An update or a deletion ends a timer, a look leaves it alone; it sees zeros."""
     key = (1).to_bytes(4, "little")
     with load(read_object(OBJECT), "run_script") as program:
-        one = program.maps[MAPS[number]]
+        one = program.raw_maps[MAPS[number]]
         program.run(armed(number))
         value = one.lookup(key)
         assert isinstance(value, bytes) and value[8:24] == bytes(16)
@@ -289,12 +289,12 @@ def test_they_fire_in_order() -> None:
             due[key] = before + nsecs, time.monotonic_ns() + nsecs
             if rng.random() < 0.1:
                 key = rng.choice(list(due))
-                program.maps["many"].delete(key.to_bytes(4, "little"))
+                program.raw_maps["many"].delete(key.to_bytes(4, "little"))
                 del due[key]
         wait(program.run_timers)
         order = [int.from_bytes(value, "little")
-                 for _, value in program.maps["order"].items() if isinstance(value, bytes)]
-        count = int.from_bytes(bytes(program.maps[".bss"].data[:4]), "little")
+                 for _, value in program.raw_maps["order"].items() if isinstance(value, bytes)]
+        count = int.from_bytes(bytes(program.raw_maps[".bss"].data[:4]), "little")
         assert count == len(due)
         assert sorted(order[:count]) == sorted(due)
         latest = 0
@@ -306,14 +306,14 @@ def test_they_fire_in_order() -> None:
 def test_timers_of_the_dead_are_used_again() -> None:
     """Elements come and go with timers that never fire."""
     with load(read_object(OBJECT), "start_one") as program:
-        many = program.maps["many"]
+        many = program.raw_maps["many"]
         for turn in range(6000):
             key = turn % 100
             assert program.run(start_one(key, HOUR)).retval == 2
             many.delete(key.to_bytes(4, "little"))
         assert program.run(start_one(7, 0, DELETE_OWN)).retval == 2
         program.run_timers()
-        assert bytes(program.maps[".bss"].data[:4]) == (1).to_bytes(4, "little")
+        assert bytes(program.raw_maps[".bss"].data[:4]) == (1).to_bytes(4, "little")
         assert len(many) == 0
         program.run(start_one(8, HOUR))
         place = many._operation("peek")(0, (8).to_bytes(4, "little"))

@@ -201,7 +201,7 @@ class Pair:
 
     @property
     def ours(self) -> Map:
-        return self.program.maps["m"]
+        return self.program.raw_maps["m"]
 
     def lookup(self, key: bytes, flags: int = 0) -> tuple[Answer, Answer]:
         one = self.ours

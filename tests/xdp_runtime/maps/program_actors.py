@@ -135,7 +135,7 @@ def run(kind: MapType, seconds: float) -> dict[str, int]:
     """All actors on a map of this family.  Raises AssertionError for what was lost."""
     with (tempfile.TemporaryDirectory(dir="/dev/shm") as name,
           load(_object(kind), "start", workers=WORKERS, directory=Path(name)) as program):
-        one, inner = program.maps["m"], []
+        one, inner = program.raw_maps["m"], []
         if kind == MapType.PROG_ARRAY:
             numbers = [program.program_number(name) + 1 for name in ("first", "second")]
             values: list[bytes | Map] = [number.to_bytes(4, "little") for number in numbers]
@@ -151,7 +151,7 @@ def run(kind: MapType, seconds: float) -> dict[str, int]:
 
 def _run(kind: MapType, program: Program, seconds: float, values: list[bytes | Map],
          numbers: list[int], inner: list[Map]) -> dict[str, int]:
-    one = program.maps["m"]
+    one = program.raw_maps["m"]
     for slot in range(SLOTS):
         one[_key(slot)] = values[slot % len(values)]
     other = subprocess.Popen(
@@ -176,7 +176,7 @@ def _run(kind: MapType, program: Program, seconds: float, values: list[bytes | M
         thread.join()
     text, _ = other.communicate(timeout=600)
     assert other.returncode == 0
-    found = [sum(_numbers(program.maps["counts"], entry)) for entry in range(4)]
+    found = [sum(_numbers(program.raw_maps["counts"], entry)) for entry in range(4)]
     inside = [_sum(m) for m in inner]
     assert found[STARTED] == found[FIRST] + found[SECOND] + found[NOTHING] + sum(inside), (
         found, inside)

@@ -86,7 +86,7 @@ def interpreted(obj: Object, there: tuple[int, ...] = THERE) -> Outcome:
 
 def compiled(obj: Object, opt: int, there: tuple[int, ...] = THERE) -> Outcome:
     with load(obj, opt=opt) as one:
-        arena, found = one.maps["arena"], {}
+        arena, found = one.raw_maps["arena"], {}
         for n in there:
             with arena.pages(n, 1) as page:
                 page[:] = fill(n)
@@ -94,7 +94,7 @@ def compiled(obj: Object, opt: int, there: tuple[int, ...] = THERE) -> Outcome:
         for n in there:
             with arena.pages(n, 1) as page:
                 found[n] = bytes(page)
-        value = one.maps["out"][bytes(4)]
+        value = one.raw_maps["out"][bytes(4)]
         assert isinstance(value, bytes)
         return Outcome(retval, value, found)
 
@@ -319,7 +319,7 @@ def test_a_list_that_both_sides_walk() -> None:
     with load_into_kernel(obj) as one, one.maps["arena"].pages() as pages:
         theirs = listed(pages, start_of(obj.maps[0]), lambda: one.run(bytes(64)).retval)
     for opt in (0, 3):
-        with load(obj, opt=opt) as ours, ours.maps["arena"].pages() as pages:
+        with load(obj, opt=opt) as ours, ours.raw_maps["arena"].pages() as pages:
             assert listed(pages, start_of(obj.maps[0]),
                           lambda: ours.run(bytes(64)).retval) == theirs
     assert theirs[0] == 3 and theirs[2:] == (17, 4500)

@@ -49,7 +49,7 @@ def test_counted_while_maps_change(kind: MapType) -> None:
         return sum(int.from_bytes(one.data[:8], "little") for one in inner)
 
     with load(obj, workers=WORKERS) as program:
-        program.maps["outer"].set_inner(bytes(4), inner[0])
+        program.raw_maps["outer"].set_inner(bytes(4), inner[0])
         assert program.repeat(bytes(64), RUNS, worker=0).retval == 2
         a_call = counted()  # what comes before the timed runs included
         assert a_call >= RUNS
@@ -67,7 +67,7 @@ def test_counted_while_maps_change(kind: MapType) -> None:
         while changes < 3000 or not all(calls) or not all(
                 one.data[:8] != bytes(8) for one in inner):
             changes += 1
-            program.maps["outer"].set_inner(bytes(4), inner[changes % len(inner)])
+            program.raw_maps["outer"].set_inner(bytes(4), inner[changes % len(inner)])
         over.set()
         for thread in threads:
             thread.join()

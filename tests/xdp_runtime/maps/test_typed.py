@@ -26,9 +26,9 @@ SPECS = {spec.name: spec for spec in OBJECT.maps}
 
 @contextmanager
 def maps() -> Iterator[dict[str, Map]]:
-    """`program.maps`, as who loads the object has them."""
+    """`program.raw_maps`, as who loads the object has them."""
     with load(OBJECT, workers=WORKERS) as program:
-        yield program.maps
+        yield program.raw_maps
 
 
 def fill(one: Map, rng: random.Random) -> None:
@@ -139,6 +139,17 @@ def test_members() -> None:
         for wrong in ({"low": 8}, {"negative": 16}, {"text": b"much too long"}, {"nothing": 1}):
             with pytest.raises(ValueError, match="value"):
                 typed[{"port": 1}] = wrong
+
+
+def test_maps_of_a_program_have_types() -> None:
+    with load(OBJECT, workers=WORKERS) as program:
+        flows = program.maps["a_hash"]
+        flows[{"port": 80}] = {"s8": -5}
+        keys, values = flows.to_numpy()
+        assert keys["port"].tolist() == [80] and values["s8"].tolist() == [-5]
+        assert flows.from_numpy(keys, values) == 1 and len(flows) == 1
+        assert flows.raw is program.raw_maps["a_hash"]
+        assert repr(flows) == repr(flows.raw) and set(program.maps) == set(program.raw_maps)
 
 
 def test_data_sections() -> None:

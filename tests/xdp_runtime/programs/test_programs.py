@@ -130,7 +130,7 @@ def test_compiled(name: str) -> None:
     obj = read(name)
     with load(obj, "balancer") as program:
         for map_name, key, value in settings(obj):
-            program.maps[map_name].update(key, value)
+            program.raw_maps[map_name].update(key, value)
         results = [program.run(frame, ingress_ifindex=LOOPBACK) for frame in frames()]
         maps = {m.spec.name: list(m.items()) for m in program.all_maps}
         check(name, Outcome([(r.retval, r.data_out) for r in results], comparable(obj, maps)))
