@@ -56,7 +56,7 @@ first, second, third = (DpdkPort.open(f"net_null{n}") for n in range(3))
 engine = Engine(read_object(Path(sys.argv[1])), [first, second, third], program="one",
                 busy_poll=True)
 for key in range(8):
-    engine.program.maps["ports"].update(struct.pack("<I", key),
+    engine.program.raw_maps["ports"].update(struct.pack("<I", key),
                                         struct.pack("<II", second.ifindex, 0))
 engine.pause(second.name)
 engine.pause(third.name)

@@ -61,8 +61,8 @@ def run(first, *others, capture=None):
         said["captured"] = more("rx_bytes")
         engine.remove_capture(one)
     engine.stop()
-    if "m" in engine.program.maps:
-        said["counted"] = struct.unpack("<Q", engine.program.maps["m"].lookup(bytes(4)))[0]
+    if "m" in engine.program.raw_maps:
+        said["counted"] = struct.unpack("<Q", engine.program.raw_maps["m"].lookup(bytes(4)))[0]
     said |= engine.stats.total()
     engine.close()
     return said
