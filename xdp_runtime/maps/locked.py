@@ -181,27 +181,33 @@ def _hash_update(name: str, plain: Template) -> Template:
             if not m.ule(flags & ~BPF_F_LOCK, BPF_EXIST):
                 return -EINVAL
             lock_at, size = m.lshr(value_size, 32), value_size & _LOW
-            if flags & BPF_F_LOCK:
-                flags = flags & ~BPF_F_LOCK
-                index = hash_of(head, key, key_size) & mask
-                shard = shard_of(head, places, index)
-                hold(head, shard, buckets, elements, stride, mask, key_size, places, index)
-                here = lookup(head, buckets, elements, key_size, size, stride, mask, max_entries,
-                              places, worker, key)
-                if not m.is_null(here) and flags != BPF_NOEXIST:
-                    under(here, value, m.gep(here, lock_at), value_size)
-                    let_go(shard)
-                    return 0
-                let_go(shard)
-            # a new element's lock is free, whatever is in the value
+            wanted = flags & ~BPF_F_LOCK
             given = m.load_u32(value, lock_at)
-            if given != 0:
-                m.store_u32(value, lock_at, 0)
-            result = update(head, buckets, elements, key_size, size, stride, mask, max_entries,
-                            places, worker, key, value, flags)
-            if given != 0:
-                m.store_u32(value, lock_at, given)
-            return result
+            while True:
+                how = wanted
+                if flags & BPF_F_LOCK and wanted != BPF_NOEXIST:
+                    index = hash_of(head, key, key_size) & mask
+                    shard = shard_of(head, places, index)
+                    hold(head, shard, buckets, elements, stride, mask, key_size, places, index)
+                    here = lookup(head, buckets, elements, key_size, size, stride, mask,
+                                  max_entries, places, worker, key)
+                    if not m.is_null(here):
+                        under(here, value, m.gep(here, lock_at), value_size)
+                        let_go(shard)
+                        return 0
+                    let_go(shard)
+                    if wanted == BPF_EXIST:
+                        return -ENOENT
+                    how = BPF_NOEXIST  # whoever was first here has the element: it is changed
+                # a new element's lock is free, whatever is in the value
+                if given != 0:
+                    m.store_u32(value, lock_at, 0)
+                result = update(head, buckets, elements, key_size, size, stride, mask, max_entries,
+                                places, worker, key, value, how)
+                if given != 0:
+                    m.store_u32(value, lock_at, given)
+                if result != -EEXIST or how == wanted:
+                    return result
 
         return locked_hash_update
 
