@@ -115,8 +115,8 @@ class Grants:
 
     def open_tap(self, iface: str, title: str, queues: int, frame_size: int) -> TapPort:
         answer, fds = self.ask("tap", iface, title=title, queues=queues)
-        return TapPort(TapDevice(answer["name"], answer["ifindex"], tuple(fds), answer["header"]),
-                       frame_size)
+        return TapPort(TapDevice(answer["name"], answer["ifindex"], tuple(fds), answer["header"],
+                                 answer["offloads"], answer["refused"]), frame_size)
 
     def close(self) -> None:
         self._socket.close()

@@ -154,10 +154,11 @@ class Session:
         opened = self._open[name]
         if opened.tap is not None or not title.startswith("xdpu-"):
             raise ConfigError(f"tap {title}", "one for each interface, called xdpu-...")
-        opened.tap = tap = open_tap(title, queues, True, nonblocking=True)
+        opened.tap = tap = open_tap(title, queues, True, nonblocking=True,
+                                         offloads=True)
         opened.undo.callback(tap.close)
-        return {"name": tap.name, "ifindex": tap.ifindex, "header": tap.vnet_hdr_bytes}, \
-            list(tap.fds)
+        return {"name": tap.name, "ifindex": tap.ifindex, "header": tap.vnet_hdr_bytes,
+                "offloads": tap.offloads, "refused": tap.refused}, list(tap.fds)
 
     def _stand_in(self, name: str) -> Answer:
         opened = self._open[name]

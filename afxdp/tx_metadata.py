@@ -1,9 +1,9 @@
 """TX metadata: a checksum that a local sender left to hardware is asked of the driver.
 
-A frame from a veth may carry no checksum yet, just the sum of the pseudo-header (tap.py says how
-that is seen, and what it risks); sent on as it is, by XDP_TX or a redirect, every receiver drops
-it, as with XDP in the kernel.  AF_XDP has a word for it since Linux 6.8: 24 bytes in front of the
-packet, and an option in the descriptor that says so, struct xsk_tx_metadata of linux/if_xdp.h:
+A frame from a veth may carry no checksum yet, just the sum of the pseudo-header (checksum.py says
+how that is seen, and what it risks); sent on as it is, by XDP_TX or a redirect, every receiver
+drops it, as with XDP in the kernel.  AF_XDP has a word for it since Linux 6.8: 24 bytes in front of
+the packet, and an option in the descriptor that says so, struct xsk_tx_metadata of linux/if_xdp.h:
 
     u64 flags | u16 csum_start, csum_offset, u32 0 | u64 launch time
 
@@ -39,7 +39,7 @@ from afxdp.rings import (
     TX_CHECKSUMS,
     UMEM,
 )
-from dataplane.live_port import COMPLETE
+from dataplane.checksum import COMPLETE, PARTIAL
 from dataplane.netdev import XSK_TX_CHECKSUM, XSK_TX_TIMESTAMP, xsk_features
 from dataplane.port import (
     CHAIN_SIGNATURE,
@@ -50,7 +50,6 @@ from dataplane.port import (
     TRANSMIT_SIGNATURE,
     PortKind,
 )
-from dataplane.tap import PARTIAL
 from xdp_runtime.template import Template
 
 WORDS = ("auto", "off")

@@ -155,4 +155,5 @@ def say_way_in(live: Live, name: str) -> None:
     tap, why = live.stacks[name].name, live.why_tap[name]
     note(f"XDP_PASS of {name} goes to the stack by {tap}{f' ({why})' if why else ''}, which has "
          + ("its addresses meanwhile" if live.specs[name].of_host
-            else f"no address yet: ip addr add ... dev {tap}"))
+            else f"no address yet: ip addr add ... dev {tap}")
+         + f"; {live.stacks[name].mode}")

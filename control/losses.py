@@ -34,6 +34,7 @@ OF_PORTS = {
     "rx_ring_full": "not received, the receive ring was full",
     "rx_truncated": "not received, larger than the ring's frames",
     "rx_too_long": "not received, too long",
+    "rx_invalid": "not received, not what its vnet header says",
     "rx_too_short": "not received, too short for Ethernet",
     "rx_unfit": "not received, fits no buffer",
     "rx_nombuf": "not received, no mbuf was free",

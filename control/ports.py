@@ -22,7 +22,6 @@ from dataplane.port import Port, PortKind
 from dataplane.skb_injector import INJECTORS
 from dataplane.takeover import Takeover
 from dataplane.tap import TAP, TapPort
-from dataplane.tap_device import open_tap
 from xdp_runtime.errors import ConfigError, PortError
 from xdp_runtime.state import max_workers
 
@@ -190,8 +189,8 @@ def _open_tap(args: Namespace, name: str) -> TapPort:
 
 def open_own_tap(port: Port, name: str, queues: int) -> TapPort:
     """A TAP beside a port that is no interface: it has the port's MAC, is up, and no address."""
-    tap = TapPort(open_tap(name, queues, True, nonblocking=True, mac=getattr(port, "mac", None)),
-                  TapPort.frame_size_for(port.mtu))
+    tap = TapPort.open(name, queues, mac=getattr(port, "mac", None), offloads=True,
+                       frame_size=TapPort.frame_size_for(port.mtu))
     try:
         with nl.Netlink() as net:
             hostwrite.set_link(net, tap.ifindex, flags=IFF_UP, mask=IFF_UP)
@@ -207,7 +206,7 @@ def open_stand_in(args: Namespace, spec: PortSpec, port: Port, name: str, queues
     if spec.kind == "afxdp" and args.setup is not None:
         made: TapPort = args.setup.open_tap(port.name, name, queues, frame_size)
         return made
-    return TapPort.open(name, queues, frame_size=frame_size)
+    return TapPort.open(name, queues, frame_size=frame_size, offloads=True)
 
 
 def take_over(args: Namespace, spec: PortSpec, tap: str, run_dir: Path) -> Takeover | StandIn:

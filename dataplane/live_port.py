@@ -6,8 +6,8 @@ leaves by the interface itself.  Frames go with one system call as soon as there
 or when a flush finds that no more came since the last: under load a call serves many batches of
 the loop, and a single frame waits for one round of it.
 
-Checksums.  A frame whose TCP or UDP checksum was left to hardware (tap.py says how that looks) is
-completed here, as there is no place to say that it is not.
+Checksums.  A frame whose TCP or UDP checksum was left to hardware (checksum.py says how that looks)
+is completed here, as there is no place to say that it is not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataplane import injector
+from dataplane.checksum import COMPLETE, PARTIAL
 from dataplane.injector import BATCH, INTO_STACK, Aim, Injector
 from dataplane.live_frames import APPEND, AREA, OWN, PUSH, TAIL, LiveFrames, longest
 from dataplane.port import (
@@ -29,36 +30,9 @@ from dataplane.port import (
     PortKind,
     PortQueue,
 )
-from dataplane.tap import PARTIAL
 from xdp_runtime.template import Template
 
 _SEEN, _COMPLETED = OWN, OWN + 8  # of the queue's memory: TAIL at the last flush; a counter
-
-
-def _complete(m: Any) -> Callable[..., Any]:
-    def live_complete(data, length, where):  # type: ignore[no-untyped-def]
-        """Write the checksum of [start, end of the packet), whose field has the pseudo-header's."""
-        start, field = where >> 16, (where >> 16) + (where & 0xFFFF)
-        total = 0
-        at = start
-        while at + 2 <= length:
-            total += m.load_u16(data, at)
-            at += 2
-        if at < length:
-            total += m.load_u8(data, at)
-        total = (total & 0xFFFF) + (total >> 16)
-        total = (total & 0xFFFF) + (total >> 16)
-        total = (total & 0xFFFF) + (total >> 16)
-        total = total ^ 0xFFFF
-        if total == 0:
-            total = 0xFFFF  # as UDP must write it, and TCP may
-        m.store_u16(data, field, total)
-        return 0
-
-    return live_complete
-
-
-COMPLETE = Template("live_complete", _complete, "i64(ptr, i64, i64)", inline=False)
 
 
 def _send(m: Any) -> Callable[..., Any]:

@@ -316,13 +316,14 @@ def _worker(m: Any, of_a_program: Template, before: Template) -> Factory:
 
     def worker(control):  # type: ignore
         flows = m.load_u32(control, C_FLOWS)
-        rounds = idle = fruitless = 0
+        rounds = idle = fruitless = rest = 0
         searched = 0  # rounds without a packet since the last one, or sleep
         waiting = m.gep(m.alloca(patience_bytes), 0)
         start_patience(waiting)
         begin(control)
         while m.acquire_u32(control, C_STOP) == 0:
             work = began = 0
+            owed, rest = rest, 0
             if rounds & _SAMPLE == 0:
                 began = now()
             for i in range(flows):
@@ -333,9 +334,12 @@ def _worker(m: Any, of_a_program: Template, before: Template) -> Factory:
                 if m.load_u32(flow, F_ROLE) == ROLE_PROGRAM:
                     m.store_u32(control, C_WHERE, _RECEIVING)
                     work += program_flow(control, flow)
-                elif idle > 0 or rounds & 15 == 0:  # asking a TAP is a system call
+                elif idle > 0 or owed > 0 or rounds & 15 == 0:  # asking a TAP is a system call
                     m.store_u32(control, C_WHERE, _STACK)
-                    work += stack_flow(control, flow)
+                    count = stack_flow(control, flow)
+                    work += count
+                    if count == m.load_u32(control, C_BATCH_SIZE):
+                        rest = 1  # of a large packet, perhaps: poll(2) knows nothing of that
             if m.load_u32(control, C_QUEUED) != 0:
                 publish(control)
             if not m.is_null(m.load_ptr(control, C_INBOX)):

@@ -19,6 +19,8 @@ from xdp_runtime.errors import ConfigError, PortError
 
 TUN_PATH = "/dev/net/tun"
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN = 1, 2, 4, 8
+OFFLOADS = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
 SIOCSIFHWADDR = 0x8924
 IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x4000
 ARPHRD_ETHER = 1
@@ -28,12 +30,17 @@ IFNAMSIZ = 16
 
 @dataclass(frozen=True)
 class TapDevice:
-    """One file descriptor a queue.  The names and descriptors hold until `close`."""
+    """One file descriptor a queue.  The names and descriptors hold until `close`.
+
+    With `offloads`, what is read may lack its checksum and be longer than the MTU; where they were
+    asked for and are not there, `refused` says what the kernel said."""
 
     name: str
     ifindex: int
     fds: tuple[int, ...]
     vnet_hdr_bytes: int = 0
+    offloads: bool = False
+    refused: str = ""
 
     @property
     def fd(self) -> int:
@@ -54,12 +61,17 @@ class TapDevice:
 
 
 def open_tap(name: str, queues: int = 1, vnet_hdr: bool | int = False, nonblocking: bool = True,
-             mac: str | None = None) -> TapDevice:
+             mac: str | None = None, offloads: bool = False) -> TapDevice:
     """Creates the TAP `name` ("tap%d" lets the kernel number it), or opens a persistent one.
 
     `vnet_hdr` puts a virtio_net_hdr before each frame: True or 12 the mergeable one, 10 the short.
-    All offloads are off, so frames are whole and their checksums final."""
+    Without `offloads` frames are whole and their checksums final.  With them, if the kernel will,
+    the stack leaves checksums and the cutting of TCP into packets to the reader, and says so in
+    that header."""
     _check(name, queues, vnet_hdr)
+    if offloads and not vnet_hdr:
+        raise ConfigError(f"tap {name}", "offloads are told in the vnet header, which it has not")
+    refused = ""
     header_bytes = 12 if vnet_hdr is True else int(vnet_hdr)
     flags = IFF_TAP | IFF_NO_PI | IFF_MULTI_QUEUE | (IFF_VNET_HDR if header_bytes else 0)
     fds: list[int] = []
@@ -74,13 +86,25 @@ def open_tap(name: str, queues: int = 1, vnet_hdr: bool | int = False, nonblocki
                 fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("=i", header_bytes))
         if mac is not None:
             set_mac(name, mac)
-        return TapDevice(name, socket.if_nametoindex(name), tuple(fds), header_bytes)
+        if offloads:                          # of the device, so once for all queues
+            refused = _offload(fds[0])
+        return TapDevice(name, socket.if_nametoindex(name), tuple(fds), header_bytes,
+                         offloads and not refused, refused)
     except BaseException as e:
         for fd in fds:
             os.close(fd)
         if isinstance(e, OSError):
             raise PortError(f"tap {name}", e.strerror or str(e)) from e
         raise
+
+
+def _offload(fd: int) -> str:
+    """Why the kernel refuses, or ""."""
+    try:
+        fcntl.ioctl(fd, TUNSETOFFLOAD, OFFLOADS)
+    except OSError as e:
+        return e.strerror or str(e)
+    return ""
 
 
 def set_mac(name: str, mac: str) -> None:

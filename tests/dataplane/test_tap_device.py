@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dataplane import tap_device
+from dataplane.tap import TapPort
 from dataplane.tap_device import open_tap
+from tests.nets import entered, in_ns, namespace
 from xdp_runtime.errors import ConfigError, PortError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +25,7 @@ needs_tun = pytest.mark.skipif(
     ("sixteen-bytes-xx", {}, "1 to 15 bytes"), ("", {}, "1 to 15 bytes"),
     ("a/b", {}, "no '/'"), ("a b", {}, "no '/'"), ("..", {}, "no '/'"),
     ("t", {"queues": 0}, "0 queues"), ("t", {"queues": 257}, "1 to 256"),
-    ("t", {"vnet_hdr": 11}, "10 or 12")])
+    ("t", {"vnet_hdr": 11}, "10 or 12"), ("t", {"offloads": True}, "told in the vnet header")])
 def test_refuses_what_cannot_be(name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_tap(name, **options)   # type: ignore[arg-type]
@@ -136,3 +139,32 @@ def test_numbers_are_the_kernels() -> None:
         return 1 << 30 | 4 << 16 | ord("T") << 8 | number
     numbers = tap_device.TUNSETIFF, tap_device.TUNSETOFFLOAD, tap_device.TUNSETVNETHDRSZ
     assert numbers == (iow(202), iow(208), iow(216))
+
+
+@needs_tun
+def test_offloads_are_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On where they are asked for; a kernel that refuses is heard, and done without."""
+    def features(name: str) -> dict[str, str]:
+        lines = in_ns(ns, "ethtool", "-k", name).stdout.splitlines()[1:]
+        return {key.strip(): value.split()[0] for key, value in (line.split(":") for line in lines)}
+
+    told = "tx-checksum-ip-generic", "tx-tcp-segmentation", "tx-tcp6-segmentation", \
+        "tx-tcp-ecn-segmentation"
+    with namespace("offload") as ns, entered(ns):
+        for offloads, state in ((False, "off"), (True, "on")):
+            with open_tap("t0", 2, True, offloads=offloads) as tap:
+                assert (tap.offloads, tap.refused) == (offloads, "")
+                assert {features("t0")[name] for name in told} == {state}
+
+        ioctl = fcntl.ioctl
+
+        def older(fd: int, request: int, *argument: Any) -> Any:
+            if request == tap_device.TUNSETOFFLOAD and argument[0]:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            return ioctl(fd, request, *argument)
+
+        monkeypatch.setattr(fcntl, "ioctl", older)
+        port = TapPort.open("t1", offloads=True)
+        assert "no checksums and TSO" in port.mode and "Invalid argument" in port.mode
+        assert {features("t1")[name] for name in told} == {"off"}
+        port.close()
