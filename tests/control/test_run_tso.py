@@ -63,10 +63,37 @@ def checksum_errors(ns: str) -> int:
     return int(line.split()[1])
 
 
-def serve(listener: socket.socket) -> None:
+def serve(listener: socket.socket, content: bytes) -> None:
     connection, _ = listener.accept()
     with connection:
-        connection.sendall(CONTENT)
+        connection.sendall(content)
+
+
+def test_more_packets_of_one_than_a_batch_has(net: VethPair) -> None:
+    """What finds no slot in a batch is not lost, nor late, though the TAP has no more to read."""
+    content = CONTENT[:1_000_000]
+    with ExitStack() as stack:
+        run = stack.enter_context(Run(net.b.ns, str(EXAMPLES / "pass.o"), "--iface", net.b.ifname,
+                                      "--stack", "tap", "-b", "4", "-i", "0.1"))
+        start = run.wait_for("start")
+        with entered(net.b.ns):
+            listener = stack.enter_context(socket.create_server((net.b.ip4, PORT)))
+        with entered(net.a.ns):
+            client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 200)
+        server = threading.Thread(target=serve, args=[listener, content])
+        server.start()
+        client.settimeout(60)
+        client.connect((net.b.ip4, PORT))
+        got = bytearray()
+        while part := client.recv(1 << 20):
+            got += part
+        server.join()
+        assert got == content
+        assert run.end() == 0
+        summary = run.wait_for("summary")
+    large = summary["ports"][start["taps"][net.b.ifname]]["rx_large"]
+    assert summary["total"]["stack_packets"] >= len(content) / 200 > 4 * large > 0
 
 
 @pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
@@ -88,7 +115,7 @@ def test_a_download_is_cut_and_checked_by_the_run(net: VethPair, port: str, v6: 
             capture.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
             capture.bind((net.a.ifname, 3))
             client = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))
-        server = threading.Thread(target=serve, args=[listener])
+        server = threading.Thread(target=serve, args=[listener, CONTENT])
         server.start()
         client.settimeout(60)
         client.connect((address, PORT))
