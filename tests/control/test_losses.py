@@ -39,7 +39,7 @@ def test_sums_and_words() -> None:
     assert losses.all_of(total, ports) == 9
     assert losses.words(total, ports) == [
         ("TX, no room to send", 5), ("redirect into a ring, no room in it", 1),
-        ("a: not received, no room for it", 3)]
+        ("a: not received, no room for it, or longer than a frame", 3)]
     assert losses.grown({"a": {"rx_dropped": 3}, "b": {"tx_failed": 1}},
                         {"a": {"rx_dropped": 1}, "c": {"tx_failed": 8}}) == {
         "a": {"rx_dropped": 2}, "b": {"tx_failed": 1}}
@@ -62,5 +62,6 @@ def test_what_a_screen_of_top_has(capsys: pytest.CaptureFixture[str]) -> None:
     head, lost = capsys.readouterr().out.splitlines()
     assert head.endswith("1,236 lost/s") and head == status_line(
         "one", NOTHING | {"rx_packets": 10, "pass_full": 2}, 1234)
-    assert lost == ("  lost: PASS, not taken by the stack 2/s; eth0: not received, no room for it "
+    assert lost == ("  lost: PASS, not taken by the stack 2/s; eth0: not received, no room for it, "
+                    "or longer than a frame "
                     "1,234/s")
