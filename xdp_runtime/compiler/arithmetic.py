@@ -10,6 +10,7 @@ _PREDICATES = {
     JmpOp.EQ: "eq", JmpOp.NE: "ne", JmpOp.GT: "ugt", JmpOp.GE: "uge", JmpOp.LT: "ult",
     JmpOp.LE: "ule", JmpOp.SGT: "sgt", JmpOp.SGE: "sge", JmpOp.SLT: "slt", JmpOp.SLE: "sle",
 }
+_SIGNED = {JmpOp.GT: "sgt", JmpOp.GE: "sge", JmpOp.LT: "slt", JmpOp.LE: "sle"}
 _SIMPLE = {
     AluOp.ADD: "add", AluOp.SUB: "sub", AluOp.MUL: "mul", AluOp.OR: "or", AluOp.AND: "and",
     AluOp.XOR: "xor", AluOp.LSH: "shl", AluOp.RSH: "lshr", AluOp.ARSH: "ashr",
@@ -97,6 +98,16 @@ class Arithmetic(Registers):
         number = self.number_of(register)
         return self.same(f"and i64 {number}, {(1 << 63) - 1}") if is_end else number
 
+    def compare_room(self, op: JmpOp, dst: int, src: int, shown: int) -> str:
+        """A comparison with the packet's end, of the bytes up to there: they are the packet's
+        length where the pointer is its start, and then neither end nor sum is ever worked out."""
+        pointer, end = (dst, src) if shown > 0 else (src, dst)
+        start = self.value(f"getelementptr i8, ptr {self.pointer(pointer)}, i64 {-abs(shown)}")
+        room = self.value(f"sub i64 {self.value(f'ptrtoint ptr {self.pointer(end)} to i64')}, "
+                          f"{self.value(f'ptrtoint ptr {start} to i64')}")
+        one, other = (str(shown), room) if shown > 0 else (room, str(-shown))
+        return self.value(f"icmp {_SIGNED[op]} i64 {one}, {other}")
+
     def compare(self, insn: JumpIf, slot: int) -> str:
         op, dst, src = insn.op, insn.dst, insn.src
         left = self.state.regs[dst]
@@ -109,6 +120,8 @@ class Arithmetic(Registers):
                 if shown and self.loops:
                     one, other = self.place(dst, shown < 0), self.place(src.n, shown > 0)
                     return self.value(f"icmp {_PREDICATES[op]} i64 {one}, {other}")
+                if shown and op in _SIGNED:
+                    return self.compare_room(op, dst, src.n, shown)
                 return self.value(
                     f"icmp {_PREDICATES[op]} ptr {self.pointer(dst)}, {self.pointer(src.n)}")
         bits = 64 if insn.is64 else 32
