@@ -89,8 +89,8 @@ def _kind(args: Namespace, spec: PortSpec) -> PortKind:
             from dataplane.af_packet import AfPacketPort
             return AfPacketPort.kind
         case "dpdk":
-            from dpdk import bursts
-            return bursts.kind(args.frags)
+            from dpdk.kind import kind
+            return kind(args.frags)
         case "pcap":
             from dataplane import pcap
             return pcap.kind_of(spec.source)

@@ -477,7 +477,7 @@ def _loop(suffix: str, several: int, dispose: Template, one_pass: bool = False) 
                     "i64(ptr, ptr)", (dispose, COUNT_UP, ENTER, LEAVE, LOOK_AHEAD, JUDGE,
                                       SHOW_TAPS, BEGIN_RUN, END_RUN, chains.BEGIN, chains.END))
     if one_pass:
-        flow = one_pass_flow(flow, dispose, SHOW_TAPS)
+        flow = one_pass_flow(flow, dispose)
     begin = BEGIN_FLOWS if one_pass else NOTHING_TO_BEGIN
     return Template(f"worker_loop{suffix}", partial(_worker, of_a_program=flow, before=begin),
                     "i64(ptr)", (flow, begin, STACK_FLOW, FLUSH_ALL, COUNT_UP, NOW, NOTE_LATENCY,

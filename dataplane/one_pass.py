@@ -4,7 +4,7 @@ The usual loop (loop.py) writes a slot for each packet, runs the program on all 
 through them once more.  That is some 20 memory accesses a packet, more than a virtual device of
 DPDK makes itself.  Of kinds with `one_pass` (port.py) a packet's edges never leave the registers.
 What is neither sent back nor dropped gets a slot all the same, and goes the usual way, behind the
-others of its batch.  So does a packet that a capture looks at, for as long as it looks.
+others of its batch.  While a capture looks at packets they have the usual loop.
 
 Programs that look ahead (scouting.py) see a whole batch first: they have the usual loop.  Of those
 that look at no packet and send all back, or drop all, the batch is one thing (`_all_alike`).
@@ -13,11 +13,9 @@ that look at no packet and send all back, or drop all, the batch is one thing (`
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from dataplane import port, stats
-from dataplane.capture_put import AT_EXIT
 from dataplane.port import OnePass
 from dataplane.worker_block import (
     C_BATCH,
@@ -47,9 +45,10 @@ from xdp_runtime.template import Template
 
 _RUNNING, _DISPOSING = WHERE.index("in the program"), WHERE.index("passing packets on")
 _, _DROP, _, _TX, _ = (int(v) for v in st.Verdict)
-_SHAPES = {"begin": ("ptr",), "burst": ("ptr", "ptr", "i64"), "open": ("ptr", "ptr", "i64", "ptr"),
-           "release": ("ptr", "ptr", "ptr"), "transmit": ("ptr", "ptr", "ptr"),
-           "done": ("ptr", "ptr"), "release_all": ("ptr", "ptr", "i64"),
+_SHAPES = {"begin": ("ptr",), "burst": ("ptr", "ptr", "i64"), "group": ("ptr",),
+           "fit": ("ptr", "ptr", "i64", "i64"), "open": ("ptr", "ptr", "i64", "ptr"),
+           "release": ("ptr", "ptr", "ptr"), "transmit": ("ptr", "ptr", "ptr", "i64", "i64"),
+           "done": ("ptr", "ptr", "i64"), "release_all": ("ptr", "ptr", "i64"),
            "transmit_all": ("ptr", "ptr", "i64")}
 Factory = Callable[..., Any]
 
@@ -96,50 +95,26 @@ BEGIN_RUN = Template("begin_run", _begin_run, "i64(ptr, ptr, i64, i64, i64, ptr)
 END_RUN = Template("end_run", _end_run, "i64(ptr, ptr, ptr, i64)")
 
 
-def _tap_in(m: Any, show_taps: Template) -> Factory:
-    show = m.extern(show_taps)
-    last = (port.BATCH_MAX - 1) * port.SLOT_SIZE_BYTES  # used by nothing before the last packet
+def _set_aside(m: Any) -> Factory:
+    open_ = _symbol(m, "open")
+    hand_bytes = port.HAND_BYTES
 
-    def tap_in(control, flow, data, end, cookie):  # type: ignore
-        """Show one packet as it came in."""
-        batch = m.load_ptr(control, C_BATCH)
-        slot = m.gep(batch, last)
-        m.store_ptr(slot, port.DATA, data)
-        m.store_ptr(slot, port.DATA_END, end)
-        m.store_u64(slot, port.COOKIE, cookie)
-        m.store_u64(slot, port.RX_TIMESTAMP, 0)
-        m.store_u32(slot, port.FRAGMENTS, 0)
-        m.store_ptr(control, C_BATCH, slot)
-        show(control, flow, 1)
-        m.store_ptr(control, C_BATCH, batch)
-        return 0
-
-    return tap_in
-
-
-def _tap_out(m: Any, show_taps: Template) -> Factory:
-    show = m.extern(show_taps)
-    last = port.BATCH_MAX - 1
-    slot_bytes, at_exit = port.SLOT_SIZE_BYTES, AT_EXIT
-
-    def tap_out(control, flow, how, verdict, target, data, end, meta):  # type: ignore
-        """Show it with its verdict."""
-        batch, hows = m.load_ptr(control, C_BATCH), m.load_ptr(control, C_HOWS)
-        slot = m.gep(batch, last * slot_bytes)
-        m.store_u64(hows, last * 8, how)
+    def set_aside(q, i, slot, how, verdict, data, end, meta):  # type: ignore
+        """A packet that is dropped, but not by `release`, gets a slot after all."""
+        open_(q, m.alloca(hand_bytes), i, slot)
+        m.store_u64(how, 0, 0)
         m.store_u32(slot, port.VERDICT, verdict)
-        m.store_u32(slot, port.TARGET, target)
+        m.store_u32(slot, port.TARGET, 0)
         m.store_ptr(slot, port.DATA, data)
         m.store_ptr(slot, port.DATA_END, end)
         m.store_ptr(slot, port.DATA_META, meta)
-        m.store_ptr(control, C_BATCH, slot)
-        m.store_ptr(control, C_HOWS, m.gep(hows, last * 8))
-        show(control, flow, 1 | at_exit)
-        m.store_ptr(control, C_BATCH, batch)
-        m.store_ptr(control, C_HOWS, hows)
         return 0
 
-    return tap_out
+    return set_aside
+
+
+SET_ASIDE = Template("set_aside", _set_aside, "i64(ptr, i64, ptr, ptr, i64, ptr, ptr, ptr)",
+                     inline=False, cold=True)
 
 
 def _symbol(m: Any, name: str) -> Any:
@@ -204,22 +179,21 @@ def _all_alike(m: Any) -> Factory:
 ALL_ALIKE = Template("all_alike", _all_alike, "i64(ptr, ptr)", (COUNT_UP, ENTER, LEAVE, BEGIN_RUN))
 
 
-def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Template) -> Factory:
-    tap_in, tap_out = m.extern(into), m.extern(out)
+def _flow(m: Any, of_slots: Template, dispose: Template) -> Factory:
+    set_aside = m.extern(SET_ASIDE)
     count_up, enter, leave = m.extern(COUNT_UP), m.extern(ENTER), m.extern(LEAVE)
     begin_run, end_run = m.extern(BEGIN_RUN), m.extern(END_RUN)
     slots_flow, dispose_others = m.extern(of_slots), m.extern(dispose)
     program, steps_of = m.symbol(ENTRY, "i32(ptr)"), m.symbol(STEPS, "i64()")
-    burst, open_, release, transmit, done = (
-        _symbol(m, name) for name in ("burst", "open", "release", "transmit", "done"))
+    burst, group, fit, open_, release, transmit, done = (_symbol(m, name) for name in (
+        "burst", "group", "fit", "open", "release", "transmit", "done"))
     verdict_of_all, all_alike = m.symbol(UNSEEN_VERDICT, "i64()"), m.extern(ALL_ALIKE)
     state_bytes, hand_bytes, slot_bytes = st.STATE_SIZE_BYTES, port.HAND_BYTES, port.SLOT_SIZE_BYTES
 
     def one_pass_flow(control, flow):  # type: ignore
-        if steps_of() != 0:
+        if steps_of() != 0 or m.load_u32(control, C_TAPS) != 0:
             return slots_flow(control, flow)
-        taps = m.load_u32(control, C_TAPS)
-        if taps == 0 and (verdict_of_all() == _TX or verdict_of_all() == _DROP):
+        if verdict_of_all() == _TX or verdict_of_all() == _DROP:
             return all_alike(control, flow)
         q, hand = m.load_ptr(flow, F_QUEUE), m.alloca(hand_bytes)
         count = burst(q, hand, m.load_u32(control, C_BATCH_SIZE))
@@ -232,54 +206,50 @@ def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Te
         batch, hows = m.load_ptr(control, C_BATCH), m.load_ptr(control, C_HOWS)
         ifindex, rx_queue = m.load_u32(flow, F_IFINDEX), m.load_u32(flow, F_RX_QUEUE)
         worker, memory = m.load_u32(control, C_WORKER_ID), m.load_ptr(control, C_PROGRAM_MEMORY)
-        received = unsent = others = unfit = tx_full = 0  # of each path as few as can be
+        # of a packet that is sent as it came only the first one changes
+        received = unsent = missing = others = tx_full = 0
         enter(memory)
-        for i in range(count):
-            if open_(q, hand, i, slot) == 0:
-                unfit += 1
-                continue
-            start, stop = m.load_ptr(slot, port.DATA), m.load_ptr(slot, port.DATA_END)
-            length = m.diff(stop, start)
-            received += length
-            begin_run(run, slot, ifindex, rx_queue, worker, memory)
-            if taps != 0:
-                tap_in(control, flow, start, stop, m.load_u64(slot, port.COOKIE))
-            verdict = program(run)
-            data, end = m.load_ptr(run, st.DATA), m.load_ptr(run, st.DATA_END)
-            # a look at `taps` in each branch, so that the program's own branches lead into these
-            if verdict == _TX:
-                if taps != 0:
-                    tap_out(control, flow, 0, _TX, 0, data, end, m.load_ptr(run, st.DATA_META))
-                m.store_ptr(slot, port.DATA, data)
-                m.store_ptr(slot, port.DATA_END, end)
-                if transmit(q, hand, slot) == 0:
-                    tx_full += 1
-                    unsent += length
-                elif m.diff(data, start) != 0 or m.diff(end, stop) != 0:
-                    unsent += length - m.diff(end, data)
-            elif verdict == _DROP:
-                if taps != 0:
-                    tap_out(control, flow, 0, _DROP, 0, data, end, m.load_ptr(run, st.DATA_META))
+        first, together = 0, group(q)
+        while first < count:
+            count = fit(q, hand, first, count)
+            for i in range(first, m.smaller(first + together, count)):
+                open_(q, hand, i, slot)
+                start, stop = m.load_ptr(slot, port.DATA), m.load_ptr(slot, port.DATA_END)
+                length = m.diff(stop, start)
+                received += length
+                begin_run(run, slot, ifindex, rx_queue, worker, memory)
+                verdict = program(run)
+                data, end = m.load_ptr(run, st.DATA), m.load_ptr(run, st.DATA_END)
+                if verdict == _TX:
+                    m.store_ptr(slot, port.DATA, data)
+                    m.store_ptr(slot, port.DATA_END, end)
+                    if transmit(q, hand, slot, i, missing) == 0:
+                        missing += 1
+                        tx_full += 1
+                        unsent += length
+                    elif m.diff(data, start) != 0 or m.diff(end, stop) != 0:
+                        unsent += length - m.diff(end, data)
+                    continue
+                missing += 1
                 unsent += length
-                release(q, hand, slot)
-            else:
-                if taps != 0:
-                    tap_out(control, flow, m.load_u64(run, st.REDIRECT_HOW), verdict,
-                            m.load_u32(run, st.REDIRECT_IFINDEX), data, end,
-                            m.load_ptr(run, st.DATA_META))
-                unsent += length
-                other = m.gep(batch, others * slot_bytes)
-                m.store_ptr(other, port.HARD_START, m.load_ptr(slot, port.HARD_START))
-                m.store_ptr(other, port.FRAME_END, m.load_ptr(slot, port.FRAME_END))
-                m.store_u64(other, port.COOKIE, m.load_u64(slot, port.COOKIE))
-                end_run(run, other, m.gep(hows, others * 8), verdict)
-                others += 1
-        sent = done(q, hand) + tx_full
-        packets = count - unfit
-        count_up(counters, stats.RX_PACKETS, packets)
+                if verdict != _DROP:
+                    other = m.gep(batch, others * slot_bytes)
+                    m.store_ptr(other, port.HARD_START, m.load_ptr(slot, port.HARD_START))
+                    m.store_ptr(other, port.FRAME_END, m.load_ptr(slot, port.FRAME_END))
+                    m.store_u64(other, port.COOKIE, m.load_u64(slot, port.COOKIE))
+                    end_run(run, other, m.gep(hows, others * 8), verdict)
+                    others += 1
+                elif release(q, hand, slot) == 0:
+                    set_aside(q, i, m.gep(batch, others * slot_bytes), m.gep(hows, others * 8),
+                              verdict, data, end, m.load_ptr(run, st.DATA_META))
+                    others += 1
+            first += together
+        sent = count - missing
+        done(q, hand, sent)
+        count_up(counters, stats.RX_PACKETS, count)
         count_up(counters, stats.RX_BYTES, received)
-        count_up(counters, stats.DROP, packets - sent - others)
-        count_up(counters, stats.TX, sent)
+        count_up(counters, stats.DROP, missing - tx_full - others)
+        count_up(counters, stats.TX, sent + tx_full)
         count_up(counters, stats.TX_BYTES, received - unsent)
         count_up(counters, stats.TX_FULL, tx_full)
         if others != 0:
@@ -291,7 +261,7 @@ def _flow(m: Any, of_slots: Template, dispose: Template, into: Template, out: Te
     return one_pass_flow
 
 
-def flow(of_slots: Template, dispose: Template, show_taps: Template) -> Template:
+def flow(of_slots: Template, dispose: Template) -> Template:
     """`of_slots(control, flow)` in one pass where that can be."""
     def cold(m: Any) -> Factory:
         inlined = m.extern(dispose)
@@ -302,14 +272,9 @@ def flow(of_slots: Template, dispose: Template, show_taps: Template) -> Template
         return dispose_others
 
     others = Template("dispose_others", cold, dispose.signature, (dispose,), inline=False)
-    into = Template("tap_in", partial(_tap_in, show_taps=show_taps),
-                    "i64(ptr, ptr, ptr, ptr, i64)", (show_taps,), inline=False, cold=True)
-    out = Template("tap_out", partial(_tap_out, show_taps=show_taps),
-                   "i64(ptr, ptr, i64, i64, i64, ptr, ptr, ptr)", (show_taps,), inline=False,
-                   cold=True)
-    return Template("one_pass_flow", lambda m: _flow(m, of_slots, others, into, out),
-                    of_slots.signature, (of_slots, others, into, out, COUNT_UP, ENTER, LEAVE,
-                                         BEGIN_RUN, END_RUN, ALL_ALIKE))
+    return Template("one_pass_flow", lambda m: _flow(m, of_slots, others), of_slots.signature,
+                    (of_slots, others, COUNT_UP, ENTER, LEAVE, BEGIN_RUN, END_RUN, ALL_ALIKE,
+                     SET_ASIDE))
 
 
 def wrappers(kind: OnePass) -> str:

@@ -32,12 +32,17 @@ between `burst` and `done` of a queue, none of the templates above is called for
 
     begin(q) -> 0                      the loop of the queue's worker starts, in its thread
     burst(q, hand, budget) -> n        take n packets from the device; never blocks
-    open(q, hand, i, slot) -> 1 | 0    fill the slot of packet i < n; 0: unfit, given back, counted
-    release(q, hand, slot) -> 0        as above, and
-    transmit(q, hand, slot) -> 1 | 0   as above
-    done(q, hand) -> sent              all n are released or transmitted, or kept by their cookies
+    group(q) -> n                      so many packets `fit` looks at together, always the same
+    fit(q, hand, i, n) -> n            of a group from the i-th packet on leave those that can be
+                                       opened; others are given back and counted, what follows moves
+    open(q, hand, i, slot) -> 0        fill the slot of packet i < n
+    release(q, hand, slot) -> 1 | 0    as above; 0: not this way but after `done`
+    transmit(q, hand, slot, i, missing) -> 1 | 0   as above; it is packet i, and of those before it
+                                       all but `missing` have been transmitted
+    done(q, hand, sent) -> 0           all n are released, or transmitted (`sent` of them), or kept
+                                       by their cookies
 
-and of packets that nobody looks at and that all have the same verdict, in place of the last four:
+and of packets that nobody looks at and that all have the same verdict, in place of the last five:
 
     release_all(q, hand, n) -> bytes   of all n
     transmit_all(q, hand, n) -> 0      what finds no room is the port's to count
@@ -89,6 +94,8 @@ class OnePass:
 
     begin: Template
     burst: Template
+    group: Template
+    fit: Template
     open: Template
     release: Template
     transmit: Template

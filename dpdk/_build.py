@@ -58,6 +58,7 @@ int xdpu_link(uint16_t port, struct link *link);
 int xdpu_totals(uint16_t port, struct totals *totals);
 int xdpu_xstats(uint16_t port, char *names, uint64_t *values, unsigned count);
 void *xdpu_fp_ops(uint16_t port);
+int xdpu_huge_pages(void);
 uintptr_t xdpu_function(int which);
 void xdpu_free_all(void **mbufs, unsigned count);
 """
@@ -81,10 +82,11 @@ SOURCE = "".join(f"#define XDPU_{name} {value}\n" for name, value in OFFSETS.ite
 #include <rte_mbuf.h>
 #include <rte_version.h>
 
-/* bursts.py reads data_off, refcnt and nb_segs as one word */
+/* bursts.py reads data_off, refcnt and nb_segs as one word, with ol_flags behind */
 #define BEHIND_DATA_OFF(field) \
     (offsetof(struct rte_mbuf, field) - offsetof(struct rte_mbuf, data_off))
-_Static_assert(BEHIND_DATA_OFF(refcnt) == 2 && BEHIND_DATA_OFF(nb_segs) == 4, "mbuf");
+_Static_assert(BEHIND_DATA_OFF(refcnt) == 2 && BEHIND_DATA_OFF(nb_segs) == 4 &&
+               BEHIND_DATA_OFF(ol_flags) == 8, "mbuf");
 _Static_assert(RTE_MBUF_F_EXTERNAL >> 61 == 1 && RTE_MBUF_F_INDIRECT >> 61 == 2, "mbuf");
 
 struct link { uint32_t speed_mbps; int up; };
@@ -270,6 +272,7 @@ static int xdpu_xstats(uint16_t port, char *names, uint64_t *values, unsigned co
 }
 
 static void *xdpu_fp_ops(uint16_t port) { return &rte_eth_fp_ops[port]; }
+static int xdpu_huge_pages(void) { return rte_eal_has_hugepages(); }
 
 /* ---- what compiled code calls ---- */
 

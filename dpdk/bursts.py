@@ -20,9 +20,6 @@ than it was given is asked again as long as it takes some; the rest is freed, an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from dataplane.port import (
@@ -40,78 +37,50 @@ from dataplane.port import (
     TRANSMIT_SIGNATURE,
     PortKind,
 )
-from dpdk import native
+from dpdk.queue import (
+    ATTACH,
+    ATTACHED_MBUF,
+    COLD,
+    FP_OPS,
+    FREE_ARRAY,
+    FREE_COUNT,
+    GIVE_BACK,
+    GROUP,
+    LOSSES,
+    MALFORMED,
+    MBUF_POOL,
+    MIN_LENGTH_BYTES,
+    NO_MBUF,
+    PRIVATE_BYTES,
+    PUT,
+    QUEUE_OFFSET,
+    ROOM_BYTES,
+    RX_ARRAY,
+    RX_COPIED,
+    RX_UNFIT,
+    SETTLE,
+    SPARE_ARRAY,
+    SPARE_COUNT,
+    SPARES,
+    TAKE,
+    TX_ARRAY,
+    TX_COUNT,
+    TX_FULL,
+    TX_MOVED,
+    WHOLE,
+    Factory,
+    Made,
+)
 from xdp_runtime.template import Template
 
-PRIVATE_BYTES = 128  # of an mbuf, before its buffer
-ROOM_BYTES = 88  # of these, for the program: 256 - 40 - 128
-MIN_LENGTH_BYTES = 14
 
-# --- a queue's memory: byte offsets, 8 bytes each ------------------------------------------------
-FP_OPS, QUEUE_OFFSET, MBUF_POOL = 0, 8, 16  # rte_eth_fp_ops[port]; queue * 8; struct rte_mempool
-ATTACH, GIVE_BACK, TAKE, SETTLE = 24, 32, 40, 48  # functions of _build.py
-UNSHARE = 56  # another one
-TX_COUNT, FREE_COUNT, SPARE_COUNT = 64, 72, 80
-RX_FIRST, RX_END = 88, 96  # of RX_ARRAY, those that wait (segments.py)
-MULTI_SEGS = 104  # 1: the device sends packets of several segments
-ROOM = 112  # bytes of a packet that an mbuf of ours holds
-PUT = 120  # a function, too
-TX_FULL, NO_MBUF, RX_UNFIT, RX_COPIED, TX_MOVED, MALFORMED = range(128, 176, 8)  # counters
-LOSSES = "imissed", "ierrors", "rx_nombuf", "rx_unfit", "tx_full"  # an oerror may be in tx_full
-ATTACHED = 176  # the thread that this queue's worker is has an lcore number (one_pass.py)
-RX_ARRAY = 256  # struct rte_mbuf *[]
-RX_SPARE = 8  # behind them, for one_pass.py
-TX_ARRAY = RX_ARRAY + 8 * (BATCH_MAX + RX_SPARE)
-FREE_ARRAY = TX_ARRAY + 8 * BATCH_MAX
-SPARE_ARRAY = FREE_ARRAY + 8 * BATCH_MAX
-SPARES = 32
-BLOCK_SIZE_BYTES = SPARE_ARRAY + 8 * SPARES
-
-WHOLE = 0x00010001  # nb_segs 1, refcnt 1
-ATTACHED_MBUF = 3 << 61  # EXTERNAL and INDIRECT, of ol_flags
-Factory = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A kind for certain headers: the offsets in them, and what the templates are marked with.
-
-    push(q) sends what was collected, free(q) frees it; settle(q, i, slot) -> 1 | 0 fills a
-    slot for mbuf i of RX_ARRAY, free_other(q, mbuf) frees what is of another pool, and
-    ready(q, slot, buf_addr) -> 1 | 0 writes a packet's edges into its mbuf."""
-
-    kind: PortKind
-    push: Template
-    free: Template
-    settle: Template
-    free_other: Template
-    ready: Template
-    at: dict[str, int]
-    mark: str
-
-
-@lru_cache(maxsize=2)
-def kind(frags: bool = False) -> PortKind:
-    """The port kind for the headers that _native was built with, `frags` for xdp.frags programs.
-    Raises PortError without it."""
-    lib = native.load()[1]
-    offsets = {name.removeprefix("XDPU_"): int(getattr(lib, name))
-               for name in dir(lib) if name.startswith("XDPU_")}
-    made = _make(offsets)
-    if frags:
-        from dpdk.segments import make
-
-        return make(made)
-    from dpdk.one_pass import make as make_one_pass
-
-    return replace(made.kind, one_pass=make_one_pass(made))
-
-
-def _make(at: dict[str, int]) -> Made:
+def make(at: dict[str, int]) -> Made:
+    """For headers with these offsets (_build.OFFSETS)."""
     mark = hashlib.sha256(repr(sorted(at.items())).encode()).hexdigest()[:8]
     buf_addr, rearm, flags_at, pkt_len = at["BUF_ADDR"], at["REARM"], at["OL_FLAGS"], at["PKT_LEN"]
     data_len, buf_len, pool_at, headroom = (at["DATA_LEN"], at["BUF_LEN"], at["POOL"],
                                             at["HEADROOM"])
+    packet = at["MBUF"] + PRIVATE_BYTES + headroom  # where it begins in a fresh mbuf of ours
     rx_burst, rx_data, tx_burst, tx_data = (at["RX_BURST"], at["RX_DATA"], at["TX_BURST"],
                                             at["TX_DATA"])
 
@@ -165,37 +134,57 @@ def _make(at: dict[str, int]) -> Made:
     free_other_template = Template(f"dpdk_free_other_{mark}", make_free_other, "i64(ptr, ptr)",
                                    inline=False, cold=True)
 
-    def make_copy(m: Any) -> Factory:
-        def dpdk_copy(q, where):  # type: ignore
-            """What is not one segment of ours alone becomes one -> 1; 0: it fits none."""
-            if m.call_burst(m.load_ptr(q, SETTLE), m.load_ptr(q, MBUF_POOL), where, 1) == 0:
-                m.store_u64(q, RX_UNFIT, m.load_u64(q, RX_UNFIT) + 1)
-                return 0
-            m.store_u64(q, RX_COPIED, m.load_u64(q, RX_COPIED) + 1)
-            m.store_u64(m.load_ptr(where, 0), flags_at, 0)
-            return 1
+    def make_sort_out(m: Any) -> Factory:
+        def dpdk_sort_out(q, first, count):  # type: ignore
+            """What is not one segment of ours alone becomes one, or is freed if it fits none.
 
-        return dpdk_copy
-
-    copy_template = Template(f"dpdk_copy_{mark}", make_copy, "i64(ptr, ptr)", inline=False,
-                             cold=True)
-
-    def make_settle(m: Any) -> Factory:
-        copy = m.extern(copy_template)
-
-        def dpdk_settle(q, i, slot):  # type: ignore
-            where = m.inside(q, RX_ARRAY + i * 8)
-            mbuf = m.load_ptr(where, 0)
-            fit, flags = m.load_u32(mbuf, rearm + 2) == WHOLE, m.load_u64(mbuf, flags_at)
-            if m.unlikely(flags != 0):
-                if flags & ATTACHED_MBUF != 0:
-                    fit = False
-                else:  # what receiving says of it is no wish for sending
-                    m.store_u64(mbuf, flags_at, 0)
-            if m.unlikely(not fit):
-                if copy(q, where) == 0:
-                    return 0
+            What receiving says of a packet is no wish for sending."""
+            n = first
+            for i in range(first, count):
+                where = m.inside(q, RX_ARRAY + i * 8)
                 mbuf = m.load_ptr(where, 0)
+                whole = m.load_u32(mbuf, rearm + 2) == WHOLE
+                if not whole or m.load_u64(mbuf, flags_at) & ATTACHED_MBUF != 0:
+                    if m.call_burst(m.load_ptr(q, SETTLE), m.load_ptr(q, MBUF_POOL), where, 1) == 0:
+                        m.store_u64(q, RX_UNFIT, m.load_u64(q, RX_UNFIT) + 1)
+                        continue
+                    m.store_u64(q, RX_COPIED, m.load_u64(q, RX_COPIED) + 1)
+                    mbuf = m.load_ptr(where, 0)
+                m.store_u64(mbuf, flags_at, 0)
+                m.store_ptr(q, RX_ARRAY + n * 8, mbuf)
+                n += 1
+            return n
+
+        return dpdk_sort_out
+
+    sort_out_template = Template(f"dpdk_sort_out_{mark}", make_sort_out, "i64(ptr, i64, i64)",
+                                 inline=False, cold=True)
+
+    def make_fit(m: Any) -> Factory:
+        sort_out = m.extern(sort_out_template)
+
+        def dpdk_fit(q, first, count):  # type: ignore
+            """Some together, as a branch for each packet costs as much as its program may."""
+            mbufs, odd, group = m.inside(q, RX_ARRAY), m.alloca(16), m.load_u64(q, GROUP)
+            upto = m.smaller(first + group, count)
+            m.zero(odd, 16)
+            if m.load_u64(q, COLD) != 0:
+                for i in range(upto if first != 0 else 0, m.smaller(upto + group, count)):
+                    m.prefetch(m.load_ptr(mbufs, i * 8), packet)
+            for i in range(first, upto):
+                m.note_difference(odd, m.load_ptr(mbufs, i * 8), rearm, WHOLE << 16, 0)
+            if (m.load_u64(odd, 0) & (0xffffffff << 16)) | m.load_u64(odd, 8) != 0:
+                return sort_out(q, first, count)
+            return count
+
+        return dpdk_fit
+
+    fit_template = Template(f"dpdk_fit_{mark}", make_fit, "i64(ptr, i64, i64)",
+                            (sort_out_template,))
+
+    def make_fill(m: Any) -> Factory:
+        def dpdk_fill(q, i, slot):  # type: ignore
+            mbuf = m.load_ptr(q, RX_ARRAY + i * 8)
             buffer = m.load_ptr(mbuf, buf_addr)
             data = m.inside(buffer, m.load_u16(mbuf, rearm))
             own = m.diff(m.load_ptr(mbuf, pool_at), m.load_ptr(q, MBUF_POOL)) == 0
@@ -205,29 +194,28 @@ def _make(at: dict[str, int]) -> Made:
             m.store_ptr(slot, HARD_START, m.gep(buffer, -room))
             m.store_ptr(slot, FRAME_END, m.inside(buffer, m.load_u16(mbuf, buf_len)))
             m.store_ptr(slot, COOKIE, mbuf)
-            return 1
+            return 0
 
-        return dpdk_settle
+        return dpdk_fill
 
-    settle_template = Template(f"dpdk_settle_{mark}", make_settle, "i64(ptr, i64, ptr)",
-                               (copy_template,))
+    fill_template = Template(f"dpdk_fill_{mark}", make_fill, "i64(ptr, i64, ptr)")
 
     def make_receive(m: Any) -> Factory:
-        settle = m.extern(settle_template)
+        fit, fill = m.extern(fit_template), m.extern(fill_template)
 
         def dpdk_receive(q, batch, budget):  # type: ignore
             if m.call_burst(m.load_ptr(q, ATTACH), q, q, 0) == 0:
                 return 0
             ops = m.load_ptr(q, FP_OPS)
             queue = m.load_ptr(m.load_ptr(ops, rx_data), m.load_u64(q, QUEUE_OFFSET))
-            mbufs = m.inside(q, RX_ARRAY)
-            got = m.call_burst(m.load_ptr(ops, rx_burst), queue, mbufs, budget)
-            for i in range(got):
-                m.prefetch(m.load_ptr(mbufs, i * 8), 0)
-            n = 0
-            for i in range(got):
-                n += settle(q, i, m.inside(batch, n * SLOT_SIZE_BYTES))
-            return n
+            count = m.call_burst(m.load_ptr(ops, rx_burst), queue, m.inside(q, RX_ARRAY), budget)
+            first, group = 0, m.load_u64(q, GROUP)
+            while first < count:
+                count = fit(q, first, count)
+                for i in range(first, m.smaller(first + group, count)):
+                    fill(q, i, m.inside(batch, i * SLOT_SIZE_BYTES))
+                first += group
+            return count
 
         return dpdk_receive
 
@@ -360,7 +348,7 @@ def _make(at: dict[str, int]) -> Made:
     return Made(PortKind(
         "dpdk",
         receive=Template(f"dpdk_receive_{mark}", make_receive, RECEIVE_SIGNATURE,
-                         (settle_template,)),
+                         (fit_template, fill_template)),
         release=release_template,
         transmit=Template(f"dpdk_transmit_{mark}", make_transmit, TRANSMIT_SIGNATURE,
                           (push_template, release_template, ready_template)),
@@ -369,4 +357,5 @@ def _make(at: dict[str, int]) -> Made:
         flush=Template(f"dpdk_flush_{mark}", make_flush, FLUSH_SIGNATURE,
                        (push_template, free_template)),
         losses=LOSSES,
-    ), push_template, free_template, settle_template, free_other_template, ready_template, at, mark)
+    ), push_template, free_template, fit_template, fill_template, free_other_template,
+        ready_template, at, mark)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataplane.port import BATCH_MAX, COOKIE, DATA, DATA_END, OnePass
-from dpdk.bursts import (
+from dpdk.queue import (
     ATTACH,
     ATTACHED,
     ATTACHED_MBUF,
@@ -23,12 +23,11 @@ from dpdk.bursts import (
     FREE_ARRAY,
     FREE_COUNT,
     GIVE_BACK,
+    GROUP,
     MBUF_POOL,
-    PRIVATE_BYTES,
     PUT,
     QUEUE_OFFSET,
     RX_ARRAY,
-    RX_SPARE,
     TX_FULL,
     WHOLE,
     Factory,
@@ -37,15 +36,13 @@ from dpdk.bursts import (
 from xdp_runtime.template import Template
 
 # of the hand; the last three are the packet's, as it was received
-_TO_SEND, _TO_FREE, _BUFFER, _DATA, _END = range(0, 40, 8)
-_AHEAD = RX_SPARE  # packets' first lines are fetched so many packets before they are needed
+_TO_FREE, _BUFFER, _DATA, _END = range(0, 32, 8)
 
 
 def make(plain: Made) -> OnePass:
     """The templates for the same headers as `plain`."""
     at, mark = plain.at, plain.mark
     buf_addr, pool_at = at["BUF_ADDR"], at["POOL"]
-    packet = at["MBUF"] + PRIVATE_BYTES + at["HEADROOM"]  # where it begins in a fresh mbuf of ours
     rx_burst, rx_data = at["RX_BURST"], at["RX_DATA"]
     tx_burst, tx_data = at["TX_BURST"], at["TX_DATA"]
     rearm, flags_at, pkt_len = at["REARM"], at["OL_FLAGS"], at["PKT_LEN"]
@@ -71,58 +68,66 @@ def make(plain: Made) -> OnePass:
             ops, mbufs = m.load_ptr(q, FP_OPS), m.inside(q, RX_ARRAY)
             queue = m.load_ptr(m.load_ptr(ops, rx_data), m.load_u64(q, QUEUE_OFFSET))
             got = m.call_burst(m.load_ptr(ops, rx_burst), queue, mbufs, budget)
-            m.store_u64(hand, _TO_SEND, 0)
             m.store_u64(hand, _TO_FREE, m.load_u64(q, FREE_COUNT))
             return got
 
         return dpdk_burst
 
+    def make_group(m: Any) -> Factory:
+        def dpdk_one_group(q):  # type: ignore
+            return m.load_u64(q, GROUP)
+
+        return dpdk_one_group
+
+    def make_fit(m: Any) -> Factory:
+        fit = m.extern(plain.fit)
+
+        def dpdk_one_fit(q, hand, first, count):  # type: ignore
+            return fit(q, first, count)
+
+        return dpdk_one_fit
+
     def make_open(m: Any) -> Factory:
-        settle = m.extern(plain.settle)
+        fill = m.extern(plain.fill)
 
         def dpdk_open(q, hand, i, slot):  # type: ignore
-            later = m.load_ptr(q, RX_ARRAY + (i + _AHEAD) * 8)  # or one of long ago: no harm
-            m.prefetch(later, packet)
-            if settle(q, i, slot) == 0:
-                return 0
+            fill(q, i, slot)
             m.store_ptr(hand, _BUFFER, m.load_ptr(m.load_ptr(slot, COOKIE), buf_addr))
             m.store_ptr(hand, _DATA, m.load_ptr(slot, DATA))
             m.store_ptr(hand, _END, m.load_ptr(slot, DATA_END))
-            return 1
+            return 0
 
         return dpdk_open
 
     def make_release(m: Any) -> Factory:
-        free_other = m.extern(plain.free_other)
-
         def dpdk_one_release(q, hand, slot):  # type: ignore
             mbuf = m.load_ptr(slot, COOKIE)
             if m.diff(m.load_ptr(mbuf, pool_at), m.load_ptr(q, MBUF_POOL)) != 0:
-                return free_other(q, mbuf)
+                return 0
             count = m.load_u64(hand, _TO_FREE)
             m.store_ptr(q, FREE_ARRAY + count * 8, mbuf)
             m.store_u64(hand, _TO_FREE, count + 1)
-            return 0
+            return 1
 
         return dpdk_one_release
 
-    release_template = Template(f"dpdk_one_release_{mark}", make_release, "i64(ptr, ptr, ptr)",
-                                (plain.free_other,))
+    release_template = Template(f"dpdk_one_release_{mark}", make_release, "i64(ptr, ptr, ptr)")
 
     def make_transmit(m: Any) -> Factory:
-        ready, release = m.extern(plain.ready), m.extern(release_template)
+        ready, release, free_other = (m.extern(plain.ready), m.extern(release_template),
+                                      m.extern(plain.free_other))
 
-        def dpdk_one_transmit(q, hand, slot):  # type: ignore
+        def dpdk_one_transmit(q, hand, slot, i, missing):  # type: ignore
             data, end = m.load_ptr(slot, DATA), m.load_ptr(slot, DATA_END)
             same = m.diff(data, m.load_ptr(hand, _DATA)) == 0 \
                 and m.diff(end, m.load_ptr(hand, _END)) == 0
             if not same:  # else its mbuf says so already
                 if ready(q, slot, m.load_ptr(hand, _BUFFER)) == 0:
-                    release(q, hand, slot)
+                    if release(q, hand, slot) == 0:
+                        free_other(q, m.load_ptr(slot, COOKIE))
                     return 0
-            count = m.load_u64(hand, _TO_SEND)
-            m.store_ptr(q, RX_ARRAY + count * 8, m.load_ptr(slot, COOKIE))
-            m.store_u64(hand, _TO_SEND, count + 1)
+            if m.unlikely(missing != 0):  # else it is there
+                m.store_ptr(q, RX_ARRAY + (i - missing) * 8, m.load_ptr(slot, COOKIE))
             return 1
 
         return dpdk_one_transmit
@@ -185,12 +190,11 @@ def make(plain: Made) -> OnePass:
     def make_done(m: Any) -> Factory:
         transmit_all = m.extern(transmit_all_template)
 
-        def dpdk_done(q, hand):  # type: ignore
+        def dpdk_done(q, hand, sent):  # type: ignore
             m.store_u64(q, FREE_COUNT, m.load_u64(hand, _TO_FREE))
-            count = m.load_u64(hand, _TO_SEND)
-            if count != 0:
-                transmit_all(q, hand, count)
-            return count
+            if sent != 0:
+                transmit_all(q, hand, sent)
+            return 0
 
         return dpdk_done
 
@@ -198,11 +202,16 @@ def make(plain: Made) -> OnePass:
         begin=begin_template,
         burst=Template(f"dpdk_burst_{mark}", make_burst, "i64(ptr, ptr, i64)",
                        (begin_template, plain.free)),
-        open=Template(f"dpdk_open_{mark}", make_open, "i64(ptr, ptr, i64, ptr)", (plain.settle,)),
+        group=Template(f"dpdk_one_group_{mark}", make_group, "i64(ptr)"),
+        fit=Template(f"dpdk_one_fit_{mark}", make_fit, "i64(ptr, ptr, i64, i64)",
+                     (plain.fit,)),
+        open=Template(f"dpdk_open_{mark}", make_open, "i64(ptr, ptr, i64, ptr)", (plain.fill,)),
         release=release_template,
-        transmit=Template(f"dpdk_one_transmit_{mark}", make_transmit, "i64(ptr, ptr, ptr)",
-                          (plain.ready, release_template)),
-        done=Template(f"dpdk_done_{mark}", make_done, "i64(ptr, ptr)", (transmit_all_template,)),
+        transmit=Template(f"dpdk_one_transmit_{mark}", make_transmit,
+                          "i64(ptr, ptr, ptr, i64, i64)",
+                          (plain.ready, plain.free_other, release_template)),
+        done=Template(f"dpdk_done_{mark}", make_done, "i64(ptr, ptr, i64)",
+                      (transmit_all_template,)),
         transmit_all=transmit_all_template,
         release_all=Template(f"dpdk_release_all_{mark}", make_release_all, "i64(ptr, ptr, i64)"),
     )

@@ -15,7 +15,9 @@ from typing import Any, Self
 
 from dataplane.block import Block
 from dataplane.port import BATCH_MAX, PortKind, PortQueue
-from dpdk import bursts, eal
+from dpdk import eal
+from dpdk import queue as layout
+from dpdk.kind import kind
 from dpdk.neighbours import neighbours_kept
 from xdp_runtime.errors import ConfigError, OutOfMemory, PortError
 
@@ -23,11 +25,17 @@ BUFFER_BYTES = 2048 + 128  # a packet and DPDK's headroom: no frame above 2048 b
 DESCRIPTORS = 1024
 OWN_IFINDEX = 1 << 20  # plus the port's number: index of a port that is no interface of the host
 KERNEL_SEES = ("net_af_packet", "net_pcap")  # drivers that leave the stack its copy
+# drivers that write a packet themselves before they give it: it is in this CPU's cache
+COPY = ("net_null", "net_ring", "net_pcap", "net_memif", "net_af_packet", "net_tap", "net_vhost",
+        "net_virtio_user")
+# So many mbufs of a burst are looked at together before programs run.  More is faster with huge
+# pages; without them each mbuf is on a page of its own, and 16 at once are already slower than 8.
+GROUPS = {False: 8, True: 64}
 _PCI = re.compile(r"([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$", re.IGNORECASE)
 _VDEV = re.compile(r"(net_|eth_)[a-z_]+\d*[a-z_]*\d+$")
-_COUNTERS = {"tx_full": bursts.TX_FULL, "no_mbuf": bursts.NO_MBUF, "rx_unfit": bursts.RX_UNFIT,
-             "rx_copied": bursts.RX_COPIED, "tx_moved": bursts.TX_MOVED,
-             "malformed": bursts.MALFORMED}
+_COUNTERS = {"tx_full": layout.TX_FULL, "no_mbuf": layout.NO_MBUF, "rx_unfit": layout.RX_UNFIT,
+             "rx_copied": layout.RX_COPIED, "tx_moved": layout.TX_MOVED,
+             "malformed": layout.MALFORMED}
 _TOTALS = ("ipackets", "opackets", "imissed", "ierrors", "oerrors", "rx_nombuf")
 
 
@@ -54,7 +62,7 @@ class DpdkPort:
     def __init__(self, runtime: eal.Eal, number: int, name: str, ifindex: int, device: Any,
                  pools: Sequence[Any], mode: str, frags: bool = False,
                  sends_segments: bool = False) -> None:
-        self.kind: PortKind = bursts.kind(frags)
+        self.kind: PortKind = kind(frags)
         self.name, self.ifindex, self.mtu, self.mode = name, ifindex, int(device.mtu), mode
         self.host_name = socket.if_indextoname(ifindex) if ifindex < OWN_IFINDEX else ""
         self.mac = bytes(device.mac).hex(":") if any(device.mac) else None
@@ -66,17 +74,17 @@ class DpdkPort:
         self._blocks: list[Block] = []
         ops = int(self._ffi.cast("uintptr_t", self._lib.xdpu_fp_ops(number)))
         for index, pool in enumerate(self.pools):
-            q = Block(bursts.BLOCK_SIZE_BYTES)
-            q.set(bursts.FP_OPS, ops)
-            q.set(bursts.QUEUE_OFFSET, 8 * index)
-            q.set(bursts.MBUF_POOL, int(self._ffi.cast("uintptr_t", pool)))
-            for which, offset in enumerate((bursts.ATTACH, bursts.GIVE_BACK, bursts.TAKE,
-                                            bursts.SETTLE, bursts.UNSHARE, bursts.PUT)):
+            q = Block(layout.BLOCK_SIZE_BYTES)
+            q.set(layout.FP_OPS, ops)
+            q.set(layout.QUEUE_OFFSET, 8 * index)
+            q.set(layout.MBUF_POOL, int(self._ffi.cast("uintptr_t", pool)))
+            for which, offset in enumerate((layout.ATTACH, layout.GIVE_BACK, layout.TAKE,
+                                            layout.SETTLE, layout.UNSHARE, layout.PUT)):
                 q.set(offset, self._lib.xdpu_function(which))
-            for place in range(BATCH_MAX + bursts.RX_SPARE):  # something that may be prefetched
-                q.set(bursts.RX_ARRAY + 8 * place, q.get(bursts.MBUF_POOL))
-            q.set(bursts.MULTI_SEGS, int(sends_segments))
-            q.set(bursts.ROOM, BUFFER_BYTES - runtime.lib.XDPU_HEADROOM)
+            q.set(layout.GROUP, GROUPS[bool(self._lib.xdpu_huge_pages())])
+            q.set(layout.COLD, int(self.driver not in COPY))
+            q.set(layout.MULTI_SEGS, int(sends_segments))
+            q.set(layout.ROOM, BUFFER_BYTES - runtime.lib.XDPU_HEADROOM)
             self._blocks.append(q)
         # a device sends mbufs of any pool, and whoever frees one gives it back to its own
         everywhere = int(self._ffi.cast("uintptr_t", self._lib.xdpu_fp_ops(0)))
@@ -109,7 +117,7 @@ class DpdkPort:
             count = 2 * DESCRIPTORS + 2 * BATCH_MAX + 1024
             for index in range(queues):
                 label = f"xdpu_{number}_{index}".encode()
-                pools[index] = lib.xdpu_pool(label, 2 * count - 1, bursts.PRIVATE_BYTES,
+                pools[index] = lib.xdpu_pool(label, 2 * count - 1, layout.PRIVATE_BYTES,
                                              BUFFER_BYTES, device.socket)
                 if not pools[index]:
                     raise OutOfMemory(f"dpdk:{name}", "no memory for a queue's mbufs",
@@ -180,13 +188,13 @@ class DpdkPort:
             return
         self._final = self.statistics()
         for q in self._blocks:
-            for count, array in ((bursts.FREE_COUNT, bursts.FREE_ARRAY),
-                                 (bursts.TX_COUNT, bursts.TX_ARRAY),
-                                 (bursts.SPARE_COUNT, bursts.SPARE_ARRAY)):
+            for count, array in ((layout.FREE_COUNT, layout.FREE_ARRAY),
+                                 (layout.TX_COUNT, layout.TX_ARRAY),
+                                 (layout.SPARE_COUNT, layout.SPARE_ARRAY)):
                 self._lib.xdpu_free_all(self._ffi.cast("void **", q.address + array), q.get(count))
-            waiting = q.address + bursts.RX_ARRAY + 8 * q.get(bursts.RX_FIRST)
+            waiting = q.address + layout.RX_ARRAY + 8 * q.get(layout.RX_FIRST)
             self._lib.xdpu_free_all(self._ffi.cast("void **", waiting),
-                                    q.get(bursts.RX_END) - q.get(bursts.RX_FIRST))
+                                    q.get(layout.RX_END) - q.get(layout.RX_FIRST))
         self._lib.xdpu_stop(self.number)
         self._lib.xdpu_remove(self.number)
         for q in self._blocks:

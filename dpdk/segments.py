@@ -29,8 +29,8 @@ from dataplane.port import (
     TRANSMIT_SIGNATURE,
     PortKind,
 )
-from dpdk import bursts
-from dpdk.bursts import Factory, Made
+from dpdk import queue as layout
+from dpdk.queue import Factory, Made
 from xdp_runtime.template import Template
 
 SEGMENTS_MAX = 40  # of a received packet; a batch has room for it
@@ -48,16 +48,16 @@ def make(plain: Made) -> PortKind:
 
     def make_receive(m: Any) -> Factory:
         def dpdk_segments_receive(q, batch, budget):  # type: ignore
-            if m.call_burst(m.load_ptr(q, bursts.ATTACH), q, q, 0) == 0:
+            if m.call_burst(m.load_ptr(q, layout.ATTACH), q, q, 0) == 0:
                 return 0
-            mbufs, pool = m.inside(q, bursts.RX_ARRAY), m.load_ptr(q, bursts.MBUF_POOL)
-            first, got = m.load_u64(q, bursts.RX_FIRST), m.load_u64(q, bursts.RX_END)
+            mbufs, pool = m.inside(q, layout.RX_ARRAY), m.load_ptr(q, layout.MBUF_POOL)
+            first, got = m.load_u64(q, layout.RX_FIRST), m.load_u64(q, layout.RX_END)
             if first == got:
-                ops = m.load_ptr(q, bursts.FP_OPS)
-                queue = m.load_ptr(m.load_ptr(ops, rx_data), m.load_u64(q, bursts.QUEUE_OFFSET))
+                ops = m.load_ptr(q, layout.FP_OPS)
+                queue = m.load_ptr(m.load_ptr(ops, rx_data), m.load_u64(q, layout.QUEUE_OFFSET))
                 first = 0
                 got = m.call_burst(m.load_ptr(ops, rx_burst), queue, mbufs, budget)
-                m.store_u64(q, bursts.RX_END, got)
+                m.store_u64(q, layout.RX_END, got)
             n = 0
             while first < got:
                 where = m.inside(mbufs, first * 8)
@@ -66,9 +66,9 @@ def make(plain: Made) -> PortKind:
                 if n + count > budget and count <= SEGMENTS_MAX:
                     break
                 first += 1
-                count = m.call_burst(m.load_ptr(q, bursts.UNSHARE), pool, where, SEGMENTS_MAX)
+                count = m.call_burst(m.load_ptr(q, layout.UNSHARE), pool, where, SEGMENTS_MAX)
                 if count == 0:
-                    m.store_u64(q, bursts.RX_UNFIT, m.load_u64(q, bursts.RX_UNFIT) + 1)
+                    m.store_u64(q, layout.RX_UNFIT, m.load_u64(q, layout.RX_UNFIT) + 1)
                     continue
                 mbuf = m.load_ptr(where, 0)
                 if n + count > budget:  # its copy has more segments than it had
@@ -83,14 +83,14 @@ def make(plain: Made) -> PortKind:
                     slot = m.inside(batch, n * SLOT_SIZE_BYTES)
                     m.store_ptr(slot, DATA, data)
                     m.store_ptr(slot, DATA_END, m.inside(data, m.load_u16(mbuf, data_len)))
-                    m.store_ptr(slot, HARD_START, m.gep(buffer, -bursts.ROOM_BYTES if own else 0))
+                    m.store_ptr(slot, HARD_START, m.gep(buffer, -layout.ROOM_BYTES if own else 0))
                     m.store_ptr(slot, FRAME_END, m.inside(buffer, m.load_u16(mbuf, buf_len)))
                     m.store_ptr(slot, COOKIE, mbuf)
                     following = m.load_ptr(mbuf, next_at)
                     m.store_ptr(mbuf, next_at, m.null())
                     mbuf = following
                     n += 1
-            m.store_u64(q, bursts.RX_FIRST, first)
+            m.store_u64(q, layout.RX_FIRST, first)
             return n
 
         return dpdk_segments_receive
@@ -99,11 +99,11 @@ def make(plain: Made) -> PortKind:
         push = m.extern(push_template)
 
         def dpdk_queue(q, mbuf):  # type: ignore
-            if m.load_u64(q, bursts.TX_COUNT) == BATCH_MAX:
+            if m.load_u64(q, layout.TX_COUNT) == BATCH_MAX:
                 push(q)
-            count = m.load_u64(q, bursts.TX_COUNT)
-            m.store_ptr(q, bursts.TX_ARRAY + count * 8, mbuf)
-            m.store_u64(q, bursts.TX_COUNT, count + 1)
+            count = m.load_u64(q, layout.TX_COUNT)
+            m.store_ptr(q, layout.TX_ARRAY + count * 8, mbuf)
+            m.store_u64(q, layout.TX_COUNT, count + 1)
             return 1
 
         return dpdk_queue
@@ -122,10 +122,10 @@ def make(plain: Made) -> PortKind:
                 data = buffer
                 m.store_ptr(slot, DATA, data)
                 m.store_ptr(slot, DATA_END, m.gep(data, length))
-                m.store_u64(q, bursts.TX_MOVED, m.load_u64(q, bursts.TX_MOVED) + 1)
-            able = more == 0 or m.load_u64(q, bursts.MULTI_SEGS) != 0
-            if not able or length < bursts.MIN_LENGTH_BYTES or m.diff(data, buffer) < 0:
-                m.store_u64(q, bursts.MALFORMED, m.load_u64(q, bursts.MALFORMED) + 1)
+                m.store_u64(q, layout.TX_MOVED, m.load_u64(q, layout.TX_MOVED) + 1)
+            able = more == 0 or m.load_u64(q, layout.MULTI_SEGS) != 0
+            if not able or length < layout.MIN_LENGTH_BYTES or m.diff(data, buffer) < 0:
+                m.store_u64(q, layout.MALFORMED, m.load_u64(q, layout.MALFORMED) + 1)
                 for i in range(more + 1):
                     release(q, m.inside(slot, i * SLOT_SIZE_BYTES))
                 return 0
@@ -152,28 +152,28 @@ def make(plain: Made) -> PortKind:
 
     def make_send(m: Any) -> Factory:
         queue = m.extern(queue_template)
-        spares = bursts.SPARES
+        spares = layout.SPARES
 
         def dpdk_segments_send(q, data, length):  # type: ignore
-            spare, pool = m.load_u64(q, bursts.SPARE_COUNT), m.load_ptr(q, bursts.MBUF_POOL)
-            room = m.load_u64(q, bursts.ROOM)
+            spare, pool = m.load_u64(q, layout.SPARE_COUNT), m.load_ptr(q, layout.MBUF_POOL)
+            room = m.load_u64(q, layout.ROOM)
             count = m.udiv(length + room - 1, room)
-            most = spares if m.load_u64(q, bursts.MULTI_SEGS) != 0 else 1
-            if length < bursts.MIN_LENGTH_BYTES or count > most:
-                m.store_u64(q, bursts.MALFORMED, m.load_u64(q, bursts.MALFORMED) + 1)
+            most = spares if m.load_u64(q, layout.MULTI_SEGS) != 0 else 1
+            if length < layout.MIN_LENGTH_BYTES or count > most:
+                m.store_u64(q, layout.MALFORMED, m.load_u64(q, layout.MALFORMED) + 1)
                 return 0
             if spare < count:
-                if m.call_burst(m.load_ptr(q, bursts.ATTACH), q, q, 0) != 0:
-                    spare += m.call_burst(m.load_ptr(q, bursts.TAKE), pool,
-                                          m.inside(q, bursts.SPARE_ARRAY + spare * 8),
+                if m.call_burst(m.load_ptr(q, layout.ATTACH), q, q, 0) != 0:
+                    spare += m.call_burst(m.load_ptr(q, layout.TAKE), pool,
+                                          m.inside(q, layout.SPARE_ARRAY + spare * 8),
                                           spares - spare)
-                m.store_u64(q, bursts.SPARE_COUNT, spare)
+                m.store_u64(q, layout.SPARE_COUNT, spare)
             if spare < count:
-                m.store_u64(q, bursts.NO_MBUF, m.load_u64(q, bursts.NO_MBUF) + 1)
+                m.store_u64(q, layout.NO_MBUF, m.load_u64(q, layout.NO_MBUF) + 1)
                 return 0
             spare -= count
-            m.store_u64(q, bursts.SPARE_COUNT, spare)
-            array = m.inside(q, bursts.SPARE_ARRAY + spare * 8)
+            m.store_u64(q, layout.SPARE_COUNT, spare)
+            array = m.inside(q, layout.SPARE_ARRAY + spare * 8)
             head = m.load_ptr(array, 0)
             m.store_u32(head, pkt_len, length)
             m.store_u16(head, nb_segs, count)
@@ -199,7 +199,7 @@ def make(plain: Made) -> PortKind:
         def dpdk_segments_transmit(q, slot):  # type: ignore
             data, mbuf = m.load_ptr(slot, DATA), m.load_ptr(slot, COOKIE)
             offset = m.diff(data, m.load_ptr(mbuf, buf_addr))
-            if offset >= -bursts.PRIVATE_BYTES and offset < m.load_u16(mbuf, buf_len):
+            if offset >= -layout.PRIVATE_BYTES and offset < m.load_u16(mbuf, buf_len):
                 return chain(q, slot, 0)
             done = send(q, data, m.diff(m.load_ptr(slot, DATA_END), data))
             release(q, slot)
@@ -216,5 +216,5 @@ def make(plain: Made) -> PortKind:
         send=send_template,
         flush=plain.kind.flush,
         chain=chain_template,
-        losses=bursts.LOSSES,
+        losses=layout.LOSSES,
     )

@@ -38,3 +38,19 @@ def test_verdicts_and_sizes_mixed(tmp_path: Path) -> None:
     sent = sum(map(len, rig.out[0])) + sum(map(len, rig.out[1]))
     assert (rig.total["rx_bytes"], rig.total["tx_bytes"]) == (sum(map(len, given)), sent)
     assert rig.said["ports"][0]["tx_moved"] > 0
+
+
+def test_what_fits_no_mbuf_is_left_out_wherever_it_is_in_a_batch(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    orders = [(rng.choice((Verdict.TX, Verdict.TX, Verdict.DROP, Verdict.PASS)),
+               9000 if rng.random() < share else rng.randint(90, 2048))
+              for share in (0.01, 0.1, 0.6, 1, 0) for _ in range(300)]
+    given = [packet(rng, size, verdict) for verdict, size in orders]
+    fit = [(one, verdict) for one, (verdict, size) in zip(given, orders, strict=True)
+           if size <= 2048]
+    rig = Rig(tmp_path, given, "linear", unfit=len(given) - len(fit))
+    assert rig.out[0] == [one for one, verdict in fit if verdict == Verdict.TX]
+    for verdict in (Verdict.DROP, Verdict.PASS):
+        assert rig.total[verdict.name.lower()] == sum(its == verdict for _, its in fit)
+    assert rig.total["rx_bytes"] == sum(len(one) for one, _ in fit)
+    assert rig.said["ports"][0]["rx_unfit"] == len(given) - len(fit)

@@ -242,6 +242,23 @@ def copy(typingctx: Any, dst: Any, src: Any, count: Any) -> Any:
 
 
 @intrinsic
+def note_difference(typingctx: Any, seen: Any, base: Any, offset: Any, low: Any, high: Any) -> Any:
+    """seen |= 16 bytes at base + offset ^ (low, high); `seen` of an alloca is a vector register."""
+
+    def codegen(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        pair, wanted = ir.VectorType(I64, 2), ir.Constant(ir.VectorType(I64, 2), ir.Undefined)
+        for place, half in enumerate(args[3:]):
+            wanted = builder.insert_element(wanted, half, ir.Constant(I32, place))
+        found = builder.load(_gep(builder, args[1], args[2]), typ=pair, align=1)
+        into = _gep(builder, args[0], ir.Constant(I64, 0))
+        known = builder.load(into, typ=pair, align=1)
+        builder.store(builder.or_(known, builder.xor(found, wanted)), into, align=1)
+        return ir.Constant(I64, 0)
+
+    return i64(ptr, ptr, i64, i64, i64), codegen
+
+
+@intrinsic
 def move(typingctx: Any, dst: Any, src: Any, count: Any) -> Any:
     """memmove of `count` bytes"""
 
