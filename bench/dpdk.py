@@ -164,9 +164,9 @@ def fed(case: str, cpu: int, seconds: float) -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryDirectory(prefix="xdpu-memif-") as folder:
             where = f"socket={folder}/sock,socket-abstract=no"
             source = "txonly" if mode == "rxonly" else "flowgen"
-            with started(*testpmd_command(f"net_memif0,role=server,{where}", source,
-                                          cpu - 1)) as process:
-                wait_for(Path(folder, "sock"), process)
+            command, left = testpmd_command(f"net_memif0,role=server,{where}", source, cpu - 1)
+            with started(["stdbuf", "-oL", *command], left) as process:
+                wait_until_it_sends(process)
                 yield f"{devargs},{where}", ""
     elif case.startswith("af_"):
         with nets.VethPair() as pair:
@@ -180,12 +180,12 @@ def fed(case: str, cpu: int, seconds: float) -> Iterator[tuple[str, str]]:
         yield devargs, ""
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + 30
-    while not path.exists():
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            raise RuntimeError("the source's dpdk-testpmd did not start")
-        time.sleep(0.05)
+def wait_until_it_sends(process: subprocess.Popen[str]) -> None:
+    """Its socket is there before its device is: a client that comes between is refused, and does
+    not come again."""
+    assert process.stdout is not None
+    if not any("start packet forwarding" in line for line in process.stdout):
+        raise RuntimeError("the source's dpdk-testpmd did not start")
 
 
 def measure(case: str, folder: Path, rounds: int, seconds: float, cpu: int) -> dict[str, Any]:
