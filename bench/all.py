@@ -95,7 +95,8 @@ BENCHES = {
         prog.markdown),
     "start": Bench(
         "From nothing to the first packet", "`xdpu run` on a veth, from the start of the process; "
-        "cold is an empty compile cache.", lambda quick: start.run(
+        "cold is an empty compile cache, beside the templates that `make venv` compiled.",
+        lambda quick: start.run(
             ["drop"] if quick else ["drop", "demo"], 1 if quick else 5, phases=False),
         start.markdown),
     "io": Bench(

@@ -220,9 +220,9 @@ def _build(obj: Object, entry: ProgramSpec, workers: int, units: Sequence[Unit],
         "",
     ])
     rare = [t for t in everything if apart and t.rare]
+    inside = {t.name for t in wanted} - {t.name for t in rare}
     parts = zip(everything, templates.bitcodes(everything), strict=True)
-    module = target.link(text, (code for t, code in parts if t in wanted and t not in rare),
-                         exports)
+    module = target.link(text, (code for t, code in parts if t.name in inside), exports)
     return module, tuple(exports), (*symbols, *externals), rare
 
 
