@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import itertools
 import json
 import os
@@ -51,6 +52,7 @@ _BURST_MAX, _FLOOD, _BATCH = 1024, 1 << 14, 64
 STALL_S = 0.005  # without a frame that was due
 _KEPT = 0.98  # of the rate
 _HELD_CALLS_A_S = 10_000
+_POOLS_BACK_S, _POOLS_AGAIN_S = 30.0, 0.5  # a pool goes a second or more after its last frame
 KINDS = ("live", "afpacket")
 NATIVE = ROOT / "bench" / "native"
 _numbers = itertools.count()
@@ -106,8 +108,18 @@ class _Call:
             0, 0, 0, RunFlag.XDP_LIVE_FRAMES, 0, _BATCH))
 
     def __call__(self, count: int) -> None:
+        """Waits where the kernel has no page pool left: who looks at the clock sees the stall, and
+        a rate with a stall is tried again.  Raises OSError."""
         struct.pack_into("=I", self._attr, 32, count)
-        bpf(Cmd.PROG_TEST_RUN, self._attr)
+        until_s = time.monotonic() + _POOLS_BACK_S
+        while True:
+            try:
+                bpf(Cmd.PROG_TEST_RUN, self._attr)
+                return
+            except OSError as error:
+                if error.errno != errno.ENOSPC or time.monotonic() > until_s:
+                    raise
+            time.sleep(_POOLS_AGAIN_S)
 
 
 def _flood(call: _Call, seconds: float) -> Sent:

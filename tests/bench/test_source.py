@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from bench import source
 from bench.histogram import BUCKETS, FINE_BITS, percentile_ns, upper_ns
 from bench.sink import Sink
 from bench.source import KINDS, DpdkSource, Sent, Source, burst_of
 from tests.control.run_xdpu import until
 from tests.nets import VethPair
 from tests.privileges import needs_bpf
+from xdp_runtime.bpf_syscall import Cmd
 
 netns = [*needs_bpf(), pytest.mark.netns, pytest.mark.timeout(60)]
 CPU = max(os.sched_getaffinity(0))
@@ -125,6 +128,24 @@ def test_bursts_are_as_small_as_the_rate_allows() -> None:
     sizes = [burst_of(rate) for rate in (1e3, 1e5, 5e5, 1e6, 2e6, 1e7)]
     assert sizes[0] == 1 and sizes == sorted(sizes) and sizes[-1] == 1024
     assert [burst_of(rate, held=True) for rate in (1e3, 1e5, 1e6)] == [1, 10, 100]
+
+
+def test_it_waits_for_page_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that finds none is made again, and another error is not waited for."""
+    errors = [errno.ENOSPC, errno.ENOSPC, 0, errno.EINVAL]
+
+    def answer(cmd: Cmd, attr: bytearray) -> int:
+        if error := errors.pop(0):
+            raise OSError(error, "bpf")
+        return 0
+
+    monkeypatch.setattr(source, "bpf", answer)
+    monkeypatch.setattr(source, "_POOLS_AGAIN_S", 0.01)
+    call = source._Call(3, bytes(64))
+    call(1)
+    assert errors == [errno.EINVAL]
+    with pytest.raises(OSError):
+        call(1)
 
 
 def test_percentiles() -> None:
