@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xdp_runtime.fib.host import INET, Settings, bytes_of
+from xdp_runtime.siphash import siphash
 
 KEYS_BYTES, KEYS6_BYTES = 48, 72
 KEYS_PROTOCOL, KEYS_LABEL, KEYS_PORTS, KEYS_SOURCE = 2, 4, 28, 36
@@ -44,8 +45,6 @@ def fields_of(settings: Settings, family: int) -> int:
 
 def multipath_hash(settings: Settings, flow: Flow) -> int:
     """31 bits."""
-    from xdp_runtime.helpers.syncookie import siphash  # whose package imports this one
-
     fields = fields_of(settings, flow.family)
     if not fields:
         return 0

@@ -26,7 +26,7 @@ from xdp_runtime.fib.flowhash import (
 )
 from xdp_runtime.fib.host import INET, Action
 from xdp_runtime.fib.params import Answer
-from xdp_runtime.helpers.syncookie import SIPHASH
+from xdp_runtime.siphash import SIPHASH
 from xdp_runtime.template import Template
 
 Factory = Callable[..., Any]

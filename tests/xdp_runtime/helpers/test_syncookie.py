@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.privileges import needs_bpf
-from tests.xdp_runtime.compiled import compiled
 from xdp_runtime.elf import read_object
 from xdp_runtime.helpers import syncookie
-from xdp_runtime.helpers.syncookie import announced_mss, siphash
+from xdp_runtime.helpers.syncookie import announced_mss
 from xdp_runtime.interp import Machine
 from xdp_runtime.kernel import load_into_kernel
 from xdp_runtime.program import load
@@ -179,18 +178,6 @@ def test_size_of_segments_and_errors_as_interpreted(opt: str) -> None:
                 assert one >> 32 == other >> 32, (what, length, tcp.hex())
                 seen.add(one if one < 0 else one >> 32)
         assert seen == {EINVAL, *TABLES[GENERATE_4], *TABLES[GENERATE_6]}
-
-
-def test_known_hash() -> None:
-    """Of the vectors that come with the reference implementation, that for 16 bytes."""
-    assert siphash(bytes(range(16)), bytes(range(16))) == 0x3F2ACC7F57C29BDB
-
-
-def test_compiled_hash() -> None:
-    rng, call = random.Random(5), compiled(syncookie.SIPHASH)
-    for size in (8, 16, 40):
-        data, key = rng.randbytes(size), rng.randbytes(16)
-        assert call(data, size, key) == siphash(data, key)
 
 
 def test_the_last_mss_option_counts() -> None:
