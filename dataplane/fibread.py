@@ -38,7 +38,7 @@ from xdp_runtime.fib.host import (
 
 StandIns = Mapping[int, int]
 Attrs = dict[int, bytes]
-RTM_GETADDRLABEL = 74
+RTM_GETADDRLABEL, RTM_GETNEXTHOP = 74, 106
 _FAMILIES = (INET, INET6)
 _IFF_LOOPBACK, _IFF_POINTOPOINT = 0x8, 0x10
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
@@ -51,12 +51,13 @@ _PROC = Path("/proc/sys/net")
 def read_host(net: nl.Netlink, stand_ins: StandIns | None = None) -> Host:
     """Everything, from the calling thread's network namespace.  Raises NetlinkError."""
     stands = dict(stand_ins or {})
-    links = _Links(net, stands)
+    settings = read_settings()
+    links = _Links(net, stands, settings)
     sources = _Sources(net, links, stands)
-    routes = tuple(_routes(net, sources, stands))
+    routes = tuple(_routes(net, sources, _Objects(net, stands), stands))
     rules = tuple(_rules(net, links))
     return Host(tuple(links.interfaces.values()), routes, tuple(_neighbours(net, stands)), rules,
-                tuple(sources.addresses6), tuple(_labels(net)), read_settings(),
+                tuple(sources.addresses6), tuple(_labels(net)), settings,
                 _one_table(rules, routes))
 
 
@@ -67,6 +68,10 @@ def read_neighbours(net: nl.Netlink, host: Host, stand_ins: StandIns) -> Host:
 
 def _u32(data: bytes | None) -> int:
     return int.from_bytes(data[:4], "little") if data else 0
+
+
+def _u16(data: bytes | None) -> int:
+    return int.from_bytes(data[:2], "little") if data else 0
 
 
 def _s32(data: bytes | None, default: int) -> int:
@@ -81,10 +86,12 @@ def _attrs(data: bytes) -> Attrs:
 class _Links:
     """Interfaces by index, and indices by name."""
 
-    def __init__(self, net: nl.Netlink, stands: StandIns) -> None:
+    def __init__(self, net: nl.Netlink, stands: StandIns, settings: Settings) -> None:
         self.interfaces: dict[int, Interface] = {}
         self.by_name: dict[str, int] = {}
-        self.source_rules: dict[int, tuple[bool, bool]] = {}  # route_localnet, use_tempaddr >= 2
+        # route_localnet, use_tempaddr >= 2, optimistic addresses are as good as others
+        self.source_rules: dict[int, tuple[bool, bool, bool]] = {}
+        self._settings = settings
         masters: dict[int, int] = {}
         for body in net.dump(nl.RTM_GETLINK, bytes(16)):
             _, kind, index, flags, _ = struct.unpack_from("=BxHiII", body)
@@ -107,7 +114,11 @@ class _Links:
         four, six = (_attrs(families.get(family, b"")) for family in _FAMILIES)
         conf4, conf6 = four.get(1, b""), six.get(2, b"")
         ethernet = kind in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
-        self.source_rules[index] = _value(conf4, 25) != 0, _value(conf6, 10) >= 2
+        every = self._settings
+        optimistic = ((every.optimistic_dad or _value(conf6, _OPTIMISTIC_DAD) != 0)
+                      and (every.use_optimistic or _value(conf6, _USE_OPTIMISTIC) != 0))
+        self.source_rules[index] = (every.route_localnet or _value(conf4, 25) != 0,
+                                    _value(conf6, 10) >= 2, optimistic)
         self.interfaces[index] = Interface(
             index, _u32(found.get(4)), found.get(1, b"")[:6].ljust(6, b"\0"),
             bool(four), _value(conf4, 0) != 0, bool(six), _value(conf6, 0) != 0, _value(conf6, 2),
@@ -123,7 +134,7 @@ class _Links:
             forwarding6=other.forwarding6, mtu6=other.mtu6, own_sources6=other.own_sources6)
 
 
-_USE_OIF_ADDRS_ONLY = 37  # DEVCONF_USE_OIF_ADDRS_ONLY
+_OPTIMISTIC_DAD, _USE_OPTIMISTIC, _USE_OIF_ADDRS_ONLY = 23, 34, 37  # DEVCONF_*
 
 
 def _value(conf: bytes, at: int) -> int:
@@ -165,9 +176,11 @@ class _Sources:
                                                  scope, bool(flags & _SECONDARY)))
             elif family == INET6 and (flags & _OPTIMISTIC or not flags & _TENTATIVE):
                 always = key == 1 or key >> 32 in (0, 0xFFFF)
+                avoided = _DEPRECATED if links.source_rules[index][2] \
+                    else _DEPRECATED | _OPTIMISTIC
                 private = bool(flags & _SECONDARY) == links.source_rules[index][1]
                 self.addresses6.append(Address6(
-                    index, key, length, always or not flags & (_DEPRECATED | _OPTIMISTIC),
+                    index, key, length, always or not flags & avoided,
                     private, bool(flags & _OPTIMISTIC)))
         order = list(links.interfaces)
         self.addresses6.sort(key=lambda each: order.index(each.ifindex))
@@ -181,7 +194,7 @@ class _Sources:
 
     def _select(self, index: int, gateway: int, scope: int) -> int:
         gateway &= 0xFFFFFFFF << 96
-        highest = 253 if self.links.source_rules.get(index, (False, False))[0] else 254
+        highest = 253 if self.links.source_rules.get(index, (False,))[0] else 254
         first = 0
         for each in self.addresses4:
             if each.index != index or each.secondary or min(each.scope, highest) > scope:
@@ -203,15 +216,53 @@ class _Sources:
 
 
 # --- routes ---------------------------------------------------------------------------------------
-def _routes(net: nl.Netlink, sources: _Sources, stands: StandIns) -> Iterator[Route]:
+class _Objects:
+    """Nexthop objects (`ip nexthop`).  Routes name theirs, and say no more of it where
+    net.ipv4.nexthop_compat_mode is 0."""
+
+    def __init__(self, net: nl.Netlink, stands: StandIns) -> None:
+        self._net, self._stands = net, stands
+        self._legs: dict[int, Leg] = {}
+        self._groups: dict[int, list[tuple[int, int]]] = {}  # (member, weight)
+        self._read = False
+
+    def of(self, number: int) -> list[tuple[Leg, int]]:
+        """Its legs, each with its weight; one that swallows packets has none."""
+        if not self._read:
+            for body in self._net.dump(RTM_GETNEXTHOP, bytes(8)):
+                self._note(body[0], _attrs(body[8:]))
+            self._read = True
+        if number in self._groups:
+            return [(self._legs[member], weight) for member, weight in self._groups[number]
+                    if member in self._legs]
+        return [(self._legs[number], 1)] if number in self._legs else []
+
+    def is_group(self, number: int) -> bool:
+        return number in self._groups
+
+    def _note(self, family: int, found: Attrs) -> None:
+        number, index = _u32(found.get(1)), _u32(found.get(5))
+        if 2 in found:  # struct nexthop_grp: id, weight - 1, its high byte
+            self._groups[number] = [(member, (high << 8 | low) + 1) for member, low, high
+                                    in struct.iter_unpack("=IBB2x", found[2])]
+        elif index:
+            gateway = key_of(found[6]) if 6 in found else 0
+            self._legs[number] = Leg(
+                self._stands.get(index, index), family if 6 in found else 0, gateway,
+                encapsulates=_u16(found.get(7)) != 0, headroom=_headroom(found.get(7), found.get(8)))
+
+
+def _routes(net: nl.Netlink, sources: _Sources, objects: _Objects,
+            stands: StandIns) -> Iterator[Route]:
     for family in _FAMILIES:
         for body in net.dump(nl.RTM_GETROUTE, struct.pack("=BBBBBBBBI", family, *[0] * 8)):
-            route = _route(body, sources, stands)
+            route = _route(body, sources, objects, stands)
             if route is not None and route.family == family:
                 yield route
 
 
-def _route(body: bytes, sources: _Sources, stands: StandIns) -> Route | None:
+def _route(body: bytes, sources: _Sources, objects: _Objects,
+           stands: StandIns) -> Route | None:
     family, length, from_length, tos, table, _, scope, kind, flags = struct.unpack_from(
         "=BBBBBBBBI", body)
     found = _attrs(body[12:])
@@ -219,13 +270,15 @@ def _route(body: bytes, sources: _Sources, stands: StandIns) -> Route | None:
         return None
     metrics = _attrs(found.get(8, b""))
     by_object = 30 in found
-    group = by_object and 9 in found
-    legs = list(_legs(found, flags, family, stands))
+    legs = objects.of(_u32(found[30])) if by_object else list(
+        _legs(found, flags, family, stands))
+    group = by_object and objects.is_group(_u32(found[30]))
     weights = [0 if leg.dead and not group else weight for leg, weight in legs]
     bounds = shares(weights) if len(legs) > 1 and any(weights) else [-1] * len(legs)
     ready = tuple(replace(leg, bound=bound,
-                          source=sources.of(leg.ifindex, leg.gateway, scope)
-                          if family == INET else 0)
+                          source=0 if family == INET6 else sources.of(
+                              leg.ifindex, 0 if by_object and leg.gateway_family == INET6
+                              else leg.gateway, scope))
                   for (leg, _), bound in zip(legs, bounds, strict=True))
     if family == INET6 and not ready:
         ready = (Leg(1),)
@@ -267,7 +320,23 @@ def _leg(found: Attrs, flags: int, index: int, family: int) -> Leg:
         via_family = int.from_bytes(found[18][:2], "little")
         gateway = key_of(found[18][2:])
     return Leg(index, via_family, gateway, dead=bool(flags & _NEXTHOP_DEAD),
-               encapsulates=bool(int.from_bytes(found.get(21, b""), "little")))
+               encapsulates=_u16(found.get(21)) != 0,
+               headroom=_headroom(found.get(21), found.get(22)))
+
+
+_MPLS, _SEG6 = 1, 5  # LWTUNNEL_ENCAP_*
+_SEG6_HEADERS = {0: 0, 1: 40, 3: 40}  # SEG6_IPTUN_MODE_*; of frames nothing is taken off
+
+
+def _headroom(kind: bytes | None, encapsulation: bytes | None) -> int:
+    """lwtunnel_headroom: what an encapsulation takes off the MTU of its way."""
+    first = next(iter(nl.parse_attrs(encapsulation or b"")), (0, b""))[1]
+    if _u16(kind) == _MPLS:
+        return len(first)
+    if _u16(kind) == _SEG6 and len(first) > 5:
+        mode, _, length = struct.unpack_from("=iBB", first)
+        return _SEG6_HEADERS[mode] + (length + 1) * 8 if mode in _SEG6_HEADERS else 0
+    return 0
 
 
 # --- neighbours, rules, labels --------------------------------------------------------------------
@@ -343,7 +412,10 @@ def read_settings() -> Settings:
         value("ipv4/fib_multipath_hash_policy", 0), value("ipv4/fib_multipath_hash_fields", 7),
         value("ipv6/fib_multipath_hash_policy", 0), value("ipv6/fib_multipath_hash_fields", 7),
         value("ipv4/fib_multipath_hash_seed", 0),
-        value("ipv4/fib_multipath_use_neigh", 0) != 0, value("ipv4/ip_forward_use_pmtu", 0) != 0)
+        value("ipv4/fib_multipath_use_neigh", 0) != 0, value("ipv4/ip_forward_use_pmtu", 0) != 0,
+        value("ipv4/conf/all/route_localnet", 0) != 0,
+        value("ipv6/conf/all/optimistic_dad", 0) != 0,
+        value("ipv6/conf/all/use_optimistic", 0) != 0)
 
 
 def _one_table(rules: tuple[Rule, ...], routes: tuple[Route, ...]) -> bool:

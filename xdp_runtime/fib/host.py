@@ -112,7 +112,8 @@ class Neighbour:
 @dataclass(frozen=True, slots=True)
 class Leg:
     """A nexthop.  `gateway_family` 0 has none; `source` is the IPv4 address it would send from;
-    `bound` ends its share of the hashes, -1 is none."""
+    `bound` ends its share of the hashes, -1 is none; `headroom` is what its encapsulation takes
+    off the MTU."""
 
     ifindex: int
     gateway_family: int = 0
@@ -121,6 +122,7 @@ class Leg:
     dead: bool = False
     encapsulates: bool = False
     source: int = 0
+    headroom: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,10 @@ class Settings:
     seed: int = 0
     use_neighbours: bool = False
     forward_by_route_mtu: bool = False
+    # what is set for all interfaces, as well as by each
+    route_localnet: bool = False
+    optimistic_dad: bool = False
+    use_optimistic: bool = False
 
 
 STANDARD_RULES = (

@@ -9,7 +9,9 @@
 A table cuts the space of addresses at the first and behind the last address of each prefix.
 Between two such *bounds* one prefix is the longest, so a lookup is a binary search, narrowed by an
 index over the top bits; and the next longest is the node's parent.  A node is a prefix (and, in
-IPv6, a prefix of sources) with its routes in the kernel's order.
+IPv6, a prefix of sources) with its routes in the kernel's order.  D_OTHER is the next longest
+that does not start with the same address; D_NO_START says that no search of IPv6 starts there,
+though it may get there.
 
 Addresses are two u64, the first 8 bytes as the higher number; IPv4's are on top of the first.
 """
@@ -78,19 +80,21 @@ T_FAMILY, T_NUMBER, T_OFFSET, TABLE_ENTRY_BYTES = 0, 4, 8, 16
 T_SHIFT, T_INDEX, T_BOUNDS, TABLE_BYTES = 0, 4, 8, 16
 B_HIGH, B_LOW, B_NODE, BOUND_BYTES = 0, 8, 16, 24
 _BOUND = struct.Struct("<QQI4x")
-D_PARENT, D_ROUTES, D_ROUTES_END, D_SOURCE_LENGTH, D_SOURCE, D_SOURCE_MASK = 0, 4, 8, 12, 16, 32
-NODE_BYTES = 48
-_NODE = struct.Struct("<4I4Q")
+(D_PARENT, D_ROUTES, D_ROUTES_END, D_SOURCE_LENGTH, D_OTHER, D_NO_START, D_SOURCE,
+ D_SOURCE_MASK) = 0, 4, 8, 12, 16, 20, 24, 40
+NODE_BYTES = 56
+_NODE = struct.Struct("<6I4Q")
 
 # --- route: 56 bytes; leg: 40 bytes ---------------------------------------------------------------
 U_LEGS, U_LEGS_END, U_TYPE, U_DSCP, U_FLAGS, U_METRIC, U_LENGTH, U_PREFERENCE, U_MTU, U_OWN_MTU = (
     range(0, 40, 4))
 U_SOURCE, ROUTE_BYTES = 40, 56
 _ROUTE = struct.Struct("<10IQQ")
-DEAD, GROUP, HAS_SOURCE, BLACK_HOLE = 1, 2, 4, 8
+DEAD, GROUP, HAS_SOURCE, BLACK_HOLE, BY_OBJECT = 1, 2, 4, 8, 16
 (L_IFINDEX, L_FAMILY, L_FLAGS, L_BOUND, L_SOURCE, L_HIGH, L_LOW, LEG_BYTES) = (
     0, 4, 8, 12, 16, 24, 32, 40)
-_LEG = struct.Struct("<IIIiQQQ")
+L_HEADROOM = 10
+_LEG = struct.Struct("<IIHHiQQQ")
 LEG_DEAD, ENCAPSULATES = 1, 2
 
 # --- IPv6 source addresses: 48 bytes; labels: 48 bytes --------------------------------------------
@@ -138,8 +142,8 @@ class _Image:
         if found is None:
             at = self.put(b"".join(
                 _LEG.pack(leg.ifindex, leg.gateway_family,
-                          LEG_DEAD * leg.dead | ENCAPSULATES * leg.encapsulates, leg.bound,
-                          leg.source >> 64, *words(leg.gateway)) for leg in legs))
+                          LEG_DEAD * leg.dead | ENCAPSULATES * leg.encapsulates,
+                          leg.headroom, leg.bound, leg.source >> 64, *words(leg.gateway)) for leg in legs))
             found = self.legs[legs] = at, at + LEG_BYTES * len(legs)
         return found
 
@@ -228,6 +232,7 @@ def _table(image: _Image, routes: list[Route]) -> int:
     routes = sorted(routes, key=lambda r: (r.key, r.length, r.source_length, r.source_key))
     bounds: list[tuple[int, int]] = []  # key -> node
     open_prefixes: list[tuple[int, int]] = []  # (last address, node)
+    others: dict[int, tuple[int, int]] = {0: (-1, 0)}  # node -> its key, its D_OTHER
 
     def bound(key: int, node: int) -> None:
         if bounds and bounds[-1][0] == key:
@@ -244,11 +249,17 @@ def _table(image: _Image, routes: list[Route]) -> int:
     for (key, length), group in groupby(routes, lambda r: (r.key, r.length)):
         close_before(key)
         node = open_prefixes[-1][1] if open_prefixes else 0
-        for source, same in groupby(group, lambda r: (r.source_length, r.source_key)):
+        same_key, other = others[node]
+        other = other if same_key == key else node
+        of_prefix = list(group)
+        has_sources = length > 0 and of_prefix[-1].source_length > 0
+        for source, same in groupby(of_prefix, lambda r: (r.source_length, r.source_key)):
             rows = b"".join(_route(image, route) for route in same)
             at = image.put(rows)
-            node = image.put(_NODE.pack(node, at, at + len(rows), source[0], *words(source[1]),
+            node = image.put(_NODE.pack(node, at, at + len(rows), source[0], other,
+                                        has_sources and not source[0], *words(source[1]),
                                         *words(mask(source[0]))))
+            others[node] = key, other
         bound(key, node)
         open_prefixes.append((key | ~mask(length) & (1 << BITS) - 1, node))
     close_before(1 << BITS)
@@ -274,7 +285,7 @@ def _indexed(image: _Image, keys: list[int], bounds: int) -> int:
 
 
 def _route(image: _Image, route: Route) -> bytes:
-    flags = DEAD * route.dead | GROUP * route.group
+    flags = DEAD * route.dead | GROUP * route.group | BY_OBJECT * route.by_object
     flags |= HAS_SOURCE * (route.preferred_source is not None)
     flags |= BLACK_HOLE * (route.by_object and route.type == RouteType.BLACKHOLE)
     return _ROUTE.pack(*image.put_legs(route.legs), route.type, route.dscp, flags, route.metric,

@@ -67,6 +67,7 @@ def _in_table4(m: Any) -> Factory:
         while node != 0:
             row = m.gep(snap, node)
             at, end = m.load_u32(row, y.D_ROUTES), m.load_u32(row, y.D_ROUTES_END)
+            node = m.load_u32(row, y.D_PARENT)
             while at < end:
                 route = m.gep(snap, at)
                 dscp, kind = m.load_u32(route, y.U_DSCP), m.load_u32(route, y.U_TYPE)
@@ -75,18 +76,21 @@ def _in_table4(m: Any) -> Factory:
                         return NEXT
                     if _BLACKHOLE <= kind <= _PROHIBIT:
                         return kind - _TO_ANSWER
-                    if m.load_u32(route, y.U_FLAGS) & y.DEAD == 0:
+                    flags = m.load_u32(route, y.U_FLAGS)
+                    if flags & y.DEAD == 0:
                         leg, last = m.load_u32(route, y.U_LEGS), m.load_u32(route, y.U_LEGS_END)
                         while leg < last:
                             each = m.gep(snap, leg)
-                            if m.load_u32(each, y.L_FLAGS) & y.LEG_DEAD == 0 and (
+                            if m.load_u16(each, y.L_FLAGS) & y.LEG_DEAD == 0 and (
                                     oif == 0 or oif == m.load_u32(each, y.L_IFINDEX)):
                                 m.store_u64(q, Q_ROUTE, at)
                                 m.store_u64(q, Q_LEG, leg)
                                 return 0
                             leg += y.LEG_BYTES
+                        if flags & y.BY_OBJECT != 0:
+                            node = m.load_u32(row, y.D_OTHER)
+                            at = end
                 at += y.ROUTE_BYTES
-            node = m.load_u32(row, y.D_PARENT)
         return NEXT
 
     return fib_in_table4
@@ -124,13 +128,17 @@ def _in_table6(m: Any) -> Factory:
     def fib_in_table6(snap, table, q):  # type: ignore
         """0: found; NEXT"""
         node = find(snap, table, m.load_u64(q, Q_HIGH), m.load_u64(q, Q_LOW))
-        near = m.load_u64(q, Q_NEAR)
+        near, begun = m.load_u64(q, Q_NEAR), 0
         while node != 0:
             row = m.gep(snap, node)
             best, score = 0, -1
-            if m.load_u32(row, y.D_SOURCE_LENGTH) == 0 or covers(
-                    row, y.D_SOURCE, y.D_SOURCE_MASK, m.load_u64(q, Q_SOURCE),
-                    m.load_u64(q, Q_SOURCE_LOW)) == 0:
+            if m.load_u32(row, y.D_SOURCE_LENGTH) != 0:
+                skip = covers(row, y.D_SOURCE, y.D_SOURCE_MASK, m.load_u64(q, Q_SOURCE),
+                              m.load_u64(q, Q_SOURCE_LOW))
+            else:
+                skip = m.load_u32(row, y.D_NO_START) & (1 - begun)
+            if skip == 0:
+                begun = 1
                 at, end = m.load_u32(row, y.D_ROUTES), m.load_u32(row, y.D_ROUTES_END)
                 metric, first = m.load_u32(m.gep(snap, at), y.U_METRIC), 1
                 while at < end:
@@ -150,7 +158,7 @@ def _in_table6(m: Any) -> Factory:
                         here = m.load_u32(route, y.U_PREFERENCE)
                         if m.load_u32(each, y.L_IFINDEX) == near:
                             here = here | 2
-                        if m.load_u32(each, y.L_FLAGS) & y.LEG_DEAD == 0 and here > score:
+                        if m.load_u16(each, y.L_FLAGS) & y.LEG_DEAD == 0 and here > score:
                             best, score = at, here
                             m.store_u64(q, Q_LEG, leg)
                             if flags & y.GROUP != 0:
@@ -214,10 +222,13 @@ def _answer(m: Any) -> Factory:
                 mtu = m.smaller(mtu, p.IP6_MAX_MTU)
             else:
                 mtu = m.smaller(m.load_u32(way, y.I_MTU), p.IP_MAX_MTU)
+        headroom = m.load_u16(leg, y.L_HEADROOM)
+        if headroom < mtu:
+            mtu -= headroom
         if m.load_u16(s, p.LENGTH) > mtu:
             m.store_u16(s, p.MTU, mtu)
             return _TOO_LONG
-        if m.load_u32(leg, y.L_FLAGS) & y.ENCAPSULATES != 0:
+        if m.load_u16(leg, y.L_FLAGS) & y.ENCAPSULATES != 0:
             return _ENCAPSULATED
         by = m.load_u32(leg, y.L_FAMILY)
         high, low = m.load_u64(leg, y.L_HIGH), m.load_u64(leg, y.L_LOW)

@@ -125,6 +125,8 @@ def _answer(host: Host, struct: bytearray, flags: int, query: Query, found: Foun
     if way is None:
         return Answer.NOT_FORWARDED
     mtu = _mtu6(route, way) if six else _mtu4(host, route, way)
+    if leg.headroom < mtu:
+        mtu -= leg.headroom
     if _number(struct, p.LENGTH, 2) > mtu:
         struct[p.MTU : p.MTU + 2] = (mtu & 0xFFFF).to_bytes(2, "little")
         return Answer.FRAGMENTATION_NEEDED
@@ -320,11 +322,14 @@ def _is_vrf(host: Host, ifindex: int) -> bool:
 # --- a table --------------------------------------------------------------------------------------
 def in_table(host: Host, query: Query, table: int) -> Found | Answer | None:
     """The longest prefix with a route that can be used.  None: look in another table."""
+    given_up = -1
     for routes in nodes(host, query, table):
         if query.family == INET6:
             found6 = select6(routes, query)
             if found6 is not None:
                 return found6
+            continue
+        if routes[0].key == given_up:
             continue
         for route in routes:
             if route.dscp and route.dscp != query.tos & 0x1C:
@@ -338,6 +343,10 @@ def in_table(host: Host, query: Query, table: int) -> Found | Answer | None:
             for leg in route.legs:
                 if not leg.dead and query.oif in (0, leg.ifindex):
                     return Found(route, leg)
+            if route.by_object:
+                # one leaf of the kernel's trie has all prefixes that start with the same address
+                given_up = route.key
+                break
     return None
 
 
@@ -351,8 +360,20 @@ def nodes(host: Host, query: Query, table: int) -> Iterator[list[Route]]:
                and covers(r.key, r.length, query.flow.destination)
                and covers(r.source_key, r.source_length, query.flow.source)]
     fitting.sort(key=_lengths, reverse=True)
-    for _, routes in groupby(fitting, _lengths):
-        yield list(routes)
+    begun = False
+    for (length, source_length), group in groupby(fitting, _lengths):
+        routes = list(group)
+        if begun or source_length or not length or not _has_sources(host, routes[0]):
+            begun = True
+            yield routes
+
+
+def _has_sources(host: Host, route: Route) -> bool:
+    """Are there routes to this prefix for packets from some sources only?  fib6_node_lookup_1 does
+    not begin at such a prefix for other packets, only fib6_backtrack comes there."""
+    return route.family == INET6 and any(
+        each.source_length and (each.family, each.table, each.key, each.length)
+        == (route.family, route.table, route.key, route.length) for each in host.routes)
 
 
 def _lengths(route: Route) -> tuple[int, int]:

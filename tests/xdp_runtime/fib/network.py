@@ -82,6 +82,8 @@ route add 172.26.0.0/16 metric 100 via 10.0.1.5
 route add 172.27.0.0/16 via 10.0.3.5
 route add 172.28.0.0/16 encap ip id 5 dst 10.0.0.5 dev t0
 route add 172.29.0.0/16 dev w4
+route add 172.30.0.0/16 encap seg6 mode encap segs fd00:1::9 via 10.0.0.5
+route add 172.31.0.0/16 dev lo scope link
 route add 127.0.5.0/24 via 10.0.0.5
 route add 10.0.0.1/32 table 100 via 10.0.1.5
 route add default table 100 via 10.0.1.3
@@ -108,12 +110,17 @@ route add default table 253 via 10.0.2.250
 -6 route append 2001:db8:10e::/48 dev w1
 -6 route add 2001:db8:10f::/48 from fd00:0::/64 via fd00:2::8
 -6 route add 2001:db8:10f::/48 from fd00:0::/48 via fd00:2::9
+-6 route add 2001:db8:10f::/48 via fd00:1::8
+-6 route add 2001:db8:10f:1::/64 dev w1
+-6 route add throw 2001:db8:10f:1::/64 from fd00:0::/64
 -6 route add 2001:db8:110::/48 via fe80::5 dev w3
 -6 route add 2001:db8:111::/48 encap ip6 id 5 dst fd00:0::5 dev t0
 -6 route add default table 100 via fd00:1::3
 -6 route add 2001:db8:100::/40 table 100 via fd00:2::9
 -6 route add 2001:db8:108::/48 table 101 via fd00:0::99
 -6 route add 2001:db8:112::/48 dev t0
+-6 route add 2001:db8:113::/48 encap seg6 mode inline segs fd00:1::9 dev w0
+-6 route add 2001:db8:114::/48 encap seg6 mode l2encap segs fd00:1::9 dev w0
 -6 route add 64:ff9b::/96 via fd00:3::7
 """
 
@@ -127,12 +134,17 @@ nexthop add id 2 via 10.0.1.13 dev w1
 nexthop add id 3 blackhole
 nexthop add id 4 via fd00:1::13 dev w1
 nexthop add id 5 via fd00:2::13 dev w2
+nexthop add id 6 encap seg6 mode encap segs fd00:1::9 via fd00:1::13 dev w1
 nexthop add id 10 group 1,3/2,5
 nexthop add id 11 group 4,2/5,3
 route add 198.51.102.0/24 nhid 10
 route add 198.51.103.0/24 nhid 3
 route add 198.51.104.0/24 nhid 1
 route add 198.51.105.0/24 nhid 11
+route add 198.51.104.0/24 metric 7 dev w1
+route add 198.51.104.0/22 dev w2
+route add 198.51.0.0/16 dev br0
+-6 route add 2001:db8:600::/40 nhid 6
 -6 route add 2001:db8:400::/40 nhid 11
 -6 route add 2001:db8:500::/40 nhid 5
 """

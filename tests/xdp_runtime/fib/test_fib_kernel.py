@@ -133,8 +133,18 @@ def _labels(ns: str) -> None:
     in_ns(ns, "ip", "addrlabel", "add", "prefix", "fd00:1::/64", "dev", "w1", "label", "77")
 
 
+def _objects_alone(ns: str) -> None:
+    sysctl(ns, ipv4__nexthop_compat_mode=0)
+
+
+def _loopback_is_routed(ns: str) -> None:
+    sysctl(ns, ipv4__conf__all__route_localnet=1)
+    in_ns(ns, "ip", "addr", "add", "10.0.4.77/32", "dev", "w4")  # sources are chosen anew
+
+
 @pytest.mark.parametrize("change", [_rule_gone, _link_down, _interface_down, _ignore_dead_links,
-                                    _route_mtu, _no_ipv6, _own_sources, _labels])
+                                    _route_mtu, _no_ipv6, _own_sources, _labels,
+                                    _objects_alone, _loopback_is_routed])
 def test_after(change: Callable[[str], None]) -> None:
     with rich_host() as ns:
         change(ns)
