@@ -249,7 +249,8 @@ class _Objects:
             gateway = key_of(found[6]) if 6 in found else 0
             self._legs[number] = Leg(
                 self._stands.get(index, index), family if 6 in found else 0, gateway,
-                encapsulates=_u16(found.get(7)) != 0, headroom=_headroom(found.get(7), found.get(8)))
+                encapsulates=_u16(found.get(7)) != 0,
+                headroom=_headroom(found.get(7), found.get(8)))
 
 
 def _routes(net: nl.Netlink, sources: _Sources, objects: _Objects,

@@ -143,7 +143,8 @@ class _Image:
             at = self.put(b"".join(
                 _LEG.pack(leg.ifindex, leg.gateway_family,
                           LEG_DEAD * leg.dead | ENCAPSULATES * leg.encapsulates,
-                          leg.headroom, leg.bound, leg.source >> 64, *words(leg.gateway)) for leg in legs))
+                          leg.headroom, leg.bound, leg.source >> 64, *words(leg.gateway))
+                for leg in legs))
             found = self.legs[legs] = at, at + LEG_BYTES * len(legs)
         return found
 

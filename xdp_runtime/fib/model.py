@@ -239,7 +239,8 @@ def by_rules(host: Host, query: Query) -> tuple[Query, Found | Answer]:
             continue
         if rule.action != Action.TO_TABLE:
             return query, _refusal(rule)
-        table = _table_of_vrf(host, query.vrf) if rule.vrf else rule.table or MAIN
+        # a rule of VRFs that is inverted selects packets of none, too
+        table = (_table_of_vrf(host, query.vrf) if rule.vrf else rule.table) or MAIN
         found = in_table(host, query, table)
         if found is None:
             continue

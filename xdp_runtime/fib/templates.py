@@ -257,6 +257,7 @@ def by_rules(name: str, in_table: Template, six: bool) -> Template:
     """Walks the rules of a family.  0: found; else an Answer."""
     start, stop = (y.S_RULES6, y.S_RULES6_END) if six else (y.S_RULES4, y.S_RULES4_END)
     of_vrf = y.I_VRF6 if six else y.I_VRF4
+    main = y.S_MAIN6 if six else y.S_MAIN4
     family = 1 if six else 0
 
     def factory(m: Any) -> Factory:
@@ -280,9 +281,9 @@ def by_rules(name: str, in_table: Template, six: bool) -> Template:
                     else:
                         table = m.load_u32(rule, y.R_TABLE)
                         if flags & y.OF_VRF != 0:
-                            table = 0
+                            table = m.load_u32(snap, main)
                             row = interface(snap, m.load_u64(q, Q_VRF))
-                            if not m.is_null(row):
+                            if not m.is_null(row) and m.load_u32(row, y.I_VRF) != 0:
                                 table = m.load_u32(row, of_vrf)
                         if table != 0:
                             code = look(snap, table, q)

@@ -36,7 +36,8 @@ LIMITS = {  # what the kernel's helper does and ours does not
     51: "`BPF_F_BROADCAST` on a map found in a map of maps is answered with `XDP_ABORTED`",
     69: "of a multipath route the kernel's leg where `net.ipv4.fib_multipath_hash_seed` is set "
         "(else the kernel's seed is secret); not known: path MTUs learnt by ICMP, buckets of "
-        "resilient nexthop groups",
+        "resilient nexthop groups, the headroom of BPF encapsulations, MTU and source of legs "
+        "that IPv6 routes got one by one",
     118: "a tick is counted when it is due, by the kernel some time later",
     163: "a header has 14 bytes on Ethernet and loopback, else none",
     164: "the callback is loaded in the same block as the call",

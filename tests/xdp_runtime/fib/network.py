@@ -187,6 +187,7 @@ rule add pref 141 ipproto udp sport 5000-6000 unreachable
 rule add pref 150 not to 172.16.0.0/12 iif w2 goto 32766
 rule add pref 160 oif w2 lookup 101
 rule add pref 170 to 172.23.0.0/16 blackhole
+rule add pref 175 not to 172.16.0.0/12 ipproto icmp l3mdev
 rule add pref 180 lookup main suppress_prefixlength 0
 rule add pref 190 lookup main suppress_ifgroup 7
 rule add pref 200 uidrange 5-9 lookup 100
@@ -200,6 +201,7 @@ rule add pref 32000 iif w3 nop
 -6 rule add pref 140 ipproto tcp dport 443 lookup 101
 -6 rule add pref 150 not to 2001:db8::/32 iif w2 goto 32766
 -6 rule add pref 160 oif w2 lookup 101
+-6 rule add pref 175 not to 2001:db8:100::/40 ipproto udp l3mdev
 -6 rule add pref 180 lookup main suppress_prefixlength 0
 -6 rule add pref 181 to 2001:db8:109::/48 blackhole
 """
