@@ -2,7 +2,8 @@
 
 | BTF | Python |
 |---|---|
-| integer, enumeration, pointer | int (bool for _Bool) |
+| integer, pointer | int (bool for _Bool); encoding takes whatever has __index__ |
+| enumeration | int; encoding takes a name, too |
 | float | float |
 | struct, data section | dict by member name; members of an anonymous member belong to its parent |
 | union | dict of every member's reading; encoding takes one of them, or raw bytes |
@@ -14,6 +15,7 @@ value; ValueError or TypeError for a Python value that does not fit.
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -141,6 +143,12 @@ class _Walk:
                where: str) -> None:
         one, size = self.step(type_id, at, len(out), depth)
         match one:
+            case EnumType(signed=signed, values=values) if isinstance(value, str):
+                number = dict(values).get(value)
+                if number is None:
+                    raise ValueError(f"{where}: {value!r} is none of "
+                                     f"{', '.join(name for name, _ in values)}")
+                out[at:at + size] = number.to_bytes(size, "little", signed=number < 0)
             case Int() | EnumType() | Ptr():
                 signed = not isinstance(one, Ptr) and one.signed
                 out[at:at + size] = _int_bytes(value, size, signed, where)
@@ -149,13 +157,14 @@ class _Walk:
                     raise ValueError(f"{where}: {value!r} is not a number of {size} bytes")
                 out[at:at + size] = struct.pack(_FLOATS[size], value)
             case Array(element, _, count):
-                if isinstance(value, bytes) and self.is_bytes(element):
+                if isinstance(value, bytes | bytearray) and self.is_bytes(element):
                     if len(value) > size:
                         raise ValueError(f"{where}: {len(value)} bytes do not fit in {size}")
                     out[at:at + len(value)] = value
                     return
-                if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-                    raise TypeError(f"{where}: expected a list, not {value!r}")
+                if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
+                    kind = "bytes" if self.is_bytes(element) else "a list"
+                    raise TypeError(f"{where}: expected {kind}, not {value!r}")
                 if len(value) > count:
                     raise ValueError(f"{where}: {len(value)} elements do not fit in {count}")
                 for i, item in enumerate(value):
@@ -200,7 +209,8 @@ class _Walk:
             bits, signed = field
             bit = at * 8 + m.bit_offset
             low, high = (-1 << bits - 1, 1 << bits - 1) if signed else (0, 1 << bits)
-            if not isinstance(value, int) or not low <= value < high:
+            value = _integer(value, name)
+            if not low <= value < high:
                 raise ValueError(f"{name}: {value!r} does not fit in {bits} bits")
             if bit + bits > len(out) * 8:
                 raise LoadError("BTF", "a bit field reaches past the end of what contains it")
@@ -211,15 +221,21 @@ class _Walk:
             out[first:last] = word.to_bytes(last - first, "little")
 
 
-def _int_bytes(value: Value, size: int, signed: bool, where: str) -> bytes:
-    if not isinstance(value, int):
-        raise TypeError(f"{where}: expected an integer, not {value!r}")
+def _integer(value: Value, where: str) -> int:
     try:
-        return int(value).to_bytes(size, "little", signed=signed)
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{where}: expected an integer, not {value!r}") from None
+
+
+def _int_bytes(value: Value, size: int, signed: bool, where: str) -> bytes:
+    number = _integer(value, where)
+    try:
+        return number.to_bytes(size, "little", signed=signed)
     except OverflowError:
         kind = "a signed" if signed else "an unsigned"
         raise ValueError(
-            f"{where}: {value} does not fit in {kind} {size * 8}-bit integer") from None
+            f"{where}: {number} does not fit in {kind} {size * 8}-bit integer") from None
 
 
 def _fields(value: Value, where: str) -> dict[str, Value]:

@@ -136,13 +136,12 @@ def update(one: Map, keys: Any, values: Any, flags: int = 0) -> int:
 
 def delete(one: Map, keys: Any, flags: int = 0) -> int:
     """BPF_MAP_DELETE_BATCH: how many.  Raises BatchError, ENOENT for a key that is not there."""
-    import numpy as np
-
     one.check_writable()
     _check(one, "delete", flags)
     if not len(keys):
         return 0
-    raw = _raw(np.asarray(keys), (len(keys),), one.spec.key_size, one)
+    shape = (len(keys),)
+    raw = _raw(_as(keys, dtypes(one)[0], shape, one), shape, one.spec.key_size, one)
     control = _control(one, len(keys))
     status = _functions(one)["delete"](control.ctypes.data, raw.ctypes.data, one.spec.key_size)
     return _done(one, int(control[0]), int(status))
@@ -246,10 +245,12 @@ def _given(one: Map, keys: Any, values: Any) -> tuple[Any, Any]:
     import numpy as np
 
     spec, count = one.spec, len(keys)
-    raw_keys = _raw(np.asarray(keys), (count,), spec.key_size, one)
+    key_type, value_type = dtypes(one)
+    raw_keys = _raw(_as(keys, key_type, (count,), one), (count,), spec.key_size, one)
+    shape = (count, one.workers) if one.family.per_cpu else (count,)
+    raw = _raw(_as(values, value_type, shape, one), shape, spec.value_size, one)
     if not one.family.per_cpu:
-        return raw_keys, _raw(np.asarray(values), (count,), spec.value_size, one)
-    raw = _raw(np.asarray(values), (count, one.workers), spec.value_size, one)
+        return raw_keys, raw
     padded = np.zeros((count, one.workers, round_up(spec.value_size, 8)), np.uint8)
     padded[:, :, :spec.value_size] = raw
     return raw_keys, padded
@@ -265,9 +266,29 @@ def _view(raw: Any, kind: Any) -> Any:
     """Bytes in the last axis as one value of this type."""
     import numpy as np
 
-    base, shape = (kind.base, kind.shape) if kind.subdtype else (kind, ())
-    out = np.ascontiguousarray(raw).view(base)
-    return out.reshape(*raw.shape[:-1], *shape)
+    out = np.ascontiguousarray(raw)
+    shape: tuple[int, ...] = ()
+    while kind.subdtype:  # an array of arrays is one with more axes
+        kind, shape = kind.base, shape + kind.shape
+    return out.view(kind).reshape(*raw.shape[:-1], *shape)
+
+
+def _as(given: Any, kind: Any, shape: tuple[int, ...], one: Map) -> Any:
+    """Numbers as the map's type of number, if each of them fits; all else, such as raw bytes, as it
+    is.  Raises ValueError."""
+    import numpy as np
+
+    given = np.asarray(given)
+    while kind.subdtype:
+        kind, shape = kind.base, shape + kind.shape
+    if given.shape != shape or given.dtype == kind or not (
+            given.dtype.kind in "iufb" and kind.kind in "iuf"):
+        return given
+    with np.errstate(invalid="ignore"):
+        out = given.astype(kind)
+    if kind.kind != "f" and ((out != given).any() or ((out < 0) != (given < 0)).any()):
+        raise ValueError(f"map {one.spec.name}: {given.dtype} with what does not fit in {kind}")
+    return out
 
 
 def _raw(given: Any, shape: tuple[int, ...], size: int, one: Map) -> Any:

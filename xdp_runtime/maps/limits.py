@@ -23,6 +23,7 @@ _PER_CPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
 _USER = MapFlag.RDONLY | MapFlag.WRONLY
 _PROGRAM = MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG
 _NUMA = MapFlag.NUMA_NODE
+_TOKEN_FD = 1 << 16  # looked at late, so that others are refused before it
 FLAGS: Mapping[int, MapFlag] = {
     MapType.HASH: _USER | _PROGRAM | _NUMA | MapFlag.NO_PREALLOC | MapFlag.ZERO_SEED,
     MapType.ARRAY: _USER | _PROGRAM | _NUMA | MapFlag.MMAPABLE | MapFlag.INNER_MAP,
@@ -89,15 +90,17 @@ def absent(spec: MapSpec, operation: str) -> OSError:
 def refusal(spec: MapSpec) -> tuple[int, str] | None:
     """(errno, why) if the kernel refuses this definition.  Raises LoadError for an unknown type."""
     family = family_of(spec)
-    if spec.type in _LRU and spec.flags & MapFlag.NO_PREALLOC:
-        return ENOTSUPP, "BPF_F_NO_PREALLOC is not for LRU maps"
-    if unknown := spec.flags & ~int(FLAGS[spec.type]):
-        return errno.EINVAL, (f"{type_name(spec.type)} has no flag {', '.join(names_of(unknown))} "
-                              f"({spec.flags:#x})")
     if spec.flags & _USER == _USER:
         return errno.EINVAL, "it can be neither read nor written by user space"
     if spec.flags & _PROGRAM == _PROGRAM:
         return errno.EINVAL, "it can be neither read nor written by programs"
+    unknown = spec.flags & ~int(FLAGS[spec.type])
+    if (spec.type in _LRU and unknown & MapFlag.NO_PREALLOC
+            and not unknown & ~int(MapFlag.NO_PREALLOC | _NUMA | _TOKEN_FD)):
+        return ENOTSUPP, "BPF_F_NO_PREALLOC is not for LRU maps"
+    if unknown:
+        return errno.EINVAL, (f"{type_name(spec.type)} has no flag {', '.join(names_of(unknown))} "
+                              f"({spec.flags:#x})")
     if spec.flags & MapFlag.NO_COMMON_LRU and spec.flags & _NUMA:
         return errno.EINVAL, "a share for each worker (BPF_F_NO_COMMON_LRU) has no one NUMA node"
     if spec.flags & _PROGRAM and (spec.lock_at >= 0 or spec.timer_at >= 0):

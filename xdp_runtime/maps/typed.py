@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,9 +72,34 @@ class _Plain:
 PLAIN = _Plain()
 
 
-class TypedMap:
+class _Items(ItemsView[Any, Any]):
+    """What is deleted meanwhile is left out."""
+
+    def __init__(self, typed: TypedMap) -> None:
+        super().__init__(typed)
+        self._typed = typed
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        one = self._typed
+        return ((one.codec.decode_key(key), one._decode(value)) for key, value in one.raw.items())
+
+
+class _Values(ValuesView[Any]):
+    def __init__(self, typed: TypedMap) -> None:
+        super().__init__(typed)
+        self._typed = typed
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for _, value in self._typed.items())
+
+
+class TypedMap(Mapping[Any, Any]):
     """A mapping of keys and values as btf_values.py has them, bytes where the definition has no
-    types; of a per-CPU map a value is a list, one a worker.  Errors are those of Map."""
+    types; of a per-CPU map a value is a list, one a worker.  Errors are those of Map, and
+    ValueError or TypeError for what the types cannot hold."""
+
+    # two are equal if they are the same map: keys that are dicts cannot be compared as a dict's are
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
     def __init__(self, raw: Map) -> None:
         self.raw, self.codec = raw, raw.codec or PLAIN
@@ -86,6 +111,9 @@ class TypedMap:
 
     def _encode(self, value: Any) -> bytes | list[bytes]:
         if self.raw.family.per_cpu:
+            if not isinstance(value, list | tuple):
+                raise TypeError(f"map {self.raw.spec.name}: expected a list of "
+                                f"{self.raw.workers} values, one a worker, not {value!r}")
             return [self.codec.encode_value(one) for one in value]
         return self.codec.encode_value(value)
 
@@ -107,37 +135,56 @@ class TypedMap:
         """Update an entry for each pair, as Map.from_numpy; how many."""
         return self.raw.from_numpy(keys, values, flags)
 
-    def keys(self) -> Iterator[Any]:
-        return (self.codec.decode_key(key) for key in self.raw)
+    def push(self, value: Any, flags: int = 0) -> None:
+        """Into a queue, stack or bloom filter, as Map.push."""
+        self.raw.push(self.codec.encode_value(value), flags)
 
-    def items(self) -> Iterator[tuple[Any, Any]]:
-        return ((self.codec.decode_key(key), self._decode(value))
-                for key, value in self.raw.items())
+    def pop(self) -> Any:
+        """A queue's or stack's next value, taking it; None if there is none."""
+        value = self.raw.pop()
+        return None if value is None else self._decode(value)
 
-    def values(self) -> Iterator[Any]:
-        return (value for _, value in self.items())
+    def peek(self) -> Any:
+        """The same, leaving it."""
+        value = self.raw.peek()
+        return None if value is None else self._decode(value)
+
+    def items(self) -> ItemsView[Any, Any]:
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        return _Values(self)
 
     def get(self, key: Any, default: Any = None) -> Any:
         value = self.lookup(key)
         return default if value is None else value
 
     def __iter__(self) -> Iterator[Any]:
-        return self.keys()
+        return (self.codec.decode_key(key) for key in self.raw)
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    def __bool__(self) -> bool:
+        return True
 
     def __contains__(self, key: Any) -> bool:
         return self.codec.encode_key(key) in self.raw
 
     def __getitem__(self, key: Any) -> Any:
-        return self._decode(self.raw[self.codec.encode_key(key)])
+        value = self.lookup(key)
+        if value is None:
+            raise KeyError(key)
+        return value
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.raw[self.codec.encode_key(key)] = self._encode(value)
 
     def __delitem__(self, key: Any) -> None:
-        del self.raw[self.codec.encode_key(key)]
+        try:
+            self.delete(key)
+        except FileNotFoundError:
+            raise KeyError(key) from None
 
     def __repr__(self) -> str:
         return repr(self.raw)

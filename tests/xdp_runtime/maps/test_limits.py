@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
@@ -22,11 +23,9 @@ SIZES = [0, 1, 3, 4, 5, 8, 12, 13, 256, 260, 261, 512, 513, 4096, 32760, 32769, 
          (1 << 22) - 64, (1 << 22) - 53, (1 << 22) - 52, (1 << 22) - 48, 1 << 22,
          (1 << 22) + 1, 1 << 30,
          (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+_FLAGS_KNOWN = [1 << bit for bit in range(20)]  # all that the kernel has names for, and more
 FLAG_SETS = [1 << bit for bit in range(32)] + [
-    MapFlag.RDONLY | MapFlag.WRONLY, MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG,
-    MapFlag.RDONLY | MapFlag.WRONLY_PROG, MapFlag.NO_PREALLOC | MapFlag.ZERO_SEED,
-    MapFlag.NO_COMMON_LRU | MapFlag.ZERO_SEED, MapFlag.NO_COMMON_LRU | MapFlag.NUMA_NODE,
-    MapFlag.MMAPABLE | MapFlag.INNER_MAP]
+    sum(some) for some in combinations(_FLAGS_KNOWN, 2)]
 
 
 def plain(kind: MapType) -> MapSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from tests.control.run_xdpu import OBJECTS
+from tests.xdp_runtime.maps.traces import compiled_map
+from xdp_runtime.btf import Struct
 from xdp_runtime.elf import read_object
 from xdp_runtime.maps.dtype import dtype_of
 from xdp_runtime.maps.map import Map
-from xdp_runtime.maps.typed import TypedMap
-from xdp_runtime.object import MapType
+from xdp_runtime.maps.typed import BtfCodec, TypedMap
+from xdp_runtime.object import MapSpec, MapType
 from xdp_runtime.program import load
 
 WORKERS = 2
@@ -173,3 +175,65 @@ def test_types_nested_without_end_are_bytes() -> None:
                             f"struct s{number - 1} b; }}")
     made = Btf.parse(types.encode())
     assert dtype_of(made, last) == np.dtype(f"V{1 << 23}")
+
+
+def test_it_is_a_mapping() -> None:
+    """With views, and errors that name the key as it was given."""
+    with maps() as all_maps:
+        typed = all_maps["a_lru"].typed
+        assert isinstance(typed, Mapping) and typed and typed != all_maps["p_lru"].typed
+        typed[7] = "GREEN"
+        typed[np.uint8(8)] = 1
+        assert len(typed.keys()) == len(typed.items()) == 2 and set(typed.keys()) == {7, 8}
+        assert (7, 5) in typed.items() and 5 in typed.values()
+        assert dict(typed) == {7: 5, 8: 1}
+        with pytest.raises(ValueError, match="'PINK' is none of RED, GREEN, NONE"):
+            typed[7] = "PINK"
+        for refused in (lambda: typed[9], lambda: typed.__delitem__(9)):
+            with pytest.raises(KeyError) as told:
+                refused()
+            assert told.value.args == (9,)
+        with pytest.raises(TypeError, match="a list of 2 values, one a worker, not 3"):
+            all_maps["p_lru"].typed[1] = 3
+
+
+def test_keyless_values_have_types() -> None:
+    with maps() as all_maps:
+        queue = all_maps["queue"].typed
+        assert queue.peek() is None and queue.pop() is None
+        queue.push({"port": 5, "name": b"five"})
+        assert queue.peek() == queue.pop() == {"port": 5, "name": b"five\0\0"}
+
+
+def test_numbers_of_another_type() -> None:
+    """Are the same numbers, or refused: never the same bytes read as others."""
+    with maps() as all_maps:
+        one = all_maps["p_lru"]
+        assert one.typed.from_numpy([1, 2], [[3.0, 4.0], [5.0, 6.0]]) == 2
+        assert {key: one.typed[key] for key in (1, 2)} == {1: [3, 4], 2: [5, 6]}
+        for keys, value in (([1], 0.5), ([1], -1), ([1], np.nan), ([1 << 32], 1), ([-1], 1),
+                            ([1], 2.0**64)):
+            with pytest.raises(ValueError, match="does not fit"):
+                one.typed.from_numpy(keys, np.full((1, WORKERS), value))
+        with pytest.raises(ValueError, match="does not fit"):
+            one.delete_batch([1, 1 << 32])
+        assert one.delete_batch([1, 2]) == 2
+
+
+def test_columns_of_arrays_of_arrays() -> None:
+    """As many axes as the type has."""
+    spec = MapSpec("m", MapType.ARRAY, 4, 24, 3)
+    with compiled_map(spec) as one:
+        one.codec = BtfCodec(OBJECT.btf, 0, _grid()) if OBJECT.btf else None
+        assert one.from_numpy(np.arange(3), np.arange(18).reshape(3, 2, 3)) == 3
+        _, values = one.to_numpy()
+        assert values.shape == (3, 2, 3) and values[2].tolist() == one.typed[
+            (2).to_bytes(4, "little")] == [[12, 13, 14], [15, 16, 17]]
+
+
+def _grid() -> int:
+    """The type u32[2][3] of the object."""
+    assert OBJECT.btf is not None
+    value = OBJECT.btf.type(OBJECT.btf.resolve(SPECS["a_hash"].value_type_id))
+    assert isinstance(value, Struct)
+    return next(member.type for member in value.members if member.name == "grid")
