@@ -1,13 +1,15 @@
-"""A value by its BTF type as bpftool prints it in JSON (tools/bpf/bpftool/btf_dumper.c).
+"""A value by its BTF type as bpftool prints it (tools/bpf/bpftool/btf_dumper.c, json_writer.c).
 
 Integers are numbers, enumerations their names, text in a `char` array a string, bit fields and
 128-bit integers strings of hexadecimal digits; a member without a name is "", even where there are
-several; a data section is a list of its variables.
+several; a data section is a list of its variables.  Without -j or -p it is nearly JSON: digits are
+not quoted then, and pointers are addresses.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, NamedTuple
 
 from xdp_runtime.btf import (
     INT_BOOL,
@@ -25,6 +27,43 @@ from xdp_runtime.btf import (
 )
 from xdp_runtime.btf_types import INT_CHAR
 from xdp_runtime.errors import LoadError
+
+
+class Told(NamedTuple):
+    """What is one thing in JSON and another one in text."""
+
+    value: Any
+    text: str
+
+
+def written(what: Any, text: bool = False, indent: str = "\n") -> str:
+    """In lines, as bpftool breaks them; `indent` is what begins a line here."""
+    inside = indent + "    "
+    match what:
+        case Told(value, words):
+            return words if text else json.dumps(value)
+        case dict():
+            body = ",".join(f"{inside}{json.dumps(name)}: {written(value, text, inside)}"
+                            for name, value in what.items())
+            return "{" + (body + indent if body else "") + "}"
+        case list():
+            body = ",".join(written(value, text, inside) for value in what)
+            return "[" + (body + indent if body else "") + "]"
+    return json.dumps(what)
+
+
+def plain(what: Any) -> Any:
+    """For json.dumps."""
+    match what:
+        case Told(value, _):
+            return value
+        case Members():
+            return Members([(name, plain(value)) for name, value in what.pairs])
+        case dict():
+            return {name: plain(value) for name, value in what.items()}
+        case list():
+            return [plain(value) for value in what]
+    return what
 
 
 class Members(dict[str, Any]):
@@ -53,7 +92,8 @@ def shown(btf: Btf, type_id: int, raw: bytes, depth: int = 0) -> Any:
             named = (name for name, value in values if value & _ones(size) == number & _ones(size))
             return next(named, number)
         case Ptr():
-            return int.from_bytes(raw, "little")
+            address = int.from_bytes(raw, "little")
+            return Told(address, hex(address) if address else "(nil)")
         case Float(size=size):
             return btf.decode_value(type_id, raw)
         case Array(element, _, count):
@@ -86,16 +126,21 @@ def _integer(one: Int, raw: bytes) -> Any:
     if one.bit_offset or one.bits % 8:
         return _bits(raw, one.bit_offset, one.bits)
     if one.size == 16:
-        return hex(int.from_bytes(raw, "little"))
+        return _digits(int.from_bytes(raw, "little"))
     if one.encoding & INT_BOOL:
         return any(raw)
     if one.encoding == INT_CHAR:
-        return chr(raw[0])
+        letter = chr(raw[0])
+        return letter if 0x1F < raw[0] < 0x7F else Told(letter, hex(raw[0]))
     return int.from_bytes(raw, "little", signed=one.signed)
 
 
-def _bits(raw: bytes, at: int, count: int) -> str:
-    return hex(int.from_bytes(raw[:(at + count + 7) // 8], "little") >> at & (1 << count) - 1)
+def _bits(raw: bytes, at: int, count: int) -> Told:
+    return _digits(int.from_bytes(raw[:(at + count + 7) // 8], "little") >> at & (1 << count) - 1)
+
+
+def _digits(number: int) -> Told:
+    return Told(hex(number), hex(number))
 
 
 def _text(btf: Btf, element: int, raw: bytes) -> str | None:

@@ -23,6 +23,7 @@ from dataplane.engine import Engine
 from dataplane.port import Port
 from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import ConfigError
+from xdp_runtime.object import MapType
 
 if TYPE_CHECKING:
     from control.server import Change
@@ -40,7 +41,7 @@ class Changes:
         self._verbs: dict[str, Callable[[Request], Change]] = {
             "replace": self._replace, "pause": self._pause, "resume": self._pause,
             "add": self._add, "remove": self._remove, "counters": self._counters,
-            "losses": self._losses, "mirror": self._mirror,
+            "losses": self._losses, "mirror": self._mirror, "entry": self._entry,
             "capture": self.captures.begin, "capture_end": self.captures.end}
 
     def prepare(self, request: Request) -> Change:
@@ -176,6 +177,30 @@ class Changes:
         def change() -> dict[str, Any]:
             if self.live.mirror is not None:
                 self.live.mirror.sync()
+            return {}
+
+        return change
+
+    def _entry(self, request: Request) -> Change:
+        """A program into a PROG_ARRAY, or a map into a map of maps, by name."""
+        where, name = str(request["map"]), str(request["value"])
+        key, flags = bytes.fromhex(request["key"]), int(request["flags"])
+
+        def change() -> dict[str, Any]:
+            program = self.engine.program
+            outer, what = program.raw_maps[where], f"map {where}"
+            try:
+                if outer.spec.type == MapType.PROG_ARRAY:
+                    number = program.program_number(name) + 1
+                    outer.update(key, number.to_bytes(4, "little"), flags)
+                else:
+                    outer.set_inner(key, program.raw_maps[name], flags)
+            except KeyError:
+                raise ConfigError(what, f"this run has no program {name!r} to go on in",
+                                  f"it has {_listed(list(program.names))}") from None
+            except OSError as error:
+                raise ConfigError(what, f"takes no {name} there, {error.strerror} "
+                                  f"({error.errno})") from error
             return {}
 
         return change

@@ -207,7 +207,8 @@ VERBS = (
         ("lookup", "Print the value of a key.", "MAP key DATA"),
         ("getnext", "Print the key behind a key, or the first.", "MAP [key DATA]"),
         ("update", "Write an entry.", "MAP [key DATA] [value DATA] [any|exist|noexist]; a target "
-         "of redirects also as: value dev IF|ifindex N|qsize N [prog NAME], value xsk RING"),
+         "of redirects also as: value dev IF|ifindex N|qsize N [prog NAME], value xsk RING; a "
+         "program as: value name PROGRAM; a map in a map as: value MAP"),
         ("delete", "Remove an entry.", "MAP key DATA"),
         ("push", "Push a value onto a stack.", "MAP value DATA"),
         ("pop", "Take the top value off a stack.", "MAP"),
@@ -364,12 +365,13 @@ def _defect(error: Exception) -> XdpuError:
 def _tell(error: XdpuError, argv: Sequence[str]) -> int:
     short = {letter for word in argv if word[:1] == "-" and word[1:2] != "-" for letter in word[1:]}
     with contextlib.suppress(OSError, ValueError):
-        if "j" in short or "--json" in argv:
+        pretty = "--pretty" in argv or (argv[:1] == ["map"] and "p" in short)
+        if pretty or "j" in short or "--json" in argv:
             what: dict[str, object] = {
                 "kind": error.kind, "message": str(error), "hint": error.mend}
             if isinstance(error, VerifyError) and error.insn is not None:
                 what["insn"] = error.insn
-            print(json.dumps({"error": what}), flush=True)
+            print(json.dumps({"error": what}, indent=4 if pretty else None), flush=True)
     with contextlib.suppress(OSError, ValueError):
         if error.detail and ("v" in short or "--verbose" in argv):
             print(error.detail.rstrip(), file=sys.stderr)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from control import targets
+from control.btf_json import written
 from control.map_entries import (
     bytes_json,
     entries,
@@ -34,6 +37,12 @@ from xdp_runtime.maps.map import BTF_NAME, CONSTANT, Map, Value
 from xdp_runtime.object import MapFlag, MapType
 
 _FLAGS = {"any": 0, "noexist": 1, "exist": 2}
+_BYTES = {10: re.compile("0x[0-9a-f]+|0[0-7]*|[1-9][0-9]*", re.I),  # of C's strtoul
+          16: re.compile("(0x)?[0-9a-f]+", re.I)}
+_OF_OTHERS = {  # maps of what only their run can name
+    MapType.PROG_ARRAY: ("programs", "say which: value name PROGRAM"),
+    MapType.ARRAY_OF_MAPS: ("maps", "say which: value id N, name NAME or pinned RUN/NAME"),
+    MapType.HASH_OF_MAPS: ("maps", "say which: value id N, name NAME or pinned RUN/NAME")}
 _LOOKED_AT = (MapType.DEVMAP, MapType.DEVMAP_HASH)  # the kernel makes them read-only itself
 _GRAMMAR = "name NAME, id N or pinned RUN/NAME"
 T = TypeVar("T")
@@ -98,19 +107,26 @@ def _data(words: list[str], size: int, part: str) -> bytes:
     if words[:1] != [part]:
         raise ConfigError(f"expected {part}", f"got {words[0] if words else 'nothing'!r}")
     del words[0]
-    base = 0
+    base = 10
     if words[:1] == ["hex"]:
         base = 16
         del words[0]
     given, words[:] = words[:size], words[size:]
-    try:
-        out = bytes(int(word, base) for word in given)
-    except ValueError:
+    out = [_number(word, base) for word in given]
+    if any(byte > 255 for byte in out):
         raise ConfigError(f"{part} {' '.join(given)}", "is not one number below 256 a byte",
-                          "or write: hex aa bb") from None
+                          "or write: hex aa bb")
     if len(out) != size:
         raise ConfigError(f"{part} of {len(out)} bytes", f"the map's has {size}")
-    return out
+    return bytes(out)
+
+
+def _number(word: str, base: int) -> int:
+    """As in C: 0x1f is hexadecimal and 017 octal.  256 for what is no number."""
+    if not _BYTES[base].fullmatch(word):
+        return 256
+    octal = base == 10 and word[0] == "0" and word[1:2] not in ("x", "X")
+    return int(word, 16 if base == 16 else 8 if octal else 0)
 
 
 def _no_more(words: Sequence[str]) -> None:
@@ -136,8 +152,10 @@ def run_show(args: Namespace) -> int:
     for row in rows:
         print(f"{row['id']}: {row['type']}  name {row['name']}  flags 0x{row['flags']:x}")
         print(f"\tkey {row['bytes_key']}B  value {row['bytes_value']}B  max_entries "
-              f"{row['max_entries']}  memlock {row['bytes_memlock']}B"
-              + ("  frozen" if row["frozen"] else ""))
+              f"{row['max_entries']}  memlock {row['bytes_memlock']}B")
+        more = [f"btf_id {row['btf_id']}"] * ("btf_id" in row) + ["frozen"] * row["frozen"]
+        if more:
+            print("\t" + "  ".join(more))
         print(f"\trun {row['run']}  workers {row['workers']}")
     return 0
 
@@ -166,13 +184,17 @@ def run_dump(args: Namespace) -> int:
         if is_json(args):
             print_json(args, [entry_json(one, key, value) for key, value in items])
         elif is_typed(one):
-            print(json.dumps([formatted(one, key, value) for key, value in items
-                              if not isinstance(value, OSError)], indent=4))
+            print(written([formatted(one, key, value) for key, value in items
+                           if not isinstance(value, OSError)], text=True))
         else:
             for key, value in items:
                 print(entry_text(key, value))
             count = sum(not isinstance(value, OSError) for _, value in items)
             print(f"Found {count} element{'s' * (count != 1)}")
+        if "next_key" not in one.family.operations:
+            print(f"xdpu: map {one.spec.name}: {type_name(one.spec.type)} has no entries by key",
+                  file=sys.stderr)
+            return 1
     return 0
 
 
@@ -211,29 +233,60 @@ def run_update(args: Namespace) -> int:
     path = _select(list(words), args.run)[0][1]
     with _open(words, args.run) as one:
         spec = one.spec
-        key, value, flags = b"", b"", 0
-        parts = ["key", "value"] if spec.key_size else ["value"]
-        while parts:  # in any order
-            part = words[0] if words and words[0] in parts else parts[0]
-            parts.remove(part)
-            if part == "key":
-                key = _data(words, spec.key_size, "key")
+        given: dict[str, bytes | str] = {}
+        while words:  # in any order
+            part = "flags" if words[0] in _FLAGS else words[0]
+            if part in given:
+                raise ConfigError(f"{part}", "is given twice")
+            if part == "flags":
+                given[part] = words.pop(0)
+            elif part == "key" and spec.key_size:
+                given[part] = _data(words, spec.key_size, part)
+            elif part == "value":
+                given[part] = (_target(words, one, path) or _other(words, one, path)
+                               or _data(words, spec.value_size, part))
             else:
-                value = _target(words, one, path) or _data(words, spec.value_size, "value")
-        if words:
-            word = words.pop(0)
-            if word not in _FLAGS:
-                raise ConfigError(f"{word!r}", "is no flag", "any, exist or noexist")
-            flags = _FLAGS[word]
-        _no_more(words)
+                raise ConfigError(f"{part!r}", "is no flag, key or value",
+                                  "flags are any, exist and noexist")
+        for part in ("key", "value") if spec.key_size else ("value",):
+            if part not in given:
+                raise ConfigError(f"map {spec.name}", f"no {part} is given")
+        key, value = given.get("key", b""), given["value"]
+        flags = _FLAGS[str(given.get("flags", "any"))]
         _writable(one)
-        if not spec.key_size:
+        assert isinstance(key, bytes)
+        if isinstance(value, str):
+            ask(path.parent.parent, {"do": "entry", "map": path.name, "key": key.hex(),
+                                     "value": value, "flags": flags})
+        elif not spec.key_size:
             _guarded(one, lambda: one.push(value, flags))
         else:
             values: Value = [value] * one.workers if one.family.per_cpu else value
             _guarded(one, lambda: one.update(key, values, flags))
     _tell_filter(path)
     return _done(args)
+
+
+def _other(words: list[str], one: Map, path: Path) -> str:
+    """The name of a program or of a map of the same run as a value, "" where values are bytes.
+    Raises ConfigError."""
+    if one.spec.type not in _OF_OTHERS:
+        return ""
+    what = f"map {one.spec.name}"
+    kind, mend = _OF_OTHERS[MapType(one.spec.type)]
+    if words[1:2] not in (["id"], ["name"], ["pinned"]) or len(words) < 3:
+        raise ConfigError(what, f"holds {kind}, which cannot be given as bytes", mend)
+    del words[0]
+    if one.spec.type == MapType.PROG_ARRAY:
+        if words[0] != "name":
+            raise ConfigError(what, "programs of a run have names only", mend)
+        name = words[1]
+        del words[:2]
+        return name
+    for _, inner in _select(words, path.parent.parent.name):
+        if inner.parent == path.parent:
+            return inner.name
+    raise ConfigError(what, "takes maps of its own run", mend)
 
 
 def _tell_filter(path: Path) -> None:
@@ -282,10 +335,10 @@ def run_pop(args: Namespace) -> int:
     with _open(words, args.run) as one:
         _no_more(words)
         value = _guarded(one, one.pop)
-        if value is not None:
-            print_entry(args, one, b"", value)
-        else:
+        if value is None:
             print("null" if is_json(args) else "Error: empty map")
+            return 1
+        print_entry(args, one, b"", value)
     return 0
 
 
@@ -307,11 +360,9 @@ def _done(args: Namespace) -> int:
 
 
 def _writable(one: Map) -> None:
-    """What programs were compiled with, or what has no meaning as bytes, is not written."""
+    """What programs were compiled with is not written."""
     if one.spec.global_kind in CONSTANT:
         raise ConfigError(f"map {one.spec.name}", "is read-only: the program was compiled with it")
-    if one.spec.type == MapType.PROG_ARRAY:
-        raise ConfigError(f"map {one.spec.name}", "holds programs, which cannot be given as bytes")
 
 
 def _guarded(one: Map, call: Callable[[], T]) -> T:

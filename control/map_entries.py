@@ -9,13 +9,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from control.btf_json import shown
+from control.btf_json import plain, shown, written
 from xdp_runtime.errors import LoadError
 from xdp_runtime.maps.map import Map, Value
 from xdp_runtime.maps.typed import BtfCodec
 from xdp_runtime.object import MapType
 
 _LINE_BYTES = 16
+_SINGLE_BYTES = 24  # of a key and its value on one line
 # libbpf does not tell the kernel the types of these, so that bpftool prints bytes
 _UNTYPED = (MapType.PERF_EVENT_ARRAY, MapType.STACK_TRACE, MapType.ARRAY_OF_MAPS,
             MapType.HASH_OF_MAPS, MapType.DEVMAP, MapType.DEVMAP_HASH, MapType.CPUMAP,
@@ -28,8 +29,7 @@ def is_json(args: Namespace) -> bool:
 
 
 def print_json(args: Namespace, what: Any) -> None:
-    print(json.dumps(what, indent=4 if args.pretty else None,
-                     separators=None if args.pretty else (",", ":")))
+    print(written(what) if args.pretty else json.dumps(plain(what), separators=(",", ":")))
 
 
 def is_typed(one: Map) -> bool:
@@ -104,20 +104,21 @@ def hex_text(raw: bytes) -> str:
 
 
 def entry_text(key: bytes, value: Value | OSError) -> str:
-    if isinstance(value, OSError):
-        why = "<no entry>" if value.errno == errno.ENOENT else value.strerror
-        return f"key: {hex_text(key)}  value: {why}"
     if isinstance(value, list):
-        lines = [f"key:\n{hex_text(key)}"]
-        for cpu, raw in enumerate(value):
-            gap = "\n" if len(raw) > _LINE_BYTES or "\n" in hex_text(raw) else " "
-            lines.append(f"value (CPU {cpu:02d}):{gap}{hex_text(raw)}")
-        return "\n".join(lines)
+        gap = "\n" if len(value[0]) > _LINE_BYTES else " "
+        return "\n".join([f"key:\n{hex_text(key)}", *(
+            f"value (CPU {cpu:02d}):{gap}{hex_text(raw)}" for cpu, raw in enumerate(value))])
+    if isinstance(value, OSError):
+        text = "<no entry>" if value.errno == errno.ENOENT else str(value.strerror)
+        size = len(text)
+    else:
+        text, size = hex_text(value), len(value)
+    is_long = max(len(key), size) > _LINE_BYTES
+    gap = "\n" if is_long else " "
     if not key:
-        return f"value: {hex_text(value)}"
-    if len(key) + len(value) <= 24:
-        return f"key: {hex_text(key)}  value: {hex_text(value)}"
-    return f"key:\n{hex_text(key)}\nvalue:\n{hex_text(value)}"
+        return f"value:{gap}{text}"
+    between = "\n" if is_long or len(key) + size > _SINGLE_BYTES else "  "
+    return f"key:{gap}{hex_text(key)}{between}value:{gap}{text}"
 
 
 def print_entry(args: Namespace, one: Map, key: bytes, value: Value) -> None:
@@ -125,6 +126,6 @@ def print_entry(args: Namespace, one: Map, key: bytes, value: Value) -> None:
     if is_json(args):
         print_json(args, entry_json(one, key, value))
     elif is_typed(one):
-        print(json.dumps(formatted(one, key, value), indent=4))
+        print(written(formatted(one, key, value), text=True))
     else:
         print(entry_text(key, value))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from control.server import ask
-from tests.control.run_xdpu import EXAMPLES, Run, until, xdpu
+from tests.control.run_xdpu import EXAMPLES, OBJECTS, Run, until, xdpu
 from tests.control.test_run_iface import ping, settled, state
 from tests.nets import VethPair, in_ns, popen_in_ns
 
@@ -191,3 +191,51 @@ def test_a_run_whose_output_nobody_reads_still_listens(net: VethPair, rundir: di
         assert run.end() == 0
         assert "standard output is not read" in run.errors
         assert re.search(r"[0-9]+ remarks were left out: standard error was not read", run.errors)
+
+
+def test_programs_and_maps_put_in_place(net: VethPair, rundir: dict[str, str]) -> None:
+    """By name, with xdpu map update: packets go on there from then on."""
+    zero = ("key", "0", "0", "0", "0")
+
+    def counted(name: str) -> int:
+        told = change(net, rundir, "map", "lookup", "pinned", f"one/{name}", *zero)
+        return int(told["formatted"]["value"])
+
+    with start(net, rundir, str(OBJECTS / "places"), "-n", "start") as run:
+        total = run.total
+
+        def grows(what: str) -> None:
+            before = total().get(what, 0)
+            in_ns(net.a.ns, "ping", "-q", "-c", "3", "-i", "0.01", "-W", "1", net.b.ip4,
+                  check=False)
+            until(lambda: total().get(what, 0) >= before + 3, f"packets to {what}")
+
+        grows("pass")
+        for program, verdict in (("drops", "drop"), ("passes", "pass")):
+            change(net, rundir, "map", "update", "pinned", "one/places", *zero, "value", "name",
+                   program)
+            grows(verdict)
+        change(net, rundir, "map", "delete", "pinned", "one/places", *zero)
+        grows("aborted")
+        assert counted("one") >= 12 and counted("two") == 0
+        number = str(change(net, rundir, "map", "show", "pinned", "one/two")["id"])
+        for words in (("id", number), ("name", "one"), ("pinned", "one/two")):
+            change(net, rundir, "map", "update", "pinned", "one/counters", *zero, "value",
+                   *words)
+        grows("aborted")
+        assert counted("two") >= 3
+        inside = change(net, rundir, "map", "lookup", "pinned", "one/counters", *zero)
+        assert inside["inner_map_id"] == int(number)
+        wrong: tuple[tuple[tuple[str, ...], str], ...] = (
+            (("counters", "name", "narrow"), "not a map of the inner definition"),
+            (("counters", "name", "five"), "there is none in run one"),
+            (("counters", "0", "0", "0", "0"), "cannot be given as bytes"),
+            (("counters", "name", "one", "noexist"), "File exists"),
+            (("places", "name", "five"), "it has start, passes, drops"),
+            (("places", "id", "5"), "programs of a run have names only"),
+            (("places", "0", "0", "0", "0"), "cannot be given as bytes"))
+        for given, why in wrong:
+            code, told = refused(net, rundir, "map", "update", "pinned", f"one/{given[0]}", *zero,
+                                 "value", *given[1:])
+            assert code == 2 and why in told, told
+        assert run.end() == 0

@@ -106,7 +106,7 @@ def test_queue(maps: dict[str, Map], capsys: pytest.CaptureFixture[str]) -> None
     assert told(capsys, "dequeue", *name) == {"key": [], "value": ["0x01", "0x00", "0x00", "0x00"]}
     assert len(maps[QUEUE.name]) == 2
     assert said(capsys, "pop", *name) and said(capsys, "pop", *name)
-    assert said(capsys, "pop", *name) == "Error: empty map\n"
+    assert said(capsys, "pop", *name, code=1) == "Error: empty map\n"
 
 
 def test_which_map(maps: dict[str, Map], capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -41,9 +42,10 @@ class Both:
     maps: dict[str, Map]
     say: Callable[[], str]
 
-    def theirs(self, verb: str, name: str, *words: str, json_too: bool = True) -> str:
+    def theirs(self, verb: str, name: str, *words: str, json_too: bool = True,
+               pretty: bool = False) -> str:
         made = subprocess.run(
-            ["bpftool", *(["-j"] if json_too else []), "map", verb, "pinned",
+            ["bpftool", *(["-p"] if pretty else ["-j"] if json_too else []), "map", verb, "pinned",
              str(self.folder / PINNED.get(name, name)), *words],
             capture_output=True, text=True, check=False)
         return made.stdout
@@ -161,15 +163,45 @@ def test_entries(both: Both, name: str) -> None:
         assert '"error"' in both.ours(*refused) and '"error"' in both.theirs(*refused), refused
 
 
-@pytest.mark.parametrize("name", ["n_hash", "n_percpu"])
+@pytest.mark.parametrize("name", ["n_hash", "n_percpu", "n_16", "n_17", "a_hash", "p_array",
+                                  "trie", "cpus", "events"])
 def test_text(both: Both, name: str) -> None:
-    """Without types it is the same text, too."""
-    both.alike("update", name, *words("key", b"abcd"),
-               *words("value", bytes(range(SPECS[name].value_size))))
-    for verb, *rest in (("dump",), ("lookup", *words("key", b"abcd")), ("getnext",),
-                        ("lookup", *words("key", b"abce"))):
-        assert both.ours(verb, name, *rest, json_too=False).split() == both.theirs(
-            verb, name, *rest, json_too=False).split(), verb
+    """It is the same text, too, to the last blank, by types or not; and so is indented JSON."""
+    spec, rng = SPECS[name], random.Random(name)
+    fixed = spec.type not in (MapType.HASH, MapType.PERCPU_HASH, MapType.LPM_TRIE)
+    key = keys_of(name, rng)[0] if not fixed else bytes(4)
+    if spec.type not in (MapType.CPUMAP, MapType.PERF_EVENT_ARRAY):
+        both.alike("update", name, *words("key", key), *words("value", value_of(name, rng)))
+    missing = words("key", bytes([8 * (not fixed), 0, 0, 0]) + b"\xff" * (spec.key_size - 4))
+    for verb, *rest in (("dump",), ("lookup", *words("key", key)), ("getnext",),
+                        ("lookup", *missing), ("show",)):
+        here, there = (say(verb, name, *rest, json_too=False) for say in (both.ours, both.theirs))
+        if verb == "show":
+            here, there = (re.sub(r"^\d+|memlock \d+|btf_id \d+|\trun.*\n", "", text)
+                           for text in (here, there))
+        assert here == there, verb
+    for verb, *rest in (("dump",), ("lookup", *words("key", key)), ("getnext",)):
+        here = both.ours(verb, name, *rest, "-p", json_too=False)
+        assert '"error"' in here[:20] or here == both.theirs(verb, name, *rest, pretty=True), verb
+
+
+def test_words(both: Both) -> None:
+    """Numbers as C has them, and the parts of an entry in any order, each once."""
+    eight = [*["1", "2", "3", "4", "5", "6", "7"], "010"]
+    for given in (["key", "0x1f", "017", "0", "9", "value", *eight],
+                  ["noexist", "value", "hex", "0x1", "2", *"3aBcde", "key", *"1111"],
+                  ["key", *"1111", "exist", "value", *eight]):
+        assert both.alike("update", "n_hash", *given) is None
+    both.alike("dump", "n_hash", ordered=False)
+    for byte in ("1_0", "0b1", "0o7", "08", "x", "0x", "1.0"):
+        for said in (both.ours, both.theirs):
+            assert '"error"' in said("lookup", "n_hash", "key", byte, "0", "0", "0"), byte
+    key, value = ["key", *"1111"], ["value", *eight]
+    for given in ([*key], [*value], [*key, *key, *value], [*key, *value, *value],
+                  [*key, *value, "any", "any"], [*key, *value, "some"], [*key, *value, "0"],
+                  [*key[:-1], *value], [*key, *value[:-1]], []):
+        for said in (both.ours, both.theirs):
+            assert '"error"' in said("update", "n_hash", *given), given
 
 
 @pytest.mark.parametrize("name", ["a_hash", "trie", "p_array"])

@@ -78,6 +78,8 @@ MAP(p_hash, PERCPU_HASH, struct pair, struct inner, 8);
 MAP(p_lru, LRU_PERCPU_HASH, __u32, __u64, 8);
 SIZED(n_hash, HASH, 4, 8, 8);
 SIZED(n_percpu, PERCPU_HASH, 4, 3, 8);
+SIZED(n_16, HASH, 16, 16, 8);
+SIZED(n_17, PERCPU_HASH, 17, 17, 8);
 MAP(progs, PROG_ARRAY, __u32, __u32, 4);
 MAP(devs, DEVMAP, __u32, __u32, 4);
 MAP(dev_hash, DEVMAP_HASH, __u32, __u32, 4);
