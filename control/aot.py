@@ -6,15 +6,15 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+from control import objects
 from control.policy import chosen
-from xdp_runtime.core_relo import read_settled
 
 
 def run(args: Namespace) -> int:
     from xdp_runtime.aot import build
     from xdp_runtime.compiler.aot import Where, parse_target
 
-    obj = read_settled(args.obj)
+    obj = objects.read(args)
     spec = obj.program(args.prog_name)
     where = Where(parse_target(args.target) if args.target else "", args.cpu or "")
     out = Path(args.out)

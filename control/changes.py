@@ -14,14 +14,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from control import afxdp_options, losses, portspec, setmap
+from control import afxdp_options, losses, objects, portspec, setmap
 from control.captures import Captures
 from control.host import refuse_shared
 from control.live import Live, say_way_in
 from control.watch import is_read, note
 from dataplane.engine import Engine
 from dataplane.port import Port
-from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import ConfigError
 from xdp_runtime.object import MapType
 
@@ -79,8 +78,9 @@ class Changes:
         self.live.describe(self.engine)
 
     def _replace(self, request: Request) -> Change:
-        obj = read_settled(str(request["object"]))
-        spec = obj.program(request.get("program"))
+        obj = objects.prepared(str(request["object"]), request.get("btf"),
+                               request.get("set_global", ()))
+        spec = obj.attachable(request.get("program"))
         settings = [setmap.parse(text, obj) for text in request.get("set_map", ())]
         args = self.live.args
         if afxdp_options.shapes(args.filter, obj) != args.shapes:

@@ -8,12 +8,12 @@ from argparse import Namespace
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from control import policy
-from xdp_runtime.core_relo import read_settled
-from xdp_runtime.errors import LoadError
+from control import objects, policy
+from xdp_runtime.errors import LoadError, OutOfMemory
 from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.refused import REFUSED
 from xdp_runtime.isa import Call
+from xdp_runtime.maps import budget
 from xdp_runtime.maps.limits import refusal
 from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.verifier.cached import Checked, check
@@ -31,7 +31,7 @@ class Opinion:
 
 
 def run(args: Namespace) -> int:
-    obj = read_settled(args.obj)
+    obj = objects.read(args)
     grants = policy.chosen(args)
     good = True
     answers: dict[str, Any] = {}
@@ -68,8 +68,13 @@ def refusals(obj: Object, spec: ProgramSpec) -> list[str]:
     numbers = {insn.helper for insn in spec.insns if isinstance(insn, Call)}
     found = [f"helper {kernel_name(number)} cannot run in user space: {REFUSED[number]}"
              for number in sorted(numbers & REFUSED.keys())]
-    return found + [f"map {one.name}: {refused[1]}" for one in obj.maps
-                    if (refused := refusal(one)) is not None]
+    found += [f"map {one.name}: {refused[1]}" for one in obj.maps
+              if (refused := refusal(one)) is not None]
+    try:
+        budget.check(obj.name, obj.maps, 1)
+    except OutOfMemory as error:
+        found.append(str(error))
+    return found
 
 
 def ask_kernel(obj: Object, spec: ProgramSpec) -> Opinion:

@@ -30,6 +30,12 @@ _SET_MAP = Option("--set-map", "a map entry before the first packet, numbers or 
                   "repeated", "NAME=KEY:VALUE", many=True)
 _MAP_MEMORY = Option("--max-map-memory", "refuse a program whose maps may come to more than this "
                      "together, such as 500M or 2G; 0: no limit (0)", "SIZE", options.size, 0)
+_SETTINGS = (
+    Option("--set-global", "a global variable's value before the start: a number, an enumerator, a "
+           "text, or JSON; may be repeated", "NAME=VALUE", many=True),
+    Option("--btf", "file with the kernel's types that CO-RE relocations are for (the running "
+           "kernel's)", "FILE"),
+)
 _OPT = Option("--opt", "optimisation level of the compiler", type=options.number(0, 3), default=3,
               metavar="LEVEL", hidden=True)
 
@@ -97,7 +103,7 @@ VERBS = (
         Option("--pcap", "run on the packets of this pcap or pcapng file instead", "IN"),
         Option("--out", "with --pcap: write each packet and its verdict to this pcapng file, "
                "- for standard output", "OUT"),
-        _PROGRAM, _SET_MAP, _MAP_MEMORY,
+        _PROGRAM, _SET_MAP, *_SETTINGS, _MAP_MEMORY,
         Option("--port", "how to reach the interface: afxdp, afpacket, or tap (a new one); or "
                "instead of it a device of DPDK with its arguments, several with ; between",
                "KIND|dpdk:DEV", options.port, "afxdp"),
@@ -136,7 +142,7 @@ VERBS = (
     ), "Ctrl-C ends the run and puts everything back; Ctrl-\\ shows more, or less."),
     Verb("replace", "Replace the program of a run by another, between two batches of packets.",
          "control.remote:replace", (
-             _RUN, _OBJECT, _PROGRAM, _SET_MAP, _JSON, _VERBOSE),
+             _RUN, _OBJECT, _PROGRAM, _SET_MAP, *_SETTINGS, _JSON, _VERBOSE),
          "Maps of the same name and definition go on with their content, global variables begin "
          "anew.  If the object is refused, the old program stays."),
     *(Verb(verb, text, f"control.remote:{verb}", (
@@ -173,7 +179,7 @@ VERBS = (
     Verb("stop", "End a run, and wait until all is put back.", "control.remote:stop",
          (_RUN, _JSON, _VERBOSE)),
     Verb("prog run", "Run a program on one packet.", "control.prog:run", (
-        _OBJECT, _PROGRAM, _SET_MAP, _MAP_MEMORY,
+        _OBJECT, _PROGRAM, _SET_MAP, *_SETTINGS, _MAP_MEMORY,
         Option("--data-in", "the packet: a file of bytes, - for standard input, or hex:AABB..",
                "FILE", required=True),
         Option("--data-out", "where the packet goes afterwards; - prints it", "FILE"),
@@ -190,6 +196,7 @@ VERBS = (
         _OBJECT,
         Option("-n --prog-name", "this program only (default: all XDP programs of the object)",
                "NAME"),
+        *_SETTINGS,
         Option("--explain", "show what is known of each instruction", type=bool),
         Option("--second-opinion", "ask the kernel's verifier, too; that the two disagree is a "
                "failure", choices=("kernel",)),
@@ -217,7 +224,7 @@ VERBS = (
         ("peek", "Print the next value of a queue or stack.", "MAP"),
         ("freeze", "Refuse further writes but by programs.", "MAP"))),
     Verb("dump", "Show a program at a stage of its compilation.", "control.dump:run", (
-        _OBJECT, _PROGRAM,
+        _OBJECT, _PROGRAM, *_SETTINGS,
         Option("--what", "bytecode with source (asm), control flow for Graphviz (cfg), LLVM IR "
                "(ir), machine code (native)", choices=("asm", "cfg", "ir", "native"),
                default="asm"),
@@ -227,7 +234,7 @@ VERBS = (
     )),
     Verb("aot", "Compile a program ahead of time: a library, an executable, or an object file.",
          "control.aot:run", (
-             _OBJECT, _PROGRAM,
+             _OBJECT, _PROGRAM, *_SETTINGS,
              Option("-o --out", "what to write: PROG.so with the functions of xdpu.h, PROG.o, or "
                     "with --standalone an executable", "FILE", required=True),
              Option("--standalone", "an executable that runs on a capture file or an interface "
@@ -239,13 +246,14 @@ VERBS = (
              Option("--cpu", "LLVM's name of the CPU (this machine's, or any of --target)", "NAME"),
              *_CLASS, _JSON, _VERBOSE)),
     Verb("policy check", "Say what a program does that its extension class does not grant.",
-         "control.policy:run_check", (_OBJECT, _PROGRAM, *_CLASS, _JSON, _VERBOSE)),
+         "control.policy:run_check", (_OBJECT, _PROGRAM, *_SETTINGS, *_CLASS, _JSON, _VERBOSE)),
     Verb("policy explain", "Say which instructions use each grant, of a class or of the least.",
-         "control.policy:run_explain", (_OBJECT, _PROGRAM, *_CLASS, _JSON, _VERBOSE)),
+         "control.policy:run_explain", (_OBJECT, _PROGRAM, *_SETTINGS, *_CLASS, _JSON, _VERBOSE)),
     Verb("policy infer", "Print the class that grants the least a program needs.",
          "control.policy:run_infer", (
-             _OBJECT, _PROGRAM, Option("--class", "name of the class (default: the program's)",
-                                       "NAME"), _JSON, _VERBOSE)),
+             _OBJECT, _PROGRAM, *_SETTINGS,
+             Option("--class", "name of the class (default: the program's)", "NAME"),
+             _JSON, _VERBOSE)),
     Verb("policy host", "Check a host's specification against its binary, or derive it from there.",
          "control.policy:run_host", (
              Option("SPEC", "specification (default: the one in the binary's annotations)"),

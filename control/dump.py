@@ -6,6 +6,7 @@ import json
 from argparse import Namespace
 from typing import Any
 
+from control import objects
 from control.policy import bind
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import LoadError
@@ -13,7 +14,8 @@ from xdp_runtime.object import Object, ProgramSpec
 
 
 def run(args: Namespace) -> int:
-    obj = read_object(args.obj)
+    compiled = args.what in ("ir", "native")
+    obj = objects.read(args) if compiled or args.btf else read_object(args.obj)
     spec = obj.program(args.prog_name)
     bind(args, obj, spec)
     text = dump(obj, spec, args.what, args.stage, args.opt)

@@ -153,10 +153,10 @@ def run_host(args: Namespace) -> int:
 
 
 def _read(args: Namespace) -> tuple[Object, ProgramSpec]:
-    from xdp_runtime.core_relo import read_settled
+    from control import objects
     from xdp_runtime.errors import LoadError
 
-    obj = read_settled(args.obj)
+    obj = objects.read(args)
     spec = obj.program(args.prog_name)
     if not spec.is_xdp:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",

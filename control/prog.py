@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from control import policy, setmap
-from xdp_runtime.core_relo import read_settled
+from control import objects, policy, setmap
 from xdp_runtime.errors import ConfigError, LoadError, PortError, VerifyError
 from xdp_runtime.object import Object, ProgramSpec
 
@@ -30,7 +29,7 @@ class Outcome:
 
 def run(args: Namespace) -> int:
     packet = read_packet(args.data_in)
-    obj = read_settled(args.obj)
+    obj = objects.read(args)
     spec = obj.program(args.prog_name)
     args.grants, args.fuel = policy.chosen(args), policy.bind(args, obj, spec)
     settings = [setmap.parse(text, obj) for text in args.set_map]

@@ -24,7 +24,9 @@ def replace(args: Namespace) -> int:
     if not Path(args.obj).is_file():
         raise ConfigError(args.obj, "is not a file")
     return _change(args, run, {"do": "replace", "object": str(Path(args.obj).resolve()),
-                               "program": args.prog_name, "set_map": list(args.set_map)})
+                               "program": args.prog_name, "set_map": list(args.set_map),
+                               "set_global": list(args.set_global),
+                               "btf": args.btf and os.path.abspath(args.btf)})
 
 
 def pause(args: Namespace) -> int:

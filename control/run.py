@@ -19,9 +19,9 @@ def run(args: Namespace) -> int:
     with Signals() as signals:
         try:
             with signals.interruptible():
-                from xdp_runtime.core_relo import read_settled
-                obj = read_settled(args.obj)
-                spec = obj.program(args.prog_name)
+                from control import objects
+                obj = objects.read(args)
+                spec = obj.attachable(args.prog_name)
                 from control import setmap
                 from control.policy import bind, chosen
                 from control.watch import note

@@ -7,7 +7,7 @@
 | float | float |
 | struct, data section | dict by member name; members of an anonymous member belong to its parent |
 | union | dict of every member's reading; encoding takes one of them, or raw bytes |
-| array | list; arrays of one-byte integers (names, MAC addresses) stay bytes |
+| array | list; arrays of one-byte integers (names, MAC addresses) stay bytes, and take text |
 
 Types come from files, so they are walked with bounds: LoadError for a type that cannot have a
 value; ValueError or TypeError for a Python value that does not fit.
@@ -157,6 +157,8 @@ class _Walk:
                     raise ValueError(f"{where}: {value!r} is not a number of {size} bytes")
                 out[at:at + size] = struct.pack(_FLOATS[size], value)
             case Array(element, _, count):
+                if isinstance(value, str) and self.is_bytes(element):
+                    value = value.encode()
                 if isinstance(value, bytes | bytearray) and self.is_bytes(element):
                     if len(value) > size:
                         raise ValueError(f"{where}: {len(value)} bytes do not fit in {size}")

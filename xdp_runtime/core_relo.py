@@ -91,7 +91,7 @@ def relocate(obj: Object, program: ProgramSpec, target_btf: FilePath | None = No
         return program
     assert obj.btf is not None
     insns: list[Insn | None] = list(program.insns)
-    poisoned: list[tuple[int, str]] = []
+    poisoned = list(program.poisoned)
     done: dict[tuple[int, str, int], tuple[Value | None, Value | None]] = {}
     for one in program.relocations:
         what = f"{obj.name}: {program.name}: instruction {one.slot}"
@@ -104,7 +104,8 @@ def relocate(obj: Object, program: ProgramSpec, target_btf: FilePath | None = No
         except LoadError as error:
             raise LoadError(f"{what}: {error.what}", error.why, error.mend) from None
         if patched is None:
-            poisoned.append((one.slot, describe(obj.btf, one)))
+            poisoned.append((one.slot, f"the target's types do not have {describe(obj.btf, one)}",
+                             "ask bpf_core_field_exists or its like first"))
             if isinstance(insns[one.slot], LoadImm64):
                 insns[one.slot + 1] = Call(POISON)
             patched = Call(POISON)

@@ -52,7 +52,8 @@ def read_object(path_or_bytes: str | Path | bytes, name: str | None = None) -> O
         if code.is_program:
             section = code.section.name.removeprefix("?")
             programs.append(ProgramSpec(code.name, section, program_kind(section),
-                                        *link(what, code, functions, lines, core)))
+                                        *link(what, code, functions, lines, core),
+                                        section == code.section.name))
     if not programs:
         raise LoadError(what, "holds no program", 'put a global function in SEC("xdp")')
     return Object(name or (Path(what).name or what), tuple(programs), tuple(maps.specs),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from struct import Struct
 
-from xdp_runtime.btf import Btf
+from xdp_runtime.btf import Btf, DataSec, Func
 from xdp_runtime.btf_ext import CoreRelo, LineInfo
 from xdp_runtime.elf_file import ElfFile, Reloc, Section, Symbol, SymbolKind
 from xdp_runtime.elf_maps import MapTable
@@ -20,6 +20,7 @@ from xdp_runtime.errors import LoadError
 from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.isa import (
     MAX_INSNS,
+    POISON,
     CallLocal,
     Insn,
     Insns,
@@ -27,7 +28,7 @@ from xdp_runtime.isa import (
     Pseudo,
     decode,
 )
-from xdp_runtime.object import Function, GlobalKind, Line, MapType, Relocation
+from xdp_runtime.object import Function, GlobalKind, Line, MapType, Poison, Relocation
 from xdp_runtime.refused_functions import REFUSED_FUNCTIONS
 
 Place = tuple[int, int]
@@ -35,6 +36,7 @@ Place = tuple[int, int]
 _SLOT = Struct("<BBhi")
 _LDDW, _CALL = 0x18, 0x85
 _PSEUDO_CALL = 1
+_POISON = _SLOT.pack(_CALL, 0, 0, POISON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Code:
     start: int  # slot in the section
     insns: Insns
     targets: Mapping[int, Place]
+    poisoned: tuple[Poison, ...]
     is_global: bool
     is_program: bool
 
@@ -86,13 +89,22 @@ def _read_function(elf: ElfFile, section: Section, symbol: Symbol, count: int, m
                             "relocation makes no sense")
         relocs[slot] = reloc
     targets: dict[int, Place] = {}
+    poisoned: list[Poison] = []
     slot = 0
     while slot < count:
         where = f"{elf.what}: function {symbol.name}, instruction {slot}"
         found = relocs.pop(slot, None)
         opcode, regs, off, imm = _SLOT.unpack_from(raw, slot * 8)
         if opcode == _LDDW and slot + 1 < count:
-            if found is not None:
+            if found is not None and _is_kernels(found.symbol, maps):
+                number = _address_of_kernels(found.symbol, btf)
+                if number is None:
+                    poisoned.append((slot, *_extern(found.symbol, "refers to", btf)))
+                    raw[slot * 8:slot * 8 + 16] = _POISON * 2
+                else:
+                    _SLOT.pack_into(raw, slot * 8, opcode, regs & 15, off, number)
+                    _SLOT.pack_into(raw, slot * 8 + 8, 0, 0, 0, 0)
+            elif found is not None:
                 kind, low, high, target = _address(elf, found.symbol, imm, maps, btf, where)
                 _SLOT.pack_into(raw, slot * 8, opcode, regs & 15 | kind << 4, off, low)
                 _SLOT.pack_into(raw, slot * 8 + 8, 0, 0, 0, high)
@@ -108,14 +120,15 @@ def _read_function(elf: ElfFile, section: Section, symbol: Symbol, count: int, m
                 not found.symbol.section) else None
             if number is not None:  # one that there is here: called as a helper
                 _SLOT.pack_into(raw, slot * 8, opcode, 0, 0, number)
+            elif found is not None and not found.symbol.section:
+                poisoned.append((slot, *_extern(found.symbol, "calls", btf)))
+                raw[slot * 8:slot * 8 + 8] = _POISON
             else:
                 targets[slot] = (_callee(elf, found.symbol, imm, where) if found is not None
                                  else (section.index, start + slot + imm + 1))
         elif opcode == _CALL and imm in KERNEL_FUNCTIONS.values():
             raise LoadError(where, f"calls helper {imm}, which the kernel does not know")
         elif found is not None:
-            if opcode == _CALL and not found.symbol.section:
-                raise LoadError(where, _extern(found.symbol, "calls"))
             raise LoadError(where, "relocation of an instruction that takes none")
         slot += 1
     if relocs:
@@ -126,7 +139,7 @@ def _read_function(elf: ElfFile, section: Section, symbol: Symbol, count: int, m
     except LoadError as error:
         raise LoadError(f"{elf.what}: function {symbol.name}, {error.what}", error.why,
                         error.mend) from None
-    return Code(symbol.name, section, start, insns, targets,
+    return Code(symbol.name, section, start, insns, targets, tuple(poisoned),
                 not symbol.is_local and not symbol.is_hidden,
                 not symbol.is_local and section.name != ".text")
 
@@ -140,7 +153,6 @@ def _address(elf: ElfFile, symbol: Symbol, imm: int, maps: MapTable, btf: Btf | 
                 kconfig = next(n for n, spec in enumerate(maps.specs)
                               if spec.global_kind is GlobalKind.KCONFIG)
                 return Pseudo.MAP_IDX_VALUE, kconfig, extern.offset + imm, None
-        raise LoadError(where, _extern(symbol, "refers to"))
     offset = symbol.value + imm
     number = maps.by_offset.get((symbol.section, offset))
     if number is not None:
@@ -164,24 +176,45 @@ def _address(elf: ElfFile, symbol: Symbol, imm: int, maps: MapTable, btf: Btf | 
 
 def _callee(elf: ElfFile, symbol: Symbol, imm: int, where: str) -> Place:
     """The immediate counts slots from the next one: -1 with a function, more with a section."""
-    if symbol.section == 0:
-        raise LoadError(where, _extern(symbol, "calls"))
     if symbol.value % 8:
         raise LoadError(where, f"calls {symbol.name}, which is not at an instruction")
     return symbol.section, symbol.value // 8 + imm + 1
 
 
-def _extern(symbol: Symbol, verb: str) -> str:
+def _is_kernels(symbol: Symbol, maps: MapTable) -> bool:
+    """Is it an extern that only a kernel could resolve (__ksym)?"""
+    return not symbol.section and all(one.name != symbol.name for one in maps.externs)
+
+
+def _address_of_kernels(symbol: Symbol, btf: Btf | None) -> int | None:
+    """What bpf_ksym_exists asks of a function: not zero if it can be called here, and zero if it
+    is weak and cannot.  None where there is no answer: of variables, and of what must be there."""
+    if symbol.name in KERNEL_FUNCTIONS:
+        return 1
+    is_function = btf is not None and btf.find(symbol.name, Func) > 0
+    return 0 if symbol.is_weak and is_function else None
+
+
+def _extern(symbol: Symbol, verb: str, btf: Btf | None) -> tuple[str, str]:
+    """(why, the mend)"""
+    if btf is not None and not btf.find(".ksyms", DataSec):
+        return (f"{verb} {symbol.name}, which the object does not define",
+                "link it with the object that does: bpftool gen object")
+    mend = "" if symbol.is_weak or verb != "calls" else (
+        "declare it __weak, and ask bpf_ksym_exists first")
     if symbol.name in REFUSED_FUNCTIONS:
-        return f"{verb} the kernel function {symbol.name}: {REFUSED_FUNCTIONS[symbol.name]}"
+        return (f"{verb} the kernel function {symbol.name}: {REFUSED_FUNCTIONS[symbol.name]}",
+                mend)
     weak = "weak " if symbol.is_weak else ""
-    return f"{verb} the {weak}extern {symbol.name}, which exists only in a kernel"
+    return f"{verb} the {weak}extern {symbol.name}, which exists only in a kernel", mend
 
 
 def link(what: str, entry: Code, functions: Mapping[Place, Code],
          lines: Mapping[str, Sequence[LineInfo]], core: Mapping[str, Sequence[CoreRelo]],
-         ) -> tuple[Insns, tuple[Function, ...], tuple[Line, ...], tuple[Relocation, ...]]:
-    """(instructions, functions, source lines, CO-RE relocations) of one program.
+         ) -> tuple[Insns, tuple[Function, ...], tuple[Line, ...], tuple[Relocation, ...],
+                    tuple[Poison, ...]]:
+    """(instructions, functions, source lines, CO-RE relocations, what nothing may run) of one
+    program.
 
     Raises LoadError."""
     starts: dict[Place, int] = {}
@@ -215,6 +248,7 @@ def link(what: str, entry: Code, functions: Mapping[Place, Code],
     parts: list[Function] = []
     placed: list[Line] = []
     relocations: list[Relocation] = []
+    poisoned: list[Poison] = []
     for code in order:
         start = len(insns)
         insns += code.insns
@@ -222,10 +256,11 @@ def link(what: str, entry: Code, functions: Mapping[Place, Code],
             insn, at = code.insns[slot], start + slot
             if isinstance(insn, CallLocal | LoadFunc):
                 insns[at] = replace(insn, off=starts[place] - at - 1)
+        poisoned += ((start + slot, why, mend) for slot, why, mend in code.poisoned)
         parts.append(Function(code.name, start, len(insns), code.is_global))
         placed += _lines(code, start, lines.get(code.section.name, ()))
         relocations += _relocations(what, code, start, core.get(code.section.name, ()))
-    return tuple(insns), tuple(parts), tuple(placed), tuple(relocations)
+    return tuple(insns), tuple(parts), tuple(placed), tuple(relocations), tuple(poisoned)
 
 
 def _lines(code: Code, start: int, lines: Sequence[LineInfo]) -> Iterator[Line]:

@@ -66,7 +66,8 @@ def read_maps(elf: ElfFile, btf: Btf | None) -> MapTable:
     weak = {s.name: s.is_weak for s in elf.symbols if not s.section and s.name}
     table.externs = read_externs(btf, weak)
     if table.externs:
-        table.specs.append(kconfig_map(table.externs, int(MapFlag.RDONLY_PROG)))
+        table.specs.append(kconfig_map(
+            table.externs, int(MapFlag.RDONLY_PROG | MapFlag.MMAPABLE)))
     names: set[str] = set()
     for spec in table.specs:
         if spec.name in names:
@@ -136,8 +137,12 @@ def _read_legacy_maps(elf: ElfFile, section: Section, table: MapTable) -> None:
         if any(raw[20:]):
             raise LoadError(f"{elf.what}: map {symbol.name}",
                             "unknown map attribute after map_flags", "use a BTF-defined map")
+        spec = MapSpec(symbol.name, *struct.unpack_from("<5I", raw))
+        if spec.type in OF_MAPS:
+            raise LoadError(f"{elf.what}: map {symbol.name}", "is a map of maps, and does not say "
+                            "of which", "use a BTF-defined map with __array(values, ...)")
         table.by_offset[section.index, symbol.value] = len(table.specs)
-        table.specs.append(MapSpec(symbol.name, *struct.unpack_from("<5I", raw)))
+        table.specs.append(spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +222,9 @@ def _parse_definition(btf: Btf, type_id: int, name: str, where: str,
                         "LIBBPF_PIN_NONE or LIBBPF_PIN_BY_NAME, the latter not for inner maps")
     if inner is not None and kind not in OF_MAPS:
         raise LoadError(where, "has inner maps but is not a map of maps")
+    if kind in OF_MAPS and inner is None:
+        raise LoadError(where, "is a map of maps, and does not say of which",
+                        "__array(values, struct { the inner map's attributes })")
     if holds_programs and kind != MapType.PROG_ARRAY:
         raise LoadError(where, "lists programs but is not a program array")
     if kind in OF_MAPS:

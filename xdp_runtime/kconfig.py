@@ -83,11 +83,12 @@ def fill_kconfig(obj: Object, config: Mapping[str, str] | None = None) -> tuple[
     """The maps of an Object, `.kconfig` with its values.  Raises LoadError."""
     if not obj.externs or all(m.initial for m in obj.maps if m.global_kind is GlobalKind.KCONFIG):
         return obj.maps
-    known = kernel_config() if config is None else config
     raw = bytearray(obj.externs[-1].offset + obj.externs[-1].size)
     for extern in obj.externs:
-        text = _version() if extern.name == "LINUX_KERNEL_VERSION" else (
-            "0" if extern.name.startswith("LINUX_HAS_") else known.get(extern.name))
+        if extern.name.startswith("CONFIG_"):
+            text = (kernel_config() if config is None else config).get(extern.name)
+        else:
+            text = _virtual(extern.name)
         if text is None:
             if extern.weak:
                 continue
@@ -108,6 +109,8 @@ def encode(extern: Extern, text: str) -> bytes:
             raise wrong
         number = ord(text) if kind == "char" else _TRISTATE[text]
         return number.to_bytes(size, "little")
+    if kind == "bool" and text in ("0", "1"):  # what is not of the configuration (_virtual)
+        return int(text).to_bytes(size, "little")
     if text.startswith('"') and kind == "text":
         return text.strip('"').encode()[:size - 1].ljust(size, b"\0")
     if kind in ("int", "signed", "char") and re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)", text):
@@ -117,6 +120,19 @@ def encode(extern: Extern, text: str) -> bytes:
             raise LoadError(f"extern {extern.name}", f"{text} does not fit in {size} bytes")
         return (number & (1 << 8 * size) - 1).to_bytes(size, "little")
     raise wrong
+
+
+def _virtual(name: str) -> str | None:
+    """What libbpf says instead of the configuration; LINUX_HAS_* is about attaching by the kernel,
+    which nothing here does.  Raises LoadError for a name that can have no value."""
+    if name == "LINUX_KERNEL_VERSION":
+        return _version()
+    if name.startswith("LINUX_HAS_"):
+        return "0"
+    if name.startswith("LINUX_"):
+        return None
+    raise LoadError(f"extern {name}", "is of section .kconfig, which has only CONFIG_* and LINUX_*",
+                    "remove __kconfig, or spell it as the kernel's configuration does")
 
 
 def _version() -> str:

@@ -169,7 +169,7 @@ def _load_program(obj: Object, spec: ProgramSpec, map_fds: list[int]) -> int:
 
 def _type_of(spec: ProgramSpec) -> tuple[ProgType, AttachType]:
     if spec.is_xdp:
-        match spec.kind.partition("/")[2]:
+        match spec.place:
             case "devmap":
                 return ProgType.XDP, AttachType.XDP_DEVMAP
             case "cpumap":

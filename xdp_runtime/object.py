@@ -157,6 +157,9 @@ class Extern:
     align: int
 
 
+Poison = tuple[int, str, str]  # (slot, why nothing may run that instruction, the mend)
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
     """One program, its called functions appended, its map references resolved to map indices.
@@ -172,7 +175,8 @@ class ProgramSpec:
     functions: tuple[Function, ...] = ()
     lines: tuple[Line, ...] = ()
     relocations: tuple[Relocation, ...] = ()  # still to be applied
-    poisoned: tuple[tuple[int, str], ...] = ()  # (slot, what the target's types lack)
+    poisoned: tuple[Poison, ...] = ()
+    autoload: bool = True  # False of SEC("?xdp"): only where it is asked for by name
 
     @property
     def is_xdp(self) -> bool:
@@ -184,6 +188,13 @@ class ProgramSpec:
         return self.kind.split("/")[0] == "freplace"
 
     @property
+    def place(self) -> str:
+        """"devmap" or "cpumap" of a program for packets redirected by such a map, else "".
+
+        It runs because a map's entry names it; on its own the kernel runs it nowhere."""
+        return self.kind.partition("/")[2] if self.is_xdp else ""
+
+    @property
     def has_frags(self) -> bool:
         """BPF_F_XDP_HAS_FRAGS: it takes packets in several buffers."""
         return self.kind.split("/")[0] == "xdp.frags"
@@ -191,6 +202,9 @@ class ProgramSpec:
 
 REPLACES = ("replaces a function of a program that runs in the kernel (freplace), which nothing "
             "here does")
+
+
+_TARGETS = {"devmap": "dev=IF", "cpumap": "qsize=192"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +217,12 @@ class Object:
     btf: Btf | None = field(default=None, compare=False)
 
     def program(self, name: str | None = None) -> ProgramSpec:
-        """The named program, or the file's first XDP program.  Raises LoadError."""
+        """The named program, or the file's first XDP program: of those that libbpf would load
+        unasked, and that an interface takes, if there are any.  Raises LoadError."""
         from xdp_runtime.errors import LoadError
 
-        candidates = [p for p in self.programs if p.is_xdp]
+        candidates = sorted((p for p in self.programs if p.is_xdp),
+                            key=lambda p: (p.place != "", not p.autoload))
         if name is not None:
             for program in self.programs:
                 if name in (program.name, program.section):
@@ -221,6 +237,18 @@ class Object:
             raise LoadError(self.name, f"no XDP program; it has {have or 'no program at all'}",
                             'put the program in SEC("xdp")')
         return candidates[0]
+
+    def attachable(self, name: str | None = None) -> ProgramSpec:
+        """`program`, if packets of an interface may come to it.  Raises LoadError."""
+        from xdp_runtime.errors import LoadError
+
+        spec = self.program(name)
+        if spec.place:
+            raise LoadError(f"program {spec.name}", f"section {spec.section!r} is for packets that "
+                            f"a {spec.place} redirects, and the kernel attaches it to no interface",
+                            "run the program that redirects, and name this one in the map's entry, "
+                            f"such as --set-map MAP=KEY:{_TARGETS[spec.place]},prog={spec.name}")
+        return spec
 
     def map_index(self, name: str) -> int:
         for index, spec in enumerate(self.maps):

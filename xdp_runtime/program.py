@@ -184,7 +184,7 @@ class Program:
             place = dev.PROGRAMS_OF.get(m.spec.type)
             if place is not None:
                 dev.allow(m, [self.program_number(p.name) + 1 for p in second
-                              if p.kind.partition("/")[2] == place])
+                              if p.place == place])
 
     def _fill_program_arrays(self) -> None:
         for m in self.raw_maps.values():

@@ -1,6 +1,6 @@
 """Kernel functions (kfuncs) that XDP programs may call in the kernel and not here, and why.
 
-An object that calls one is refused when it is read.  Those that run are in helper_names.py.
+A program is refused where a path of it leads to one.  Those that run are in helper_names.py.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def test_kconfig_values_are_laid_out_and_filled_in() -> None:
     obj = read_object(OBJECTS / "kconfig.o")
     assert [(e.name, e.offset) for e in obj.externs] == [
         ("CONFIG_HZ", 0), ("LINUX_KERNEL_VERSION", 4), ("CONFIG_NOT_THERE", 8),
-        ("CONFIG_BPF_SYSCALL", 10), ("CONFIG_LOCALVERSION", 11)]
+        ("CONFIG_BPF_SYSCALL", 10), ("LINUX_HAS_BPF_COOKIE", 11), ("CONFIG_LOCALVERSION", 12)]
     config = {"CONFIG_HZ": "250", "CONFIG_BPF_SYSCALL": "y", "CONFIG_LOCALVERSION": '"-x"'}
     filled = next(m for m in fill_kconfig(obj, config) if m.name == ".kconfig")
     by_name = {e.name: filled.initial[e.offset:e.offset + e.size] for e in obj.externs}
@@ -254,8 +254,18 @@ def test_kconfig_values_are_laid_out_and_filled_in() -> None:
         fill_kconfig(obj, {})
 
 
-def extern(kind: str, size: int) -> Extern:
-    return Extern("CONFIG_X", kind, 0, size, False, 1)
+def extern(kind: str, size: int, name: str = "CONFIG_X") -> Extern:
+    return Extern(name, kind, 0, size, False, 1)
+
+
+def test_what_is_not_of_the_configuration_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xdp_runtime.kconfig.kernel_config", lambda: pytest.fail("asked"))
+    obj = read_object(OBJECTS / "kconfig.o")
+    version, other = extern("int", 4, "LINUX_KERNEL_VERSION"), extern("int", 4, "FOO")
+    filled = fill_kconfig(replace(obj, externs=(version,)))[-1]
+    assert int.from_bytes(filled.initial, "little") > 4 << 16
+    with pytest.raises(LoadError, match=r"extern FOO: is of section .kconfig, which has only"):
+        fill_kconfig(replace(obj, externs=(other,)))
 
 
 def test_absurd_kconfig_text_takes_no_memory() -> None:
@@ -267,7 +277,8 @@ def test_absurd_kconfig_text_takes_no_memory() -> None:
 
 
 @pytest.mark.parametrize(("kind", "size", "text", "raw"), [
-    ("bool", 1, "y", b"\1"), ("bool", 1, "n", b"\0"), ("tristate", 4, "m", b"\2\0\0\0"),
+    ("bool", 1, "y", b"\1"), ("bool", 1, "1", b"\1"), ("bool", 1, "n", b"\0"),
+    ("tristate", 4, "m", b"\2\0\0\0"),
     ("char", 1, "m", b"m"), ("int", 4, "0x10", b"\x10\0\0\0"), ("int", 2, "65535", b"\xff\xff"),
     ("signed", 4, "-1", b"\xff" * 4), ("text", 4, '"abcdef"', b"abc\0")])
 def test_kconfig_value(kind: str, size: int, text: str, raw: bytes) -> None:
@@ -275,7 +286,7 @@ def test_kconfig_value(kind: str, size: int, text: str, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(("kind", "size", "text"), [
-    ("bool", 1, "m"), ("bool", 1, "1"), ("int", 4, "y"), ("int", 1, "256"), ("int", 4, "-1"),
+    ("bool", 1, "m"), ("bool", 1, "2"), ("int", 4, "y"), ("int", 1, "256"), ("int", 4, "-1"),
     ("int", 4, '"a"'), ("text", 4, "5"), ("tristate", 4, "7"), ("int", 4, "")])
 def test_kconfig_value_of_another_kind(kind: str, size: int, text: str) -> None:
     with pytest.raises(LoadError, match="extern CONFIG_X"):

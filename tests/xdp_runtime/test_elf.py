@@ -18,8 +18,9 @@ from elftools.elf.elffile import ELFFile
 
 from xdp_runtime import isa
 from xdp_runtime.elf import program_kind, read_object
-from xdp_runtime.errors import LoadError
+from xdp_runtime.errors import LoadError, VerifyError
 from xdp_runtime.object import Function, GlobalKind, MapFlag, MapSpec, MapType, Object
+from xdp_runtime.program import load as load_program
 
 OBJECTS = Path(__file__).parent / "objects"
 READABLE = ["alu", "globals", "legacy", "legacy_nobtf", "maps", "multi", "pass"]
@@ -188,15 +189,39 @@ def test_lines_follow_their_functions() -> None:
 @pytest.mark.parametrize(("name", "message"), [
     ("badmap", "map odd: unknown map attribute colour"),
     ("bigendian", "big-endian BPF object (compile with clang -target bpfel)"),
-    ("kfunc",
-     "function xdp_kfunc, instruction 7: calls the kernel function bpf_xdp_get_xfrm_state: the"),
-    ("ksym", "function xdp_ksym, instruction 1: refers to the weak extern bpf_prog_active"),
 ])
 def test_what_is_not_supported_is_named(name: str, message: str) -> None:
     with pytest.raises(LoadError) as error:
         load(name)
     assert message in str(error.value)
     assert str(OBJECTS / f"{name}.o") in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "program", "message"), [
+    ("kfunc", None, "instruction 7 .*: calls the kernel function bpf_xdp_get_xfrm_state: the"),
+    ("ksym", None, "instruction 1 .*: refers to the weak extern bpf_prog_active"),
+    ("ksyms", "strong", r"calls the extern bpf_has_to_be_there, .* \(declare it __weak, and ask"),
+    ("ksyms", "unasked", "calls the weak extern bpf_not_anywhere, which exists only in a kernel"),
+])
+def test_what_only_a_kernel_has_is_refused_where_a_path_leads(name: str, program: str | None,
+                                                              message: str) -> None:
+    with pytest.raises(VerifyError, match=message):
+        load_program(load(name), program)
+
+
+def test_a_program_may_ask_for_functions_of_the_kernel() -> None:
+    obj = load("ksyms")
+    assert [p.name for p in obj.programs if not p.autoload] == ["strong", "unasked"]
+    with load_program(obj) as program:  # the first that is loaded unasked, and attached
+        assert (program.spec.name, program.run(bytes(64)).retval) == ("asked", 2)
+    with pytest.raises(LoadError, match=r"for packets that a devmap redirects, .* MAP=KEY:dev=IF"):
+        obj.attachable("egress")
+
+
+def test_a_map_of_maps_says_of_which() -> None:
+    raw = patched("legacy_nobtf", "maps", 0, struct.pack("<5I", MapType.ARRAY_OF_MAPS, 4, 4, 1, 0))
+    with pytest.raises(LoadError, match="is a map of maps, and does not say of which"):
+        read_object(raw)
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:

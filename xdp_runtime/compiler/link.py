@@ -76,9 +76,11 @@ class Image:
 
 
 def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
-    """Programs compiled with `entry`, it first: all XDP programs once it uses a PROG_ARRAY.
+    """Programs compiled with `entry`, it first: all XDP programs once it uses a PROG_ARRAY, but
+    for those of SEC("?xdp") that no slot names.
 
-    A PROG_ARRAY has either xdp.frags programs or others.  Raises LoadError if it has both."""
+    What a PROG_ARRAY has are programs of one kind, as to xdp.frags, devmap and cpumap (the kernel's
+    bpf_prog_map_compatible).  Raises LoadError for one whose slots name another."""
     used = [obj.maps[insn.map] for insn in entry.insns
             if isinstance(insn, LoadMap) and 0 <= insn.map < len(obj.maps)
             and obj.maps[insn.map].type == MapType.PROG_ARRAY]
@@ -86,11 +88,13 @@ def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
         return [entry]
     names = {name for spec in used for _, name in spec.slots}
     for other in obj.programs:
-        if other.name in names and other.is_xdp and other.has_frags != entry.has_frags:
-            raise LoadError(f"program {entry.name}", f"calls {other.name}, and only one of them is "
-                            "of section xdp.frags", "put both in sections of the same kind")
+        if other.name in names and other.is_xdp and other.kind != entry.kind:
+            raise LoadError(f"program {entry.name}", f"of section {entry.section} calls "
+                            f"{other.name} of section {other.section}, and a tail call stays "
+                            "among programs of one kind", "put both in sections of the same kind")
     return [entry, *(p for p in obj.programs
-                     if p.is_xdp and p is not entry and p.has_frags == entry.has_frags)]
+                     if p.is_xdp and p is not entry and p.kind == entry.kind
+                     and (p.autoload or p.name in names))]
 
 
 def second_programs(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
@@ -102,7 +106,7 @@ def second_programs(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
     places = {dev.PROGRAMS_OF[one.type] for one in used
               if one.type in dev.PROGRAMS_OF and one.value_size == 8}
     return [p for p in obj.programs
-            if p.is_xdp and p is not entry and p.kind.partition("/")[2] in places]
+            if p.is_xdp and p is not entry and p.place in places]
 
 
 def compiled_programs(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:

@@ -76,7 +76,8 @@ _FUNCTIONS_HEAD = """
 
 Kernel functions (kfuncs) have no numbers of their own; programs declare them
 `extern ... __ksym`, and must be under the GPL. These are all that Linux 6.18 lets an XDP program
-call, which a test asks it. An object that calls a refused one is refused when it is read.
+call, which a test asks it. A program is refused where a path of it leads to a refused one; of one
+that is declared `__weak` it may ask first: `if (bpf_ksym_exists(bpf_throw))` is false here.
 """
 
 

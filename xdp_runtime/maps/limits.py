@@ -99,8 +99,7 @@ def refusal(spec: MapSpec) -> tuple[int, str] | None:
             and not unknown & ~int(MapFlag.NO_PREALLOC | _NUMA | _TOKEN_FD)):
         return ENOTSUPP, "BPF_F_NO_PREALLOC is not for LRU maps"
     if unknown:
-        return errno.EINVAL, (f"{type_name(spec.type)} has no flag {', '.join(names_of(unknown))} "
-                              f"({spec.flags:#x})")
+        return errno.EINVAL, f"{type_name(spec.type)} has no flag {', '.join(names_of(unknown))}"
     if spec.flags & MapFlag.NO_COMMON_LRU and spec.flags & _NUMA:
         return errno.EINVAL, "a share for each worker (BPF_F_NO_COMMON_LRU) has no one NUMA node"
     if spec.flags & _PROGRAM and (spec.lock_at >= 0 or spec.timer_at >= 0):

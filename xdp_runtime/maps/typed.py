@@ -32,24 +32,28 @@ class Codec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BtfCodec:
-    """By BTF; what has no type stays bytes."""
+    """By BTF; what has no type stays bytes, and is taken as a number, too."""
 
     btf: Btf
     key_type_id: int
     value_type_id: int
+    key_size: int = 0  # of what has no type
+    value_size: int = 0
 
     @classmethod
     def of(cls, btf: Btf | None, spec: MapSpec) -> BtfCodec | None:
         """The codec of a map, None if its definition has no types."""
         if btf is None or not (spec.key_type_id or spec.value_type_id):
             return None
-        return cls(btf, spec.key_type_id, spec.value_type_id)
+        return cls(btf, spec.key_type_id, spec.value_type_id, spec.key_size, spec.value_size)
 
     def decode_key(self, key: bytes) -> Any:
         return self.btf.decode_value(self.key_type_id, key) if self.key_type_id else key
 
     def encode_key(self, key: Any) -> bytes:
-        return self.btf.encode_value(self.key_type_id, key) if self.key_type_id else bytes(key)
+        if self.key_type_id:
+            return self.btf.encode_value(self.key_type_id, key)
+        return _plain(key, self.key_size)
 
     def decode_value(self, value: bytes) -> Any:
         return self.btf.decode_value(self.value_type_id, value) if self.value_type_id else value
@@ -57,19 +61,35 @@ class BtfCodec:
     def encode_value(self, value: Any) -> bytes:
         if self.value_type_id:
             return self.btf.encode_value(self.value_type_id, value)
-        return bytes(value)
+        return _plain(value, self.value_size)
 
 
-class _Plain:
-    """Bytes, as they are."""
+@dataclass(frozen=True, slots=True)
+class PlainCodec:
+    """Bytes, as they are; numbers are taken, too."""
+
+    spec: MapSpec
 
     def decode_key(self, key: bytes) -> bytes:
         return key
 
-    encode_key = decode_value = encode_value = decode_key
+    decode_value = decode_key
+
+    def encode_key(self, key: Any) -> bytes:
+        return _plain(key, self.spec.key_size)
+
+    def encode_value(self, value: Any) -> bytes:
+        return _plain(value, self.spec.value_size)
 
 
-PLAIN = _Plain()
+def _plain(value: Any, size_bytes: int) -> bytes:
+    """Bytes, or a number as wide as the definition says.  Raises ValueError, TypeError."""
+    if not isinstance(value, int):
+        return bytes(value)
+    try:
+        return value.to_bytes(size_bytes, "little", signed=value < 0)
+    except OverflowError:
+        raise ValueError(f"{value} does not fit in {size_bytes} bytes") from None
 
 
 class _Items(ItemsView[Any, Any]):
@@ -102,7 +122,7 @@ class TypedMap(Mapping[Any, Any]):
     __eq__, __hash__ = object.__eq__, object.__hash__
 
     def __init__(self, raw: Map) -> None:
-        self.raw, self.codec = raw, raw.codec or PLAIN
+        self.raw, self.codec = raw, raw.codec or PlainCodec(raw.spec)
 
     def _decode(self, value: bytes | list[bytes]) -> Any:
         if isinstance(value, list):

@@ -45,9 +45,9 @@ Outcomes = list[tuple[int, State]]
 
 def helper_of(env: Env, number: int) -> Helper:
     if number == POISON:
-        lacking = dict(env.program.poisoned).get(env.slot, "what this instruction needs")
-        raise Refused("helper", f"the target's types do not have {lacking}",
-                      "ask bpf_core_field_exists or its like first")
+        why, mend = next(((why, mend) for slot, why, mend in env.program.poisoned
+                          if slot == env.slot), ("it cannot be relocated", ""))
+        raise Refused("helper", why, mend)
     helper = env.entry.helpers.get(number)
     if helper is None or not helper.xdp:
         name = kernel_name(number)

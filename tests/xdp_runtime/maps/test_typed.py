@@ -237,3 +237,15 @@ def _grid() -> int:
     value = OBJECT.btf.type(OBJECT.btf.resolve(SPECS["a_hash"].value_type_id))
     assert isinstance(value, Struct)
     return next(member.type for member in value.members if member.name == "grid")
+
+
+def test_what_has_no_type_takes_numbers_as_wide_as_it_is() -> None:
+    with load(OBJECT) as program:
+        plain, data = program.maps["n_hash"], program.maps[".data"]
+        plain[7] = 2**40
+        assert plain[7] == plain.raw[b"\x07\0\0\0"] == (2**40).to_bytes(8, "little")
+        plain[7] = b"\1" * 8
+        assert 7 in plain
+        with pytest.raises(ValueError, match="does not fit in 8 bytes"):
+            plain[7] = 2**64
+        assert data[0] == data[bytes(4)]
