@@ -59,7 +59,7 @@ def read_maps(elf: ElfFile, btf: Btf | None) -> MapTable:
         kind = global_kind(section)
         if kind:
             table.by_section[section.index] = len(table.specs)
-            table.specs.append(_globals_map(section, kind, btf))
+            table.specs.append(_globals_map(section, kind, btf, elf.what))
     section = elf.find(ARENA_SECTION)
     if section is not None and section.size:
         _arena_globals(elf, section, table)
@@ -89,7 +89,7 @@ def global_kind(section: Section) -> GlobalKind:
     return kind
 
 
-def _globals_map(section: Section, kind: GlobalKind, btf: Btf | None) -> MapSpec:
+def _globals_map(section: Section, kind: GlobalKind, btf: Btf | None, what: str) -> MapSpec:
     """One array element that is the section; `initial` stays empty for zeros (.bss).
 
     Like libbpf, only a section with a variable that is not static can be mapped by user space.
@@ -103,8 +103,9 @@ def _globals_map(section: Section, kind: GlobalKind, btf: Btf | None) -> MapSpec
             variables = (btf.type(v.var) for v in types.vars)
             if any(isinstance(v, bt.Var) and v.linkage for v in variables):
                 flags |= MapFlag.MMAPABLE
-    return MapSpec(section.name, MapType.ARRAY, 4, section.size, 1, int(flags),
+    spec = MapSpec(section.name, MapType.ARRAY, 4, section.size, 1, int(flags),
                    global_kind=kind, initial=section.data, value_type_id=type_id)
+    return spec if btf is None else _with_fields(btf, spec, f"{what}: section {section.name}")
 
 
 def _arena_globals(elf: ElfFile, section: Section, table: MapTable) -> None:
@@ -231,6 +232,11 @@ def _parse_definition(btf: Btf, type_id: int, name: str, where: str,
         _set(numbers, "value_size", 4, where)
     fields: dict[str, Any] = {"key_size": 0, "value_size": 0, "max_entries": 0} | numbers
     spec = MapSpec(name, inner=inner, **fields)
+    return _with_fields(btf, spec, where), values_offset
+
+
+def _with_fields(btf: Btf, spec: MapSpec, where: str) -> MapSpec:
+    """With where its values have a lock and a timer.  Raises LoadError for what is not here."""
     if spec.value_type_id and (member_name := object_pointer(btf, spec.value_type_id)):
         raise LoadError(where, "its values hold a pointer to an object of the kernel "
                         f"({member_name}), and there are none in user space",
@@ -239,8 +245,7 @@ def _parse_definition(btf: Btf, type_id: int, name: str, where: str,
         raise LoadError(where, f"its values hold a struct {struct_name}, whose functions there are "
                         "only in the kernel", "of such fields there are bpf_spin_lock and "
                         "bpf_timer here")
-    return replace(spec, lock_at=lock_offset(btf, spec),
-                   timer_at=timer_offset(btf, spec)), values_offset
+    return replace(spec, lock_at=lock_offset(btf, spec), timer_at=timer_offset(btf, spec))
 
 
 def _set(numbers: dict[str, int], name: str, value: int, where: str) -> None:

@@ -150,7 +150,7 @@ def _interpret_data(machine: Machine, place: Pointer, offset: int, size: int) ->
     if dynptr is None or dynptr.read_only or dynptr.data is None:
         return 0
     offset &= _U32
-    return dynptr.data.moved(offset) if has(dynptr, offset, size) else 0
+    return dynptr.data.moved(offset) if has(dynptr, offset, size & _U32) else 0
 
 
 def _interpret_from_xdp(machine: Machine, ctx: Pointer, flags: int, place: Pointer) -> int:

@@ -371,7 +371,8 @@ class ModelRing:
         return iter(())
 
     def reserve(self, size: int) -> bytearray | None:
-        if self.produced + _record_bytes(size) - self.consumed >= self.spec.max_entries:
+        taken = (self.produced + _record_bytes(size) - self.consumed) & 0xFFFF_FFFF_FFFF_FFFF
+        if size >= self.spec.max_entries or taken >= self.spec.max_entries:
             return None
         record = bytearray(size)
         self.pending.append((record, None))

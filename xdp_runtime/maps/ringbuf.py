@@ -72,7 +72,8 @@ def _reserve(m: Any) -> Factory:
                 break
             pending += (((head & ~DISCARD) + 7) & ~7) + RECORD_HEAD_BYTES
         m.store_u64(ring, PENDING, pending)
-        if after - consumed > mask or after - pending > mask:
+        # unsigned, as a reader that claims more than there is gets nothing
+        if m.ult(mask, after - consumed) or m.ult(mask, after - pending):
             m.store_u64(ring, LOST, m.load_u64(ring, LOST) + 1)
             if shared != 0:
                 unlock(ring)

@@ -93,9 +93,6 @@ def check(env: Env, state: State, helper: Helper, spec: MapSpec | None, arg: Arg
                 raise Refused("type", f"{who}: the size in r{position} must be a constant",
                               regs=(position,))
             mark_precise(value.tokens)
-            if value.range.umax >= _MAX_SIZE:
-                raise Refused("bounds", f"{who}: the size in r{position} is too large",
-                              regs=(position,))
         case Arg.RECORD | Arg.SOCKET_RELEASE:
             _released(who, position, value, Kind.MEM if arg is Arg.RECORD else Kind.SOCKET)
         case Arg.SOCKET:

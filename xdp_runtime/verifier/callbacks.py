@@ -38,6 +38,9 @@ def push(env: Env, state: State, helper: int, spec: MapSpec | None) -> tuple[int
     if helper == TIMER_SET:
         function, timer = regs[2], regs[1]
         assert isinstance(function, Ptr) and isinstance(timer, Ptr)
+        if (function.off, timer.map) in env.timed:
+            return None  # it begins as it did then, be it in itself
+        env.timed.add((function.off, timer.map))
         env.later.add(function.off)
         inner[1] = Ptr(Kind.MAP, map_=timer.map)
         inner[2] = Ptr(Kind.MAP_KEY, map_=timer.map, size=value_spec(env, timer).key_size)
@@ -65,7 +68,7 @@ def push(env: Env, state: State, helper: int, spec: MapSpec | None) -> tuple[int
         inner[4] = regs[3]
     else:
         assert helper == DRAIN
-        inner[1] = Ptr(Kind.DYNPTR, size=references.LOCAL, readonly=True)
+        inner[1] = Ptr(Kind.DYNPTR, size=references.LOCAL)
         inner[2] = regs[3]
     again = state.copy()
     again.rounds += 1

@@ -274,10 +274,10 @@ def _buffer(value: Reg, size: int) -> tuple[int, int, int] | None:
 
 
 def _constant(state: State, helper: Helper) -> int:
-    """The number in the CONST_SIZE argument."""
+    """The number in the CONST_SIZE argument; the kernel keeps 32 bits of it (mem_size)."""
     value = state.top.regs[helper.args.index(Arg.CONST_SIZE) + 1]
     assert isinstance(value, Num)
-    return value.range.umax
+    return value.range.umax & 0xFFFF_FFFF
 
 
 def _error_or_size(state: State, helper: Helper) -> scalar.Scalar:

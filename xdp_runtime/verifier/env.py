@@ -70,7 +70,8 @@ class Env:
     """The program under proof and its counters."""
 
     __slots__ = ("_fields", "arena", "arena_at", "context_at", "entry", "fills", "insns", "later",
-                 "maps", "obj", "observer", "program", "slot", "stack_used", "used_ids", "written")
+                 "maps", "obj", "observer", "program", "slot", "stack_used", "timed",
+                 "used_ids", "written")
 
     def __init__(self, obj: Object, program: ProgramSpec,
                  observer: Observer | None = None, entry: Entry = XDP) -> None:
@@ -81,6 +82,7 @@ class Env:
         self.used_ids = 0
         self.stack_used: dict[int, int] = {}  # by the slot where a function begins, in bytes
         self.later: set[int] = set()  # functions that timers run, on a stack of their own
+        self.timed: set[tuple[int, int]] = set()  # those and the maps that the timers are in
         self._fields: dict[MapSpec, tuple[Field, ...]] = {}
         self.slot = 0  # the instruction being proven
         self.context_at: dict[int, bool] = {}  # memory instructions: is it the context they use?

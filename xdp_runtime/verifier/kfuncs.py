@@ -116,7 +116,7 @@ def _iterate(env: Env, state: State, number: int) -> State | None:
     if found.size == references.ACTIVE:
         other = state.copy()
         other.rounds += 1
-        other.top.regs[0] = Ptr(Kind.MEM, size=4, readonly=True)
+        other.top.regs[0] = Ptr(Kind.MEM, size=4, readonly=True, owner=found.ref)
         other.top.regs[1:6] = [None] * 5
     references.drain(frame, off, found)
     regs[0] = Num(scalar.const(0))

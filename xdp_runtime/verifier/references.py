@@ -25,9 +25,9 @@ def acquire(env: Env, state: State) -> int:
 
 
 def release(state: State, reference: int) -> None:
-    """The object is gone; what pointed to it is a mere number."""
+    """The object is gone; what pointed to it, or into it, is a mere number."""
     state.refs = tuple(ref for ref in state.refs if ref != reference)
-    _forget(state, lambda ptr: ptr.ref == reference)
+    _forget(state, lambda ptr: reference in (ptr.ref, ptr.owner))
 
 
 def _forget(state: State, dead) -> None:  # type: ignore[no-untyped-def]

@@ -97,3 +97,20 @@ int count(struct xdp_md *ctx)
 	bpf_spin_unlock(&w->lock);
 	return XDP_PASS;
 }
+
+/* a lock among global variables */
+static struct {
+	__u64 count;
+	struct bpf_spin_lock lock;
+	__u64 twice;
+} shared;
+
+SEC("xdp")
+int count_globally(struct xdp_md *ctx)
+{
+	bpf_spin_lock(&shared.lock);
+	shared.count++;
+	shared.twice += 2;
+	bpf_spin_unlock(&shared.lock);
+	return XDP_PASS;
+}

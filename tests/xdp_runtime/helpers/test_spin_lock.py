@@ -44,7 +44,7 @@ def interpreted(seed: int) -> tuple[list[tuple[int, bytes]], dict[str, dict[byte
 
 def test_place_of_the_lock() -> None:
     assert {m.name: m.lock_at for m in read_object(OBJECT).maps} == {
-        "hash": LOCK_AT, "lru": LOCK_AT, "array": LOCK_AT}
+        "hash": LOCK_AT, "lru": LOCK_AT, "array": LOCK_AT, ".bss": 8}
 
 
 @pytest.mark.parametrize("opt", [0, 3])
@@ -155,6 +155,29 @@ def test_threads_and_another_process(tmp_path: Path) -> None:
         for one in maps:
             assert one.lookup(key(1)) == VALUE.pack(0, 0, sum(done), 2 * sum(done))
         assert min(done) > 0
+
+
+def test_threads_at_a_global_lock() -> None:
+    """It is in the value of .bss, so user space reads what it guards with BPF_F_LOCK."""
+    obj, rounds = read_object(OBJECT), 20_000
+    machine = Machine(obj, obj.program("count_globally"))
+    assert machine.run(bytes(64)).verdict == 2
+    model = next(m for m in machine.maps if m.spec.name == ".bss")
+    assert dict(model.items()) == {bytes(4): struct.pack("<QI4xQ", 1, 0, 2)}
+    with load(obj, "count_globally", workers=2) as program:
+        threads = [threading.Thread(target=program.repeat, args=(bytes(64), rounds),
+                                    kwargs={"worker": worker}) for worker in range(2)]
+        for thread in threads:
+            thread.start()
+        one = program.raw_maps[".bss"]
+        for _ in range(200):
+            value = one.lookup(key(0), BPF_F_LOCK)
+            assert isinstance(value, bytes)
+            count, lock, twice = struct.unpack("<QI4xQ", value)
+            assert (lock, twice) == (0, 2 * count)
+        for thread in threads:
+            thread.join()
+        assert one.lookup(key(0)) == struct.pack("<QI4xQ", 2 * rounds, 0, 4 * rounds)
 
 
 def test_a_dead_owner_does_not_stop_anybody() -> None:
