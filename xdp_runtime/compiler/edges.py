@@ -55,6 +55,15 @@ class Edges(Registers):
             self.emit(f"br label %{self.label_of(target)}")
         self.pending.clear()
 
+    def forget_unread(self, live: int) -> None:
+        """The block ends, and of r0 to r9 only these (bits) are read behind it: the variables of
+        the others need not have what they hold."""
+        for number in range(10):
+            if not live >> number & 1:
+                location = self.reg(number)
+                self.unstored.pop(f"%{location}.i", None)
+                self.unstored.pop(f"%{location}.p", None)
+
     def branch_always(self, target: int) -> None:
         self.emit(f"br label %{self.jump_to((self.frame.id, target), self.state)}")
 

@@ -72,7 +72,10 @@ class Lowering(Arenas, TailCalls):
         self.loops = any(isinstance(insn, Jump | JumpIf) and insn.off < 0
                          for insn in self.provenance.insns)
         self.guards = guards_of(self.analysis.frames, self.provenance.insns, self.facts)
+        self.joined: set[Node] = set()  # blocks that became part of the one before
         for node in self.analysis.order:
+            if node in self.joined:
+                continue
             self.lower_block(node)
             if node in self.guards:
                 self.entering = True
@@ -143,8 +146,7 @@ class Lowering(Arenas, TailCalls):
                     self.lower_loop(slot)
                     break
                 case Jump(off):
-                    self.branch_always(slot + 1 + off)
-                    break
+                    following = slot + 1 + off
                 case MayGoto(off):
                     left = self.value(f"load i64, ptr %may{self.frame.depth}")
                     over = self.value(f"icmp eq i64 {left}, 0")
@@ -153,36 +155,51 @@ class Lowering(Arenas, TailCalls):
                     self.branch_if(over, slot, slot + 1 + off)
                     break
                 case JumpIf():
-                    self.lower_branch(insn, slot)
-                    break
+                    only = self.lower_branch(insn, slot)
+                    if only is None:
+                        break
+                    following = only
                 case _:
                     self.lower_insn(insn)
-            following = slot + width(insn)
+                    following = slot + width(insn)
             if following in self.frame.starts:
-                self.branch_always(following)
-                break
+                self.forget_unread(self.provenance.read_from(following))
+                if not self.goes_on(following):
+                    self.branch_always(following)
+                    break
             slot = following
         self.end_block()
 
-    def lower_branch(self, insn: JumpIf, slot: int) -> None:
-        """Only the sides that some path goes."""
+    def goes_on(self, slot: int) -> bool:
+        """Make the block that begins there part of this one, if only this one leads there, and
+        neither is lowered twice."""
+        node = (self.frame.id, slot)
+        if (slot < self.slot or self.analysis.source[node] != self.node
+                or self.guards & {node, self.node}):
+            return False
+        self.node = node
+        self.joined.add(node)
+        return True
+
+    def lower_branch(self, insn: JumpIf, slot: int) -> int | None:
+        """Only the sides that some path goes; if that is one, where it goes."""
         may_fall, may_take = self.provenance.sides(slot)
         target = slot + 1 + insn.off
         if not may_fall and not may_take:
             self.emit("unreachable")
-            return
+            return None
         condition = self.compare(insn, slot) if may_fall and may_take else ""
         no = self.provenance.refine(self.state, insn, False)
         yes = self.provenance.refine(self.state, insn, True)
         if no is not self.state or yes is not self.state:
             self.set_number(insn.dst, "0")  # what the register is where it was null
-        labels = [self.jump_to((self.frame.id, where), state)
-                  for where, state, may in ((target, yes, may_take), (slot + 1, no, may_fall))
-                  if may]
-        if len(labels) == 2:
-            self.lower_sides(insn, slot, condition, *labels)
-        else:
-            self.emit(f"br label %{labels[0]}")
+        if not condition:
+            self.state = yes if may_take else no
+            return target if may_take else slot + 1
+        self.forget_unread(self.provenance.read_from(target, slot + 1))
+        self.lower_sides(insn, slot, condition, self.jump_to((self.frame.id, target), yes),
+                         self.jump_to((self.frame.id, slot + 1), no))
+        return None
 
     def lower_sides(self, insn: JumpIf, slot: int, condition: str, taken: str, falls: str) -> None:
         """In a program with loops LLVM is told which bytes a comparison with the packet's end shows

@@ -87,6 +87,7 @@ MAPS = (MapPtr, MapOneOf, InnerMap)
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 WRITTEN = (Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.MAP_VALUE_UNINIT, Arg.FIXED_UNINIT,
            Arg.BUFFER_OR_NULL)
+_SEVERAL = (-1, -1)
 
 
 @dataclass(slots=True)
@@ -96,6 +97,7 @@ class Analysis:
     at: dict[Node, State]  # state on entry of each reachable block
     order: list[Node]  # reachable blocks, frame by frame in program order
     stack_used: dict[int, int]  # call depth -> bytes of the frame that are ever addressed
+    source: dict[Node, Node]  # the block that leads to a block, _SEVERAL if they are more
 
 
 class Provenance:
@@ -108,6 +110,8 @@ class Provenance:
         self.timer = timer
         self.insns = program.insns
         self.arena = next(iter(arenas_of(self.insns, maps)), -1)  # which map, -1: none
+        # of an access to an arena that comes to nothing the register is read that it would write
+        self.live = facts.live if self.arena < 0 else []
         self.stack_used: dict[int, int] = {}
 
     def unsupported(self, slot: int, why: str) -> LoadError:
@@ -342,6 +346,7 @@ class Provenance:
         else:
             start.regs[1:3] = Mem() if given else constant(0), constant(given)
         at: dict[Node, State] = {(0, first): start}
+        source: dict[Node, Node] = {(0, first): _SEVERAL}  # a tail call may lead there
         todo: list[Node] = [(0, first)]  # a heap: what comes first first, so that few come twice
         while todo:
             node = heappop(todo)
@@ -349,15 +354,34 @@ class Provenance:
                 continue
             frame = frames[node[0]]
             for target, state in self.flow(frame, node[1], at[node].copy(), entered, at):
+                if source.setdefault(target, node) != node:
+                    source[target] = _SEVERAL
                 known = at.get(target)
-                merged = state.copy() if known is None else known.meet(state)
+                merged = self.awaited(state, target) if known is None else known.meet(state)
                 if merged is not None:
                     at[target] = merged
                     heappush(todo, target)
         order = [(frame.id, slot) for frame in frames
                  for slot in (*frame.leaders, *(slot + HEADER for slot in frame.leaders))
                  if (frame.id, slot) in at]
-        return Analysis(frames, entered, at, order, dict(self.stack_used))
+        return Analysis(frames, entered, at, order, dict(self.stack_used), source)
+
+    def read_from(self, *slots: int) -> int:
+        """Registers that may still be read from one of these on, as bits."""
+        live = 0 if self.live else -1
+        for slot in slots if self.live else ():
+            live |= self.live[slot]
+        return live
+
+    def awaited(self, state: State, node: Node) -> State:
+        """A copy of what leads to a block, without registers that nobody reads there: paths need
+        not agree about these."""
+        after = state.copy()
+        if self.live and node[1] < HEADER:
+            live = self.live[node[1]]
+            after.regs[:10] = [kind if live >> n & 1 else NOTHING
+                               for n, kind in enumerate(after.regs[:10])]
+        return after
 
     def flow(self, frame: Frame, slot: int, state: State, entered: dict[Node, Frame],
              at: dict[Node, State]) -> list[tuple[Node, State]]:
@@ -435,7 +459,9 @@ class Provenance:
 
     def enter(self, state: State, callee: Frame) -> State:
         inner = state.copy()
-        inner.saved = (*state.saved, tuple(state.regs[6:10]))
+        live = self.live[callee.call_slot + 1] if self.live else -1
+        inner.saved = (*state.saved, tuple(
+            kind if live >> n & 1 else NOTHING for n, kind in enumerate(state.regs[6:10], 6)))
         inner.regs[0] = NOTHING
         inner.regs[6:10] = [NOTHING] * 4
         inner.regs[10] = StackPtr(callee.depth, 0)

@@ -23,6 +23,7 @@ class Facts:
     `edges[slot]`: of a comparison of pointers, n if the left one is in the packet, n bytes behind
     where it or its variable offset begins, and the right one is the packet's end; -n if it is the
     other way around; else 0.
+    `live[slot]`: bit n is set if r<n> may still be read from there on; empty: nobody knows.
     `longest`: instructions on the longest path, those of called functions included; -1: not known.
     """
 
@@ -33,6 +34,7 @@ class Facts:
         "edges",
         "falls",
         "fills",
+        "live",
         "longest",
         "ranges",
         "rooms",
@@ -48,6 +50,7 @@ class Facts:
         self.falls = bytearray(slots)
         self.taken = bytearray(slots)
         self.longest = -1
+        self.live: list[int] = []
         self.edges: dict[int, int] = {}
         self.sums: frozenset[int] | None = None
         self.arena_at: dict[int, bool] = {}  # do they work on an arena?  (env.py)

@@ -54,6 +54,7 @@ def verify(obj: Object, program: ProgramSpec, time_budget_s: float = TIME_BUDGET
     if facts is not None:
         facts.take(env)
         explorer.facts = facts
+    explorer.facts.live = shape.live
     errors: tuple[Finding, ...] = ()
     collecting = gc.isenabled()
     gc.disable()  # states live to the end; at a million instructions it is half the time
