@@ -240,6 +240,11 @@ class Machine:
     def running_program(self) -> ProgramSpec:
         return self._frames[-1].program
 
+    @property
+    def call_slot(self) -> int:
+        """Of the helper that runs."""
+        return self._frames[-1].pc - 1
+
     def run_timers(self) -> int | None:
         """Fire the timers that are due, as a worker does between batches; ns until the next one
         is, None if there is none."""
@@ -588,7 +593,11 @@ class Machine:
                 case Arg.MEM | Arg.MEM_OR_NULL:
                     size = self._size_argument(frame, helper, n + 1)
                     null_allowed = kind is Arg.MEM_OR_NULL and value == 0 and size == 0
-                    arguments.append(b"" if null_allowed else _read_bytes(frame, n, size))
+                    given: bytes | memoryview = b"" if null_allowed else _read_bytes(frame, n, size)
+                    if Arg.FIXED_UNINIT in helper.args:  # which may lie in what is read
+                        place = _memory(frame, n, 0)
+                        given = memoryview(place.region.data)[place.offset : place.offset + size]
+                    arguments.append(given)
                 case Arg.TEXT:
                     arguments.append(_memory(frame, n, 0))
                 case Arg.MEM_UNINIT | Arg.MEM_UNINIT_OR_NULL:

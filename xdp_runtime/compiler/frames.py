@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from xdp_runtime.callbacks import Callbacks
 from xdp_runtime.errors import LoadError, VerifyError
 from xdp_runtime.isa import (
     MAX_CALL_FRAMES,
@@ -24,12 +25,12 @@ from xdp_runtime.isa import (
     LoadMap,
     LoadMapValue,
     MayGoto,
-    Store,
 )
 
 MAX_UNFOLDED_SLOTS = 1_000_000
 CALLING_BACK = (164, 181, 209)  # bpf_for_each_map_elem, bpf_loop, bpf_user_ringbuf_drain
 TAIL_CALL = 12
+_CALLBACK = -1  # a callee that r2 holds
 HEADER = 1 << 32  # added to the slot of such a call: the node where it asks whether to go on
 
 
@@ -82,7 +83,8 @@ def successors(insns: Insns, slot: int) -> tuple[int, ...]:
 
 def _function(insns: Insns, entry: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...],
                                                   bool, int]:
-    """(leaders, (call slot, callee entry) pairs, has an exit, slots) of the function at `entry`."""
+    """(leaders, (call slot, callee entry or _CALLBACK) pairs, has an exit, slots) of the function
+    at `entry`."""
     leaders, calls, seen, todo, returns = {entry}, [], set(), [entry], False
     while todo:
         slot = todo.pop()
@@ -97,7 +99,7 @@ def _function(insns: Insns, entry: int) -> tuple[tuple[int, ...], tuple[tuple[in
             calls.append((slot, target))
             leaders.add(slot + 1)
         if isinstance(insn, Call) and insn.helper in CALLING_BACK:
-            calls.append((slot, _callback(insns, slot)))
+            calls.append((slot, _CALLBACK))
             leaders.update((slot, slot + 1))
         if isinstance(insn, Call) and insn.helper == TAIL_CALL:
             leaders.add(slot + 1)
@@ -123,54 +125,33 @@ def tail_calls_in_functions(insns: Insns) -> bool:
     return bool(tail_calls - seen)
 
 
-def callbacks_of(insns: Insns, slot: int) -> list[int]:
-    """The functions whose address r2 may hold at the call at `slot`: those loaded into r2 from
-    where the call is reached without another call."""
-    found = []
-    for start, insn in enumerate(insns):
-        if not isinstance(insn, LoadFunc) or insn.dst != 2:
-            continue
-        todo, seen = [start + 2], set()
-        while todo:
-            at = todo.pop()
-            if at == slot:
-                found.append(start + 1 + insn.off)
-                break
-            if at in seen or insns[at] is None or isinstance(insns[at], Call | CallLocal) or (
-                    getattr(insns[at], "dst", -1) == 2 and not isinstance(insns[at], Store)):
-                continue
-            seen.add(at)
-            todo += successors(insns, at)
-    if not found:
-        raise LoadError(f"instruction {slot}", "a callback that is not loaded into r2 before the "
-                        "call is not supported yet")
-    return sorted(set(found))
+def callbacks_of(insns: Insns, slot: int, frame: Frame,
+                 callbacks: Callbacks | None = None) -> list[int]:
+    """The functions whose address r2 may hold at the call at `slot` of this frame."""
+    callbacks = callbacks or Callbacks(insns)
+    found: set[int] = set()
+    todo = [(frame, slot, 2)]
+    while todo:
+        here, at, register = todo.pop()
+        for function in callbacks.held(at, register, here.entry):
+            if function >= 0:
+                found.add(function)
+            elif here.parent is None or here.callback:
+                raise LoadError(f"instruction {slot}", "the callback is no function of the program")
+            else:
+                todo.append((here.parent, here.call_slot, -function))
+    return sorted(found)
 
 
-def _callback(insns: Insns, slot: int) -> int:
-    """The function whose address r2 holds at such a call.  It must be loaded in the same block."""
-    targets = {target for at, insn in enumerate(insns)
-               if isinstance(insn, Jump | JumpIf | MayGoto) for target in successors(insns, at)}
-    for before in range(slot - 1, -1, -1):
-        if before + 1 in targets:
-            break
-        insn = insns[before]
-        if isinstance(insn, LoadFunc) and insn.dst == 2:
-            return before + 1 + insn.off
-        if isinstance(insn, Call | CallLocal) or (
-                getattr(insn, "dst", -1) == 2 and not isinstance(insn, Store)):
-            break
-    raise LoadError(f"instruction {slot}", "a callback that is not loaded right before the call "
-                    "is not supported yet")
-
-
-def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, Frame]]:
-    """All frames (that of the function at `start` first) and the frame each call node enters."""
+def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, tuple[Frame, ...]]]:
+    """All frames (that of the function at `start` first) and the frame each call node enters: one,
+    or as many as there are callbacks that it may be handed."""
     functions: dict[int, tuple[tuple[int, ...], tuple[tuple[int, int], ...], bool, int]] = {}
     starts: dict[int, frozenset[int]] = {}
     frames: list[Frame] = []
-    entered: dict[Node, Frame] = {}
+    entered: dict[Node, tuple[Frame, ...]] = {}
     slots = 0
+    callbacks = Callbacks(insns)
 
     def enter(entry: int, parent: Frame | None, call_slot: int) -> Frame:
         nonlocal slots
@@ -191,7 +172,9 @@ def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, Frame]
                       starts.setdefault(entry, frozenset(leaders)))
         frames.append(frame)
         for slot, target in calls:
-            entered[(frame.id, slot)] = enter(target, frame, slot)
+            callees = ([target] if target != _CALLBACK
+                       else callbacks_of(insns, slot, frame, callbacks))
+            entered[(frame.id, slot)] = tuple(enter(callee, frame, slot) for callee in callees)
         return frame
 
     enter(start, None, -1)

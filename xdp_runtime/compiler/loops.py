@@ -3,12 +3,16 @@
 bpf_loop, bpf_for_each_map_elem and bpf_user_ringbuf_drain are three nodes (frames.py): the call
 checks its arguments, the header asks for another round, and the callback's exit returns to the
 header.  `loop<frame>_<slot>` and what begins with it are the loop's variables.
+
+The kernel writes bpf_loop out where it can (inline_bpf_loop), and looks at all 64 bits of the
+count there; the error is then a number of 32.  Its helper takes a count of 32.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from xdp_runtime.callbacks import loops_in_line
 from xdp_runtime.compiler.calls import Calls
 from xdp_runtime.compiler.edges import Edges
 from xdp_runtime.compiler.frames import HEADER, Frame
@@ -37,14 +41,18 @@ class Loops(Calls, Edges):
             count, error = "0", "0"
             self.copy(self.state.regs[1], self.reg(1), f"{where}_map")
         else:
-            count = self.number_of(1)
+            count, too_many = self.number_of(1), -E2BIG & 0xFFFFFFFF
+            if not loops_in_line(self.provenance.insns, slot):
+                count, too_many = self.value(f"and i64 {count}, {0xFFFFFFFF}"), -E2BIG
             many = self.value(f"icmp ugt i64 {count}, {MAX_LOOPS}")
-            error = self.value(f"select i1 {many}, i64 {-E2BIG & 0xFFFFFFFF}, i64 0")
+            error = self.value(f"select i1 {many}, i64 {too_many}, i64 0")
         if not self.provenance.drains(slot):
             flagged = self.value(f"icmp ne i64 {self.number_of(4)}, 0")
             error = self.value(f"select i1 {flagged}, i64 -{EINVAL}, i64 {error}")
         self.put(f"{where}_count", "i", count)
         self.put(f"{where}_round", "i", "0")
+        if len(self.analysis.entered[(self.frame.id, slot)]) > 1:
+            self.put(f"{where}_code", "i", self.number_of(2))
         self.copy(self.state.regs[3], self.reg(3), where)
         self.set_number(0, error)
         again = self.provenance.loop_again(self.state, self.state)
@@ -56,7 +64,7 @@ class Loops(Calls, Edges):
     def lower_loop_header(self, slot: int) -> None:
         """The next round, or the number of rounds as the result."""
         where = self.loop_location(self.frame, slot)
-        callee = self.analysis.entered[(self.frame.id, slot)]
+        callees = self.analysis.entered[(self.frame.id, slot)]
         done = self.get(f"{where}_round", "i")
         count = self.get(f"{where}_count", "i")
         if self.provenance.drains(slot):
@@ -73,11 +81,17 @@ class Loops(Calls, Edges):
             self.set_number(1, done)
             self.copy(self.state.regs[3], self.reg(3), self.reg(2))
         self.set_number(0, done)
-        self.clear_stack(callee.depth)
-        inner = self.provenance.call_back(self.state, callee)
-        over = self.provenance.loop_over(self.state)
-        self.emit(f"br i1 {more}, label %{self.jump_to((callee.id, callee.entry), inner)}, "
-                  f"label %{self.jump_to((self.frame.id, slot + 1), over)}")
+        self.clear_stack(callees[0].depth)
+        inner = [self.jump_to((callee.id, callee.entry),
+                              self.provenance.call_back(self.state, callee)) for callee in callees]
+        over = self.jump_to((self.frame.id, slot + 1), self.provenance.loop_over(self.state))
+        if len(callees) == 1:
+            self.emit(f"br i1 {more}, label %{inner[0]}, label %{over}")
+            return
+        code = self.value(f"select i1 {more}, i64 {self.get(f'{where}_code', 'i')}, i64 -1")
+        cases = " ".join(f"i64 {callee.entry}, label %{label}"
+                         for callee, label in zip(callees, inner, strict=True))
+        self.emit(f"switch i64 {code}, label %{over} [ {cases} ]")
 
     def lower_drain(self, slot: int, where: str, operation: str, number: str) -> str:
         """Begin to drain a ring, or go on (maps/user_ringbuf.py)."""

@@ -133,7 +133,7 @@ class Lowering(Arenas, TailCalls):
             assert insn is not None
             match insn:
                 case CallLocal():
-                    callee = self.analysis.entered[(self.frame.id, slot)]
+                    callee, = self.analysis.entered[(self.frame.id, slot)]
                     self.clear_stack(callee.depth)
                     self.emit(f"store i64 {MAY_GOTO_BUDGET}, ptr %may{callee.depth}")
                     entered = self.provenance.enter(self.state, callee)

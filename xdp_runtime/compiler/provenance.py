@@ -93,7 +93,7 @@ _SEVERAL = (-1, -1)
 @dataclass(slots=True)
 class Analysis:
     frames: list[Frame]
-    entered: dict[Node, Frame]
+    entered: dict[Node, tuple[Frame, ...]]
     at: dict[Node, State]  # state on entry of each reachable block
     order: list[Node]  # reachable blocks, frame by frame in program order
     stack_used: dict[int, int]  # call depth -> bytes of the frame that are ever addressed
@@ -383,20 +383,20 @@ class Provenance:
                                for n, kind in enumerate(after.regs[:10])]
         return after
 
-    def flow(self, frame: Frame, slot: int, state: State, entered: dict[Node, Frame],
+    def flow(self, frame: Frame, slot: int, state: State, entered: dict[Node, tuple[Frame, ...]],
              at: dict[Node, State]) -> list[tuple[Node, State]]:
         """Run one block from `slot`; the blocks it leads to with the states they are entered in."""
         if slot >= HEADER:
             slot -= HEADER
-            callee = entered[(frame.id, slot)]
-            return [((callee.id, callee.entry), self.call_back(state, callee)),
+            return [*(((callee.id, callee.entry), self.call_back(state, callee))
+                      for callee in entered[(frame.id, slot)]),
                     ((frame.id, slot + 1), self.loop_over(state))]
         while True:
             insn = self.insns[slot]
             if not self.facts.visited[slot]:
                 return []
             if isinstance(insn, CallLocal):
-                callee = entered[(frame.id, slot)]
+                callee, = entered[(frame.id, slot)]
                 return [((callee.id, callee.entry), self.enter(state, callee))]
             if isinstance(insn, Call) and (frame.id, slot) in entered:
                 return [((frame.id, slot + HEADER), self.loop_again(state, state)),

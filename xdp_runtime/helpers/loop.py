@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xdp_runtime.callbacks import loops_in_line
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.interp_memory import Pointer, Region
 from xdp_runtime.object import MapType
@@ -19,15 +20,14 @@ _KEY_BASE = 0x2F0000000000  # an address that no other region has
 
 
 def _interpret_loop(machine: Machine, count: int, code: Value, handed: Value, flags: int) -> int:
-    """The compiled form is lowering's own: the callback becomes part of the program.
-
-    As the kernel's code in line (inline_bpf_loop), which it has where the flags are known to be
-    zero: all 64 bits of the count are looked at, and the error is a number of 32.
-    """
+    """The compiled form is lowering's own (compiler/loops.py, also for what depends on this)."""
     if flags:
         return -EINVAL
+    in_line = count > MAX_LOOPS and loops_in_line(machine.running_program.insns, machine.call_slot)
+    if not in_line:
+        count &= 0xFFFFFFFF
     if count > MAX_LOOPS:
-        return -E2BIG & 0xFFFFFFFF
+        return -E2BIG & 0xFFFFFFFF if in_line else -E2BIG
     for done in range(count):
         if machine.call_back(code, [done, handed]):
             return done + 1

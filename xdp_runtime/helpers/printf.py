@@ -27,7 +27,8 @@ EINVAL, ENOSPC = 22, 28
 BINARY_BYTES = 512  # MAX_BPRINTF_BIN_ARGS
 ROOM_BYTES = 576  # with what an address may write over the end
 ARGUMENTS_MAX = 12  # MAX_BPRINTF_VARARGS
-_WIDTH_MAX = (1 << 23) - 1  # FIELD_WIDTH_MAX, lib/vsprintf.c
+_WIDTH_MAX = (1 << 23) - 1  # FIELD_WIDTH_MAX, lib/vsprintf.c; a width is a C int that wraps before
+_NO_WIDTH = -1
 _POINTER_DIGITS = 16
 _PAGE = 4096
 
@@ -38,6 +39,7 @@ _WHITE = b"\t\n\v\f\r "
 # what may follow %s and %p: the end, white space or punctuation, in the kernel's Latin-1 ctype
 _AFTER = (b"\0" + _WHITE + bytes(range(0xA0, 0xC0)) + b"\xd7\xf7"
           + bytes(c for c in range(0x21, 0x7F) if not chr(c).isalnum()))
+_DIGITS = b"0123456789"
 _LETTERS = bytes(c for c in range(0x30, 0x100) if c not in _AFTER and (c < 0x7F or c > 0x9F))
 
 # characters, as constants for the templates
@@ -71,7 +73,7 @@ def prepare(text: bytes, arguments: tuple[int, ...], read: Reader | None) -> byt
         at += 1
         while text[at] in _FLAGS:
             at += 1
-        while text[at] in b"0123456789":
+        while text[at] in _DIGITS:
             at += 1
         kind, size, form = text[at], 4, 0
         if kind == _s:
@@ -170,13 +172,16 @@ def render(size: int, text: bytes, made: bytes) -> bytes:
             out.append(c)
             at += 1
             continue
-        flags = width = 0
+        flags, width = 0, _NO_WIDTH
         while text[at] in _FLAGS:
             flags |= _FLAGS[text[at]]
             at += 1
-        while text[at] in b"0123456789":
-            width = min(width * 10 + text[at] - ord("0"), _WIDTH_MAX)
-            at += 1
+        if text[at] in _DIGITS:
+            width = 0
+            while text[at] in _DIGITS:
+                width = _int(width * 10 + text[at] - _0)
+                at += 1
+            width = max(-_WIDTH_MAX, min(width, _WIDTH_MAX))
         kind = text[at]
         at += 1
         if kind == _c:
@@ -199,10 +204,8 @@ def render(size: int, text: bytes, made: bytes) -> bytes:
                     used += len(shown) + 1
                     out += shown
                 continue
-            if not width:
+            if width == _NO_WIDTH and not (kind in b"sS" and kind):
                 flags, width = flags | _ZERO, _POINTER_DIGITS
-                if kind in b"sS" and kind:
-                    width = 0
         else:
             while kind == _l:
                 bits, kind = 64, text[at]
@@ -218,6 +221,10 @@ def render(size: int, text: bytes, made: bytes) -> bytes:
         else:
             out += _field(number, bits, base, flags, width)
     return bytes(out)
+
+
+def _int(value: int) -> int:
+    return (value & 0xFFFFFFFF ^ 0x80000000) - 0x80000000
 
 
 def _padded(text: bytes, flags: int, width: int) -> bytes:
@@ -300,6 +307,19 @@ def _after(m: Any) -> Factory:
 
 
 AFTER = Template("printf_after", _after, "i64(i64)")
+
+
+def _letter(m: Any) -> Factory:
+    def printf_letter(c):  # type: ignore
+        """isalnum(), which the control characters of Latin-1 are not: _LETTERS."""
+        if (c >= _0 and c <= _9) or (c | 32 >= _a and c | 32 <= _z):
+            return 1
+        return 1 if c >= 0xC0 and c != 0xD7 and c != 0xF7 else 0
+
+    return printf_letter
+
+
+LETTER = Template("printf_letter", _letter, "i64(i64)")
 
 
 # --- the same, compiled: numbers and texts -------------------------------------------------------
@@ -555,7 +575,7 @@ PREPARE = Template("printf_prepare", _prepare, "i64(ptr, i64, ptr, i64, ptr)",
 
 def _render(m: Any) -> Factory:
     put, fill, number = m.extern(PUT), m.extern(FILL), m.extern(NUMBER)
-    string, after = m.extern(STRING), m.extern(AFTER)
+    string, letter = m.extern(STRING), m.extern(LETTER)
 
     def printf_render(out, size, text, made):  # type: ignore
         """The length of the whole message, without the NUL that ends what is at `out`."""
@@ -575,7 +595,7 @@ def _render(m: Any) -> Factory:
                 i += 1
                 continue
             flags = 0
-            width = 0
+            width = _NO_WIDTH
             while True:
                 c = m.load_u8(text, i)
                 i += 1
@@ -589,12 +609,16 @@ def _render(m: Any) -> Factory:
                     flags |= _ZERO
                 else:
                     break
-            while c >= _0 and c <= _9:
-                width = width * 10 + c - _0
+            if c >= _0 and c <= _9:
+                width = 0
+                while c >= _0 and c <= _9:
+                    width = ((width * 10 + c - _0 & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+                    c = m.load_u8(text, i)
+                    i += 1
                 if width > _WIDTH_MAX:  # noqa: PLR1730  (no min() in templates)
                     width = _WIDTH_MAX
-                c = m.load_u8(text, i)
-                i += 1
+                if width < -_WIDTH_MAX:  # noqa: PLR1730
+                    width = -_WIDTH_MAX
             if c == _c:
                 if flags & _LEFT == 0:
                     at = fill(out, at, size, _BLANK, width - 1)
@@ -613,10 +637,10 @@ def _render(m: Any) -> Factory:
             bytes_ = 4
             if c == _p:
                 c = m.load_u8(text, i)
-                while after(m.load_u8(text, i)) == 0:
+                while letter(m.load_u8(text, i)) != 0:
                     i += 1
-                plain = after(c)
-                if plain == 0 and c != _x and c != _K and c != _s and c != _S:
+                named = letter(c)
+                if named != 0 and c != _x and c != _K and c != _s and c != _S:
                     if at < size:
                         at = string(out, at, size, m.gep(made, used), 0, 0)
                         while m.load_u8(made, used) != 0:
@@ -626,13 +650,13 @@ def _render(m: Any) -> Factory:
                 used = (used + 3) & ~3
                 argument = m.load_u64(made, used)
                 used += 8
-                if plain == 0 and (c == _s or c == _S):
+                if named != 0 and (c == _s or c == _S):
                     name = m.gep(m.alloca(24), 0)
                     put(name, put(name, 0, 24, _0), 24, _x)
                     m.store_u8(name, number(name, 2, 24, argument, 16, 0, 0), 0)
                     at = string(out, at, size, name, flags, width)
                     continue
-                if width == 0:
+                if width == _NO_WIDTH:
                     flags |= _ZERO
                     width = _POINTER_DIGITS
                 at = number(out, at, size, argument, 16, flags, width)
@@ -664,4 +688,4 @@ def _render(m: Any) -> Factory:
 
 
 RENDER = Template("printf_render", _render, "i64(ptr, i64, ptr, ptr)",
-                  (PUT, FILL, NUMBER, STRING, AFTER), inline=False)
+                  (PUT, FILL, NUMBER, STRING, LETTER), inline=False)

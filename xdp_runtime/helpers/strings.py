@@ -61,9 +61,10 @@ def parse_number(text: bytes, flags: int) -> tuple[int, int, bool]:
     return at + end, value, negative
 
 
-def _interpret_strtol(machine: Machine, text: bytes, size: int, flags: int, out: Pointer) -> int:
-    used, value, negative = parse_number(text, flags)
-    out.write(bytes(8))
+def _interpret_strtol(machine: Machine, text: bytes | memoryview, size: int, flags: int,
+                      out: Pointer) -> int:
+    out.write(bytes(8))  # into the text, if it lies there
+    used, value, negative = parse_number(bytes(text), flags)
     if used < 0:
         return used
     if value > (1 << 63) - (not negative):
@@ -72,9 +73,10 @@ def _interpret_strtol(machine: Machine, text: bytes, size: int, flags: int, out:
     return used
 
 
-def _interpret_strtoul(machine: Machine, text: bytes, size: int, flags: int, out: Pointer) -> int:
-    used, value, negative = parse_number(text, flags)
+def _interpret_strtoul(machine: Machine, text: bytes | memoryview, size: int, flags: int,
+                       out: Pointer) -> int:
     out.write(bytes(8))
+    used, value, negative = parse_number(bytes(text), flags)
     if used < 0:
         return used
     if negative:

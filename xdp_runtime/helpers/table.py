@@ -40,14 +40,10 @@ LIMITS = {  # what the kernel's helper does and ours does not
         "that IPv6 routes got one by one",
     118: "a tick is counted when it is due, by the kernel some time later",
     163: "a header has 14 bytes on Ethernet and loopback, else none",
-    164: "the callback is loaded in the same block as the call",
     165: _FORMS,
     171: "an absolute time is not followed when the clock is set; a timer ends with the program "
          "that set it",
     177: "as `bpf_trace_printk`",
-    181: "the callback is loaded in the same block as the call; of more than 2^23 rounds it says "
-         "`-E2BIG` in 32 bits, as the kernel does where it knows that the flags are zero",
-    209: "the callback is loaded in the same block as the call",
 }
 
 

@@ -1,7 +1,8 @@
 """bpf_trace_printk and bpf_trace_vprintk: text from a program, into a ring in the worker's memory.
 
 What a format may say is in printf.py.  The result is the length of the whole text, as in the
-kernel, even where the record holds only its beginning.  The worker alone writes the ring; whoever
+kernel, even where the record holds only its beginning: what is behind a zero byte (of %c) is shown
+nowhere.  The worker alone writes the ring; whoever
 reads it is never waited for.
 """
 
@@ -37,7 +38,8 @@ def _interpret_trace_printk(machine: Machine, text: bytes, size: int, *arguments
     if isinstance(made, int):
         return made
     message = printf.render(_BUFFER, text, made)
-    machine.trace.append(message[:TEXT_BYTES].decode(errors="replace"))
+    shown = message[:TEXT_BYTES].partition(b"\0")[0]
+    machine.trace.append(shown.decode(errors="replace"))
     return len(message)
 
 
@@ -62,7 +64,10 @@ def _trace_write(m: Any) -> Factory:
         length = render(message, _BUFFER, text, made)
         head = m.load_u64(worker, state.W_TRACE_HEAD)
         record = m.inside(worker, state.W_TRACE_RING + (head & (_RING_BYTES - 1)))
-        shown = m.smaller(length, TEXT_BYTES)
+        most = m.smaller(length, TEXT_BYTES)
+        shown = 0
+        while shown < most and m.load_u8(message, shown) != 0:
+            shown += 1
         m.copy(m.inside(record, 8), message, shown)
         m.store_u64(record, 0, shown)
         m.atomic_add_u64(worker, state.W_TRACE_HEAD, _RECORD)  # releases the record

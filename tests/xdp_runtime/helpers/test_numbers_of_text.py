@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.privileges import needs_bpf
 from tests.xdp_runtime.compiled import compiled
-from tests.xdp_runtime.oracle import agree, packet_in
+from tests.xdp_runtime.oracle import agree, interpret, one_program, packet_in
 from xdp_runtime.helpers import by_name
 from xdp_runtime.interp import Pointer
 from xdp_runtime.interp_memory import Region
@@ -30,6 +30,7 @@ from xdp_runtime.isa import (
     Store,
 )
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
+from xdp_runtime.program import load
 
 U64 = (1 << 64) - 1
 WHITE = b" \t\n\v\f\r\xa0\x85"
@@ -93,6 +94,21 @@ class TestKernel:
                 (b"", b"-", b"+")) + rng.choice((b"", b"0x", b"0", b"0X")) + bytes(
                 rng.choices(b"0123456789abcdefABCDEF_ \0z\xff", k=rng.randrange(24)))
             agree(number_program(text or b" ", rng.choice((0, 8, 10, 16, 0, 7, 1 << 63)), name))
+
+
+    def test_over_the_text(self, name: str) -> None:
+        """The number is zero before the text is looked at."""
+        for text, at in ((b"12345678", 0), (b"  12345678901234567", 8), (b"77", 0)):
+            padded = text.ljust(24, b"5")
+            call = [*packet_in(6, 32), *on_the_stack(padded), *address(1, -128),
+                    Mov(True, 2, Imm(len(text))), Mov(True, 3, Imm(10)), *address(4, -128 + at),
+                    Call(by_name[name].id), Store(6, 0, 8, Reg(0)), Load(1, 10, -128, 8),
+                    Store(6, 8, 8, Reg(1)), Load(1, 10, -120, 8), Store(6, 16, 8, Reg(1)),
+                    Mov(True, 0, Imm(2)), Exit()]
+            agree(call)
+            expected = interpret(call).data_out
+            with load(one_program(call)) as made:
+                assert made.run(bytes(64)).data_out == expected
 
 
 class TestCompared:

@@ -63,6 +63,8 @@ CASES: list[tuple[bytes, Sequence[Argument]]] = [
     (b"%s%d%d", [b"x" * 500, 1, 2]),
     (b"%s%lld", [b"x" * 500, 1]),
     (b"%1000d%s", [5, b"tail"]),
+    (b"%2147483648px|%4294967295px|%4294967300d|%6442450944s", [1, 2, 3, b"a width is an int"]),
+    (b"%pS\x98\x8b|%pI4h\x92\xe9", [1, ADDRESS]),
     (b"plain %% text", []),
     ("µ %s é".encode(), [b"\xff\xfe"]),
 ]

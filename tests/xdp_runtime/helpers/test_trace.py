@@ -89,13 +89,26 @@ def test_compiled_is_interpreted(text: str, arguments: tuple[int, int, int]) -> 
         return
     assert length == len(expected)
     texts, _ = read_trace(memoryview(run.worker), 0)
-    assert texts == [expected[:TEXT_BYTES].decode(errors="replace")]
+    shown = expected[:TEXT_BYTES].partition(b"\0")[0]
+    assert texts == [shown.decode(errors="replace")]
 
 
 def test_long_text_is_cut_but_counted() -> None:
     run = a_run()
     assert call(run, b"%900d\0", (1,)) == 900
     assert read_trace(memoryview(run.worker), 0)[0] == [" " * TEXT_BYTES]
+
+
+def test_what_is_behind_a_zero_byte_is_counted_only() -> None:
+    """As in the kernel's trace pipe."""
+    run = a_run()
+    assert call(run, b"a%cb%d\0", (0, 5)) == 4
+    assert read_trace(memoryview(run.worker), 0)[0] == ["a"]
+    text = int.from_bytes(b"a%cb\0\0\0\0", "little")
+    insns: list[Insn] = [LoadImm64(1, text), Store(10, -8, 8, Reg(1)), Mov(True, 1, Reg(10)),
+             Alu(AluOp.ADD, True, 1, Imm(-8)), Mov(True, 2, Imm(5)), Mov(True, 3, Imm(0)),
+             Call(HELPER.id), Exit()]
+    assert interpret(insns).trace == ("a",)
 
 
 def test_reading_in_turns() -> None:
