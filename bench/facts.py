@@ -33,6 +33,7 @@ from bench.cases import choose
 from bench.samples import ROOT, Spread, cpus, machine, pinned
 from xdp_runtime import repeat, state
 from xdp_runtime.compiler import kinds, link, lower, target
+from xdp_runtime.compiler.image import Image
 from xdp_runtime.elf import read_object
 from xdp_runtime.maps.map import Map
 from xdp_runtime.object import Object, ProgramSpec
@@ -106,7 +107,7 @@ def compiled(path: Path, entries: Iterable[tuple[str, bytes, bytes]], fact: str)
         module, exports, symbols = link.build_module(obj, spec, 1, [repeat.UNIT])
     target.optimise(module)
     insns = len(_INSTRUCTION.findall(target.emit_assembly(module)))
-    image = link.Image(target.emit_object(module), exports, symbols)
+    image = Image(target.emit_object(module), exports, symbols)
     program = Program(obj, spec, [Map.create(m, 1) for m in obj.maps], 1, image)
     for name, key, value in entries:
         if name in program.raw_maps:

@@ -35,6 +35,7 @@ from dataplane.keeper import Keeper
 from dataplane.pcap import PcapPort
 from dataplane.tap import TapPort
 from xdp_runtime.compiler import link
+from xdp_runtime.compiler.image import Image
 from xdp_runtime.helpers.metadata import asked_by
 from xdp_runtime.object import Object, ProgramSpec
 
@@ -88,7 +89,7 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
 # ---- before anything is touched ------------------------------------------------------------------
 
 def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec,
-                   foreseen: Foreseen) -> link.Image:
+                   foreseen: Foreseen) -> Image:
     around = loop.unit(foreseen.kinds, foreseen.stacks, spec.has_frags)
     return link.compile_program(obj, spec, foreseen.workers, args.opt, [around], args.fuel)
 
@@ -168,7 +169,7 @@ def _run_name(ifaces: Sequence[str]) -> str:
 
 # ---- what the user is told -----------------------------------------------------------------------
 
-def _announce(args: Namespace, live: Live, engine: Engine, image: link.Image) -> None:
+def _announce(args: Namespace, live: Live, engine: Engine, image: Image) -> None:
     spec = engine.program.spec
     for name, port in live.ports.items():
         how = "redirects to" if live.specs[name].kind == "xsk" else "runs on"

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from xdp_runtime import repeat
 from xdp_runtime import state as st
 from xdp_runtime.compiler import link
+from xdp_runtime.compiler.image import Image
 from xdp_runtime.core_relo import settle
 from xdp_runtime.errors import ConfigError, LoadError, OutOfMemory
 from xdp_runtime.fib import EXTERNAL as FIB
@@ -69,7 +70,7 @@ class Program:
     """A compiled program and its maps.  Close it, or use it as a context manager."""
 
     def __init__(self, obj: Object, spec: ProgramSpec, maps: Sequence[Map], workers: int,
-                 image: link.Image, addresses: Mapping[str, int] | None = None,
+                 image: Image, addresses: Mapping[str, int] | None = None,
                  kept: Sequence[Map] = (), fib: Tables | None = None) -> None:
         from xdp_runtime.compiler import map_ops
         from xdp_runtime.compiler.target import Code
@@ -346,7 +347,7 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
             raise OutOfMemory(f"maps of {obj.name}", "no memory") from error
 
 
-def _with_maps(obj: Object, spec: ProgramSpec, workers: int, image: link.Image,
+def _with_maps(obj: Object, spec: ProgramSpec, workers: int, image: Image,
                addresses: Mapping[str, int] | None, directory: Path | None,
                former: Program | None, undo: ExitStack) -> Program:
     """The program on maps of its own, and those it inherits."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench.fuzz.batch import HEADER, SLOT, UNIT, Batch, Header, Slots
+from xdp_runtime.compiler import target
 from xdp_runtime.interp import Machine
 from xdp_runtime.kernel import KernelProgram, load_into_kernel
 from xdp_runtime.maps.model import ModelPerCpuHash
@@ -119,7 +120,8 @@ class _Outside:
 
 class Compiled(_Outside):
     def __init__(self, program: Program, opt: int) -> None:
-        self.program, self.maps, self.name = program, program.raw_maps, f"compiled O{opt}"
+        self.program, self.maps = program, program.raw_maps
+        self.name = f"compiled {target.name(opt)}"
 
     def run(self, batch: Batch) -> tuple[Header, Slots]:
         return batch.compiled(self.program)

@@ -18,6 +18,7 @@ from bench.fuzz.case import program_of
 from bench.fuzz.engines import LISTS, Engine, Interpreted, Step, compiled, in_kernel
 from bench.fuzz.packets import random_packets
 from bench.fuzz.programs import fuzz_object
+from xdp_runtime.compiler import target
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.interp_memory import Trap
 from xdp_runtime.isa import Imm, Store
@@ -78,7 +79,7 @@ def judge(seed: int, packets: int) -> Outcome:
 
 
 def judge_object(obj: Object, packets: Sequence[bytes], steps: Sequence[Step],
-                 opts: Sequence[int] = (0, 3), twin: bool = False) -> Outcome:
+                 opts: Sequence[int] = target.TESTED, twin: bool = False) -> Outcome:
     """`twin`: the kernel is judged by the kernel, too, loaded again with other stacks."""
     outcome = Outcome(Counter(programs=1))
     cpu = min(os.sched_getaffinity(0))

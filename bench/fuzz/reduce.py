@@ -12,6 +12,7 @@ from bench.fuzz.engines import Step
 from bench.fuzz.judge import TWIN, Disagreement, judge_object, random_steps
 from bench.fuzz.packets import random_packets
 from bench.fuzz.programs import fuzz_object
+from xdp_runtime.compiler import target
 from xdp_runtime.errors import XdpuError
 from xdp_runtime.isa import (
     CallLocal,
@@ -34,7 +35,7 @@ Judge = Callable[[Case], Disagreement | None]
 _TWO_SLOTS = (LoadImm64, LoadMap, LoadMapValue, LoadFunc)
 
 
-def on_all_engines(case: Case, opts: Sequence[int] = (0, 3)) -> Disagreement | None:
+def on_all_engines(case: Case, opts: Sequence[int] = target.TESTED) -> Disagreement | None:
     """The first disagreement, of all engines that have one at that place.
 
     None, too, if something refuses what was left, or if two loads in the kernel differ: root's

@@ -74,7 +74,7 @@ def test_a_template_written_elsewhere_is_known_by_its_file(tmp_path: Path) -> No
         unit = Unit("unit", "", (Template("around", clock.JIFFIES.factory, "i64()", (template,)),))
         obj = Object("one", (ProgramSpec("one", "xdp", "xdp", ()),), (), "GPL")
         return (templates.entry_name(template),
-                link._content_key(obj, obj.programs, 1, 3, (unit,), None))
+                link.content_key(obj, obj.program(), 1, 3, (unit,), None))
 
     first = keys(_planted(tmp_path / "bench.py", 1))
     assert keys(_planted(tmp_path / "bench.py", 1)) == first

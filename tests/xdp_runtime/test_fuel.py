@@ -11,6 +11,7 @@ import pytest
 from tests.xdp_runtime.test_policy import class_of, make
 from xdp_runtime.asm import assemble
 from xdp_runtime.btf import Btf
+from xdp_runtime.compiler import target
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.fuel import stretches, why_not
@@ -64,12 +65,12 @@ def outcomes(obj: Object, budget: int) -> dict[str, tuple[int, bytes]]:
     zero = bytes(4)
     cell = obj.map_index("cell")
     out = {"interp": (verdict, bytes(machine.maps[cell].lookup(zero) or b""))}
-    for opt in (0, 3):
+    for opt in target.TESTED:
         with load(obj, opt=opt, grants=grants) as program:
             verdict = program.run(bytes(64)).retval
             value = program.raw_maps["cell"].lookup(zero)
             assert isinstance(value, bytes)
-            out[f"O{opt}"] = verdict, value
+            out[target.name(opt)] = verdict, value
             assert program.spent(0) == (verdict == 0)
     return out
 
@@ -93,7 +94,7 @@ def test_callbacks_are_counted_round_by_round(name: str, budget: int) -> None:
     machine = Machine(obj, spec, fuel=budget)
     results = [machine.run(packet) for packet in packets]
     expected = [(r.verdict, r.data_out) for r in results]
-    for opt in (0, 3):
+    for opt in target.TESTED:
         with load(obj, name, opt=opt, grants=grants) as program:
             got = [(r.retval, r.data_out) for r in map(program.run, packets)]
             assert got == expected

@@ -7,15 +7,14 @@ all at once.  What comes out is an object file that any process on this machine 
 
 from __future__ import annotations
 
-import itertools
-import json
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from xdp_runtime import cache
 from xdp_runtime import state as st
+from xdp_runtime.compiler.image import Image, pack, unpack
 from xdp_runtime.errors import LoadError
 from xdp_runtime.isa import LoadMap
 from xdp_runtime.maps import dev, family_of, timers
@@ -56,23 +55,17 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """Machine code that is not loaded yet."""
+class Lowered:
+    """Proven programs as LLVM assembly, without the code around them.
 
-    object_code: bytes
-    exports: tuple[str, ...]
-    symbols: tuple[str, ...]  # external data symbols to be bound
-    apart: tuple[bytes, ...] = ()  # machine code of the rare templates that it calls
-    pipeline: str = ""  # the passes it got (target.pipeline)
-    from_cache: bool = field(default=False, compare=False)
-    compile_s: float = field(default=0.0, compare=False)  # verifying included
+    `head` is what units call, `regions` the symbols of maps, `slots` the programs' instructions."""
 
-    @property
-    def origin(self) -> str:
-        """Where it comes from and which passes it got, for people."""
-        if self.from_cache:
-            return f"{self.pipeline}, from the compile cache"
-        return f"{self.pipeline}, compiled in {self.compile_s:.2f} s"
+    head: str
+    bodies: tuple[str, ...]
+    templates: Mapping[str, Template]
+    regions: tuple[str, ...]
+    maps: int
+    slots: int
 
 
 def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
@@ -120,22 +113,38 @@ def compiled_programs(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
 
 def compile_program(obj: Object, entry: ProgramSpec, workers: int, opt: int = 3,
                     units: Sequence[Unit] = (), fuel: int | None = None) -> Image:
-    """Machine code for `entry` and everything it can reach.  `fuel`: the instructions that a run
-    may have, to be counted (fuel.py).  Raises LoadError, VerifyError."""
-    programs = compiled_programs(obj, entry)
-    key = _content_key(obj, programs, workers, opt, units, fuel)
-    found = cache.get(key)
-    if found is not None:
-        return _unpack(found)
-    from xdp_runtime.compiler import target, templates
+    """Machine code for `entry` and everything it can reach, from the cache if it is there.
 
+    `opt` is 0 to 3, or target.BASELINE.  `fuel`: the instructions that a run may have, to be
+    counted (fuel.py).  Raises LoadError, VerifyError."""
+    key = content_key(obj, entry, workers, opt, units, fuel)
+    found = cached(key)
+    if found is not None:
+        return found
     began_s = time.monotonic()
-    module, exports, symbols, rare = _build(obj, entry, workers, units, fuel=fuel, apart=opt > 0)
-    slots = sum(len(program.insns) for program in programs)
-    image = Image(target.compile_module(module, opt, slots), exports, symbols,
-                  tuple(templates.machine_code(template) for template in rare),
-                  target.pipeline(opt, slots), compile_s=time.monotonic() - began_s)
-    cache.put(key, _pack(image))
+    lowered = lower(obj, entry, workers, units, fuel)
+    return compile_lowered(lowered, opt, units, key, began_s)
+
+
+def cached(key: str) -> Image | None:
+    found = cache.get(key)
+    return unpack(found) if found is not None else None
+
+
+def compile_lowered(lowered: Lowered, opt: int, units: Sequence[Unit], key: str,
+                    began_s: float) -> Image:
+    """The second half of compile_program; `began_s` is when the first began."""
+    from xdp_runtime.compiler import baseline, target, templates
+
+    if opt == target.BASELINE:
+        image = baseline.compile_apart(lowered, units)
+    else:
+        module, exports, symbols, rare = assemble(lowered, units, apart=opt > 0)
+        image = Image(target.compile_module(module, opt, lowered.slots), exports, symbols,
+                      tuple(templates.machine_code(template) for template in rare),
+                      target.pipeline(opt, lowered.slots))
+    image = replace(image, compile_s=time.monotonic() - began_s)
+    cache.put(key, pack(image))
     return image
 
 
@@ -145,17 +154,15 @@ def build_module(obj: Object, entry: ProgramSpec, workers: int,
     """(linked but not optimised LLVM module, exports, external data symbols)
 
     `triple` is what it will be compiled for, this machine's if not given."""
-    return _build(obj, entry, workers, units, triple, fuel)[:3]
+    return assemble(lower(obj, entry, workers, units, fuel), units, triple)[:3]
 
 
-def _build(obj: Object, entry: ProgramSpec, workers: int, units: Sequence[Unit],
-           triple: str = "", fuel: int | None = None, apart: bool = False,
-           ) -> tuple[object, tuple[str, ...], tuple[str, ...], list[Template]]:
-    """As build_module; with `apart`, the module does not have rare templates: the last of these."""
-    from xdp_runtime.compiler import target, templates
+def lower(obj: Object, entry: ProgramSpec, workers: int, units: Sequence[Unit] = (),
+          fuel: int | None = None) -> Lowered:
+    """Prove and lower `entry` and everything it can reach; of `units` only what they call of it
+    counts.  Raises LoadError, VerifyError."""
     from xdp_runtime.compiler.frames import tail_calls_in_functions
     from xdp_runtime.compiler.lower import Lowering
-    from xdp_runtime.compiler.scopes import alias_scopes
     from xdp_runtime.compiler.scout import scouts
     from xdp_runtime.compiler.unseen import verdict_unseen
     from xdp_runtime.entry import XDP
@@ -192,42 +199,59 @@ def _build(obj: Object, entry: ProgramSpec, workers: int, units: Sequence[Unit],
                             partial(proven_facts, obj))
         bodies.append(text)
         needed |= more
-    exports: list[str] = []
-    for unit in units:
-        needed |= {t.name: t for t in unit.templates}
-        exports += unit.exports
     devices = [index for index, spec in enumerate(obj.maps) if spec.type in dev.DEVICES]
     needed |= {t.name: t for t in (family_of(obj.maps[index]).operations["targets"]
                                    for index in devices)}
     if callbacks:
         needed[timers.FIRE.name] = timers.FIRE
-    symbols = region_symbols(obj.maps, workers)
-    everything = templates.closure(needed.values())
-    wanted = templates.closure(needed.values(), apart)
-    externals = [name for unit in units for name in unit.externals]
-    externals += [name for template in everything for name in template.externals
-                  if name not in externals]
-    text = "\n".join([
-        *(f'@"{name}" = external global i8, align 64' for name in [*symbols, *externals]),
-        *(templates.declaration(template) for template in wanted),
-        intrinsics(),
+    head = "\n".join([
         f'define i32 @"{ENTRY}"(ptr %state) alwaysinline {{', *_fill_up(fuel),
         *_call_program(0, wide), "  ret i32 %v0", "}",
         _unseen(verdict_unseen(entry.insns) if fuel is None else -1, wide),
         _second(programs, [programs.index(p) for p in second_programs(obj, entry)], fuel, wide),
         _targets(obj.maps, devices, workers),
-        _timers(obj.maps, callbacks),
+        _timers(obj.maps, callbacks)])
+    return Lowered(head, tuple(bodies), needed, tuple(region_symbols(obj.maps, workers)),
+                   len(obj.maps), sum(len(program.insns) for program in programs))
+
+
+def assemble(lowered: Lowered, units: Sequence[Unit], triple: str = "", apart: bool = False,
+             exports: Sequence[str] = (),
+             ) -> tuple[object, tuple[str, ...], tuple[str, ...], list[Template]]:
+    """One module of programs and the code around them: as build_module; and with `apart` the rare
+    templates, which it does not have then.  `exports`: functions that others call, besides."""
+    from xdp_runtime.compiler import target, templates
+    from xdp_runtime.compiler.scopes import alias_scopes
+
+    needed, named = dict(lowered.templates), [*exports]
+    for unit in units:
+        needed |= {t.name: t for t in unit.templates}
+        named += unit.exports
+    everything = templates.closure(needed.values())
+    wanted = templates.closure(needed.values(), apart)
+    externals = external_symbols(units, everything)
+    text = "\n".join([
+        *(f'@"{name}" = external global i8, align 64' for name in [*lowered.regions, *externals]),
+        *(templates.declaration(template) for template in wanted),
+        intrinsics(),
+        lowered.head,
         *(unit.text for unit in units),
-        *bodies,  # after their callers (target.link)
+        *lowered.bodies,  # after their callers (target.link)
         target.pause_definition(triple),
-        alias_scopes(len(obj.maps)),
+        alias_scopes(lowered.maps),
         "",
     ])
     rare = [t for t in everything if apart and t.rare]
     inside = {t.name for t in wanted} - {t.name for t in rare}
     parts = zip(everything, templates.bitcodes(everything), strict=True)
-    module = target.link(text, (code for t, code in parts if t.name in inside), exports)
-    return module, tuple(exports), (*symbols, *externals), rare
+    module = target.link(text, (code for t, code in parts if t.name in inside), named)
+    return module, tuple(named), (*lowered.regions, *externals), rare
+
+
+def external_symbols(units: Iterable[Unit], needed: Iterable[Template]) -> list[str]:
+    """Of units and templates, each once."""
+    return list(dict.fromkeys([*(name for unit in units for name in unit.externals),
+                               *(name for template in needed for name in template.externals)]))
 
 
 def _call_program(number: int, wide: bool) -> list[str]:
@@ -333,13 +357,14 @@ def intrinsics() -> str:
                       "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"])
 
 
-def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt: int,
-                 units: Sequence[Unit], fuel: int | None) -> str:
+def content_key(obj: Object, entry: ProgramSpec, workers: int, opt: int,
+                units: Sequence[Unit], fuel: int | None) -> str:
+    """The name in the cache of what compile_program makes of these."""
     from xdp_runtime.compiler import target, templates
 
     parts: list[str] = [target.host_fingerprint(), str(workers), str(opt), str(fuel),
                         str(st.max_workers())]
-    for program in programs:
+    for program in compiled_programs(obj, entry):
         parts += [program.name, program.kind, repr(program.insns)]
     # initial contents are written to memory, and only those of frozen maps compiled as well
     parts += [f"{m.name}|{m.type}|{m.key_size}|{m.value_size}|{m.max_entries}|{m.flags}|"
@@ -351,19 +376,3 @@ def _content_key(obj: Object, programs: Sequence[ProgramSpec], workers: int, opt
         for template in templates.closure(unit.templates):
             parts += [template.name, cache.source_fingerprint(template.factory)]
     return f"program-{cache.key(*parts)[:40]}.o"
-
-
-def _pack(image: Image) -> bytes:
-    parts = (image.object_code, *image.apart)
-    head = json.dumps({"exports": image.exports, "symbols": image.symbols,
-                       "pipeline": image.pipeline, "parts": [len(p) for p in parts]}).encode()
-    return b"".join((len(head).to_bytes(4, "little"), head, *parts))
-
-
-def _unpack(raw: bytes) -> Image:
-    size = int.from_bytes(raw[:4], "little")
-    head = json.loads(raw[4 : 4 + size])
-    ends = list(itertools.accumulate(head["parts"], initial=4 + size))
-    code, *apart = (raw[start:end] for start, end in itertools.pairwise(ends))
-    return Image(code, tuple(head["exports"]), tuple(head["symbols"]), tuple(apart),
-                 head["pipeline"], True)

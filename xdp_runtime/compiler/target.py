@@ -27,7 +27,9 @@ PLAIN_SLOTS = 16_384  # and larger ones passes of linear time
 _FOR_LONG = ("always_inliner", "global_dead_code_eliminate", "sroa", "simplify_cfg",
              "instruction_combine", "loop_rotate", "loop_unroll", "sroa", "new_gvn",
              "jump_threading", "dead_store_elimination", "reassociate", "instruction_combine")
-_PLAIN = ("always_inliner", "sroa", "simplify_cfg")
+_PLAIN = ("always_inliner", "global_dead_code_eliminate", "sroa", "simplify_cfg")
+BASELINE = -1  # as `opt`: those, for code that other code will soon replace (baseline.py)
+TESTED = (0, 3, BASELINE)  # the compiles that are compared with the interpreter and the kernel
 _STACK_BYTES_A_SLOT = 8192
 _MAX_STACK_BYTES = 8 << 30
 _PAUSE = {"x86_64": ("@llvm.x86.sse2.pause()", "()"),
@@ -139,8 +141,14 @@ def link(text: str, bitcodes: Iterable[bytes], exports: Iterable[str]) -> Any:
     return module
 
 
+def name(opt: int) -> str:
+    return "baseline" if opt == BASELINE else f"O{opt}"
+
+
 def pipeline(opt: int, slots: int) -> str:
     """The passes that a module made from programs of so many instructions gets, for people."""
+    if opt == BASELINE:
+        return "baseline, linear passes only"
     if opt and slots > PLAIN_SLOTS:
         return f"linear passes only (more than {PLAIN_SLOTS:,} instructions)"
     if opt >= 2 and slots > LONG_SLOTS:
@@ -156,7 +164,7 @@ def compile_module(module: Any, opt: int, slots: int) -> bytes:
     of which only what is used is ever memory.  O3 also takes time in the square of such a chain
     (32,768: 30 s); beyond PLAIN_SLOTS only passes of linear time run (65,536: 2 s)."""
     def work() -> None:
-        if opt and slots > PLAIN_SLOTS:
+        if opt == BASELINE or (opt and slots > PLAIN_SLOTS):
             _run(module, _PLAIN, 0)
             done.append(emit_object(module, 0))
         elif opt >= 2 and slots > LONG_SLOTS:

@@ -7,6 +7,7 @@ import pytest
 from tests.privileges import bpf_refusal
 from xdp_runtime.asm import assemble
 from xdp_runtime.btf import Btf
+from xdp_runtime.compiler import target
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.interp import Machine
 from xdp_runtime.isa import MAX_TAIL_CALLS
@@ -86,7 +87,7 @@ def interpreted(obj: Object) -> tuple[int, bytes, dict[bytes, bytes]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("opt", (0, 3))
+@pytest.mark.parametrize("opt", target.TESTED)
 def test_compiled(name: str, opt: int) -> None:
     main, other, third, expected = CASES[name]
     obj = an_object(main, other, third)

@@ -8,6 +8,7 @@ from tests.xdp_runtime.compiler.generate import random_object
 from tests.xdp_runtime.compiler.test_differential import interpreted, packets
 from xdp_runtime import repeat
 from xdp_runtime.compiler import link, target
+from xdp_runtime.compiler.image import Image
 from xdp_runtime.maps.map import Map
 from xdp_runtime.program import Program
 
@@ -21,7 +22,7 @@ def test_random_programs(size: str, first: int) -> None:
     for seed in range(first, first + 10):
         obj, frames = random_object(seed), packets(seed)
         module, exports, symbols = link.build_module(obj, obj.programs[0], 1, [repeat.UNIT])
-        image = link.Image(target.compile_module(module, 3, SIZES[size]), exports, symbols)
+        image = Image(target.compile_module(module, 3, SIZES[size]), exports, symbols)
         with Program(obj, obj.programs[0], [Map.create(m, 1) for m in obj.maps], 1, image) as one:
             results = [one.run(frame) for frame in frames]
             got = ([(r.retval, r.data_out) for r in results],

@@ -19,6 +19,7 @@ import pytest
 
 from tests.privileges import needs_bpf
 from tests.xdp_runtime.edge.frames import frames
+from xdp_runtime.compiler import target
 from xdp_runtime.core_relo import read_settled
 from xdp_runtime.elf import read_object
 from xdp_runtime.interp import Machine
@@ -121,8 +122,9 @@ def test_interpreted(name: str, program: str) -> None:
             in_kernel(name, program))
 
 
-@pytest.mark.parametrize("opt", [0, 3])
-@pytest.mark.parametrize(("name", "program"), PROGRAMS)
+@pytest.mark.parametrize(("name", "program", "opt"), [
+    (*one, opt) for one in PROGRAMS for opt in target.TESTED
+    if one[0] != "hashes" or opt != target.BASELINE])  # the proof of hashes takes half a minute
 def test_compiled(name: str, program: str, opt: int) -> None:
     obj = read_object(HERE / f"{name}.o")
     with load(obj, program, opt=opt) as loaded:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.privileges import needs_bpf
+from xdp_runtime.compiler import target
 from xdp_runtime.elf import read_object
 from xdp_runtime.interp import Machine
 from xdp_runtime.kernel import load_into_kernel
@@ -71,7 +72,7 @@ def outcomes_compiled(name: str, seed: int, opt: int) -> list[tuple[int, bytes]]
 @pytest.mark.parametrize("seed", range(3))
 def test_compiled_is_interpreted(name: str, seed: int) -> None:
     expected = outcomes_interpreted(name, seed)
-    for opt in (0, 3):
+    for opt in target.TESTED:
         found = outcomes_compiled(name, seed, opt)
         for number, (one, other) in enumerate(zip(expected, found, strict=True)):
             assert one == other, (name, opt, number, commands(seed)[number][:16].hex())
@@ -108,7 +109,7 @@ def test_records() -> None:
     assert taken > 100
 
 
-@pytest.mark.parametrize("opt", [0, 3])
+@pytest.mark.parametrize("opt", target.TESTED)
 def test_events_and_bloom(opt: int) -> None:
     obj = read_object(OBJECT)
     machine = Machine(obj, obj.program("events"))

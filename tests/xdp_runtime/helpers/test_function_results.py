@@ -6,6 +6,7 @@ import pytest
 
 from tests.privileges import needs_bpf
 from tests.xdp_runtime.oracle import interpret, one_program, packet_in
+from xdp_runtime.compiler import target
 from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.isa import Alu, AluOp, Call, Exit, Imm, Insn, Mov, Reg, Store
 from xdp_runtime.kernel import load_into_kernel
@@ -47,7 +48,7 @@ def program(name: str) -> list[Insn]:
 def test_compiled_is_interpreted(name: str) -> None:
     expected = interpret(program(name)).data_out
     assert expected[4:8] == bytes(4) and (expected[:4] != bytes(4) or name == "is_rdonly")
-    for opt in (0, 3):
+    for opt in target.TESTED:
         with load(one_program(program(name)), opt=opt) as made:
             assert made.run(bytes(64)).data_out == expected
 

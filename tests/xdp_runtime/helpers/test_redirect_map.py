@@ -9,6 +9,7 @@ import pytest
 
 from tests.privileges import needs_bpf
 from tests.xdp_runtime.oracle import one_program
+from xdp_runtime.compiler import target
 from xdp_runtime.interp import Machine
 from xdp_runtime.isa import Call, Exit, Insn, LoadImm64, LoadMap
 from xdp_runtime.kernel import load_into_kernel
@@ -57,7 +58,7 @@ def test_kernel(kind: MapType) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_compiled_is_interpreted(kind: MapType) -> None:
-    for opt in (0, 3):
+    for opt in target.TESTED:
         for index, flags in ((0, 2), (FILLED, 0), (FILLED, 16), (0, 17), (FILLED, 32), (0, 8),
                              (FILLED, 27), ((1 << 32) + FILLED, 3)):
             with load(a_program(kind, index, flags), opt=opt) as program:

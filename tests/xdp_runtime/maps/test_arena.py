@@ -16,6 +16,7 @@ from tests.privileges import needs_bpf
 from tests.xdp_runtime.maps.test_limits import kernels_answer
 from xdp_runtime import asm
 from xdp_runtime.arena import PAGE_BYTES, start_of
+from xdp_runtime.compiler import target
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.interp import Machine
@@ -318,7 +319,7 @@ def test_a_list_that_both_sides_walk() -> None:
     obj = read_object(LIST)
     with load_into_kernel(obj) as one, one.maps["arena"].pages() as pages:
         theirs = listed(pages, start_of(obj.maps[0]), lambda: one.run(bytes(64)).retval)
-    for opt in (0, 3):
+    for opt in target.TESTED:
         with load(obj, opt=opt) as ours, ours.raw_maps["arena"].pages() as pages:
             assert listed(pages, start_of(obj.maps[0]),
                           lambda: ours.run(bytes(64)).retval) == theirs
