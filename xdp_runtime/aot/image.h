@@ -17,6 +17,7 @@ struct xdpu_map_operations {
 	size_t ring_bytes, ring_stride;
 	unsigned rings;
 	int user_ring; /* written by user space */
+	const unsigned *inner; /* of a map of maps: those that fit, by their place from 1; ends with 0 */
 	uint8_t *pool; /* its head, if elements are freed: workers say there where batches end */
 };
 
@@ -33,11 +34,26 @@ struct xdpu_mirror {
 	size_t size;
 };
 
+/* The address of a map's region in the descriptor of a map that may be in others. */
+struct xdpu_pointer {
+	uint8_t *at;
+	const uint8_t *region;
+};
+
+/* A slot of a map of maps that is filled at the start. */
+struct xdpu_slot {
+	unsigned map;
+	uint32_t key, inner;
+};
+
 /* 16 random bytes that seed a hash */
 extern uint8_t *const xdpu_seeds[];
 extern const struct xdpu_fill xdpu_fills[];
 extern const struct xdpu_mirror xdpu_mirrors[];
+extern const struct xdpu_pointer xdpu_pointers[];
+extern const struct xdpu_slot xdpu_slots[];
 extern const unsigned xdpu_seed_count, xdpu_fill_count, xdpu_mirror_count;
+extern const unsigned xdpu_pointer_count, xdpu_slot_count;
 extern uint8_t xdpu_worker_memory[];
 extern const size_t xdpu_worker_stride;
 

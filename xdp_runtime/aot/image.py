@@ -14,7 +14,7 @@ from xdp_runtime import state as st
 from xdp_runtime.compiler.link import tail_call_targets
 from xdp_runtime.compiler.map_ops import symbol_name
 from xdp_runtime.errors import LoadError
-from xdp_runtime.maps import family_of, pool, ringbuf
+from xdp_runtime.maps import family_of, of_maps, pool, ringbuf
 from xdp_runtime.maps.map import Map
 from xdp_runtime.object import MapSpec, MapType, Object, ProgramSpec
 
@@ -28,7 +28,6 @@ _OPERATIONS = {
 }
 _KEYLESS = {MapType.RINGBUF, MapType.USER_RINGBUF, MapType.PERF_EVENT_ARRAY, MapType.QUEUE,
             MapType.STACK, MapType.BLOOM_FILTER}
-_MAPS_OF_MAPS = {MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS}
 _MAX_BYTES = 2 << 30  # what code of the small model reaches
 _PAGE = 4096
 _SEED = bytes(range(0xA1, 0xB1))  # 16 bytes that are found again
@@ -44,14 +43,16 @@ def write(obj: Object, spec: ProgramSpec, workers: int, folder: Path) -> None:
     fills: list[str] = []
     seeds: list[str] = []
     mirrors: list[str] = []
+    pointers: list[str] = []
+    slots: list[str] = []
     initial = bytearray()
     total = 0
     for index, one in enumerate(obj.maps):
-        if one.type in _MAPS_OF_MAPS:
-            raise LoadError(f"map {one.name}", "is a map of maps: its inner maps are memory of a "
-                            "running xdpu", "use xdpu run")
         with Map.create(one, workers, seed=int.from_bytes(_SEED, "little")) as made:
             _fill_program_array(made, numbers)
+            inner = _describe_inner(obj, index, made, workers, pointers)
+            slots += (f"{{{index}, {key}, {obj.map_index(name) + 1}}}"
+                      for key, name in one.slots if inner)
             if made.has_pools:
                 pool.prepare(made.memory("head"), workers, 0)  # no process yet
             for region in family_of(one).regions(one, workers):
@@ -69,7 +70,7 @@ def write(obj: Object, spec: ProgramSpec, workers: int, folder: Path) -> None:
                     if seed >= 0:
                         seeds.append(f"{name} + {at + seed}")
                 content.release()
-            tables += _operations(index, one, made.has_pools, _rings(one, workers))
+            tables += _operations(index, one, made.has_pools, _rings(one, workers), inner)
         entries.append(_entry(index, one, workers))
     if total > _MAX_BYTES:
         raise LoadError(f"the maps of {obj.name}", f"have {total >> 20} MiB, and static memory "
@@ -91,6 +92,8 @@ def write(obj: Object, spec: ProgramSpec, workers: int, folder: Path) -> None:
         *_array("const struct xdpu_fill", "fills", fills, "{0}"),
         *_array("uint8_t *const", "seeds", seeds, "0"),
         *_array("const struct xdpu_mirror", "mirrors", mirrors, "{0}"),
+        *_array("const struct xdpu_pointer", "pointers", pointers, "{0}"),
+        *_array("const struct xdpu_slot", "slots", slots, "{0}"),
         f"uint8_t xdpu_worker_memory[{stride * workers}] __attribute__((aligned({_PAGE})));",
         f"const size_t xdpu_worker_stride = {stride};", ""]))
 
@@ -107,6 +110,35 @@ def _fill_program_array(made: Map, numbers: dict[str, int]) -> None:
         values = made.memory("values")
         for slot, name in made.spec.slots:
             values[4 * slot:4 * slot + 4] = numbers.get(name, 0).to_bytes(4, "little")
+
+
+def _describe_inner(obj: Object, index: int, made: Map, workers: int,
+                    pointers: list[str]) -> list[int]:
+    """Descriptors (maps/of_maps.py) of all maps of the object that may be in this one, numbered by
+    their place from 1: the numbers.  The addresses in them go to `pointers`, for the linker."""
+    family, spec = made.family, made.spec
+    if spec.inner is None or not isinstance(
+            family, of_maps.ArrayOfMapsFamily | of_maps.HashOfMapsFamily):
+        return []
+    found = [n for n, one in enumerate(obj.maps, 1) if of_maps.fits(spec.inner, one)]
+    if found and found[-1] >= of_maps.capacity(spec):
+        raise LoadError(f"map {spec.name}", f"can hold one of the first {of_maps.capacity(spec)} "
+                        f"maps of an object, and {obj.maps[found[-1] - 1].name} is behind them",
+                        "define the maps in it first")
+    region, start = family.descriptors(spec)
+    content = made.memory(region)
+    for number in found:
+        at = start + number * of_maps.DESCRIPTOR_BYTES
+        one = obj.maps[number - 1]
+        words = [*family_of(one).parameters(one, workers)]
+        words += [0] * (of_maps.DESCRIPTOR_BYTES // 8 - 1 - len(words)) + [number]  # its id
+        for place, word in enumerate(words):
+            if isinstance(word, str):
+                pointers.append(f"{{r{index}_{region} + {at + 8 * place}, r{number - 1}_{word}}}")
+            else:
+                content[at + 8 * place:at + 8 * place + 8] = (word & 2**64 - 1).to_bytes(8, "little")
+    content.release()
+    return found
 
 
 def _not_zero(content: memoryview) -> Iterator[tuple[int, bytes]]:
@@ -137,7 +169,8 @@ def _rings(spec: MapSpec, workers: int) -> list[str]:
             f".rings = {len(starts)}", f".user_ring = {int(spec.type == MapType.USER_RINGBUF)}"]
 
 
-def _operations(index: int, spec: MapSpec, has_pools: bool, rings: list[str]) -> list[str]:
+def _operations(index: int, spec: MapSpec, has_pools: bool, rings: list[str],
+                inner: list[int]) -> list[str]:
     """The external functions of a map and the table of them."""
     have = [name for name in family_of(spec).operations
             if name in _OPERATIONS and spec.type not in _KEYLESS]
@@ -148,6 +181,9 @@ def _operations(index: int, spec: MapSpec, has_pools: bool, rings: list[str]) ->
         fields += [f".ring = r{index}_ring", *rings]
     if has_pools:
         fields.append(f".pool = r{index}_head")
+    if spec.inner is not None:
+        out.append(f"static const unsigned i{index}[] = {{{', '.join(map(str, [*inner, 0]))}}};")
+        fields.append(f".inner = i{index}")
     return [*out, f"static const struct xdpu_map_operations o{index} = "
             f"{{{', '.join(fields) or '0'}}};"]
 

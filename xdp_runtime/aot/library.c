@@ -65,6 +65,15 @@ __attribute__((constructor)) static void prepare(void)
 	for (unsigned i = 0; i < xdpu_seed_count; i++)
 		if (getrandom(xdpu_seeds[i], 16, 0) != 16)
 			die("random numbers");
+	for (unsigned i = 0; i < xdpu_pointer_count; i++)
+		memcpy(xdpu_pointers[i].at, &xdpu_pointers[i].region, sizeof(void *));
+	for (unsigned i = 0; i < xdpu_slot_count; i++) {
+		const struct xdpu_slot *slot = &xdpu_slots[i];
+
+		errno = -xdpu_map_update(&xdpu_maps[slot->map], &slot->key, &slot->inner, 0);
+		if (errno)
+			die(xdpu_maps[slot->map].name);
+	}
 	for (unsigned worker = 0; worker < xdpu_workers; worker++)
 		watch_pools(worker);
 }
@@ -105,10 +114,22 @@ int xdpu_map_lookup(const struct xdpu_map *map, const void *key, void *values)
 	return 0;
 }
 
+static int fits(const unsigned *inner, const void *value)
+{
+	uint32_t place;
+
+	memcpy(&place, value, sizeof(place));
+	while (*inner && *inner != place)
+		inner++;
+	return *inner != 0;
+}
+
 int xdpu_map_update(const struct xdpu_map *map, const void *key, const void *values, uint64_t flags)
 {
 	const struct xdpu_map_operations *op = map->operations;
 
+	if (op->inner && !fits(op->inner, values))
+		return -EINVAL;
 	if (op->update_all)
 		return op->update_all(xdpu_workers, key, values, flags);
 	if (!op->update)

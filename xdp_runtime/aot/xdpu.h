@@ -51,7 +51,8 @@ const struct xdpu_map *xdpu_map_find(const char *name); /* or NULL */
 
 /* These return 0 or a negative errno, as bpf(2) would.  Values are value_size bytes; those of a
  * per-CPU map lie behind each other, each rounded up to 8 bytes.  -EOPNOTSUPP: this type of map has
- * no such operation.
+ * no such operation.  A value of a map of maps is the place in xdpu_maps of the map in it, counted
+ * from 1 (a uint32_t); -EINVAL: that map does not fit.
  */
 int xdpu_map_lookup(const struct xdpu_map *map, const void *key, void *values);
 int xdpu_map_update(const struct xdpu_map *map, const void *key, const void *values, uint64_t flags);

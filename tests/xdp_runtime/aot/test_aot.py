@@ -24,7 +24,7 @@ from xdp_runtime.errors import ConfigError, LoadError
 from xdp_runtime.object import MapType
 from xdp_runtime.program import load
 
-ENOENT, EEXIST, EOPNOTSUPP = 2, 17, 95
+ENOENT, EEXIST, EINVAL, EOPNOTSUPP = 2, 17, 22, 95
 BALANCER = Path(__file__).parents[1] / "programs" / "balancer_small.o"
 
 
@@ -164,9 +164,32 @@ def test_what_cannot_be_ahead_is_refused(tmp_path: Path) -> None:
               standalone=True)
     with pytest.raises(ConfigError, match="cannot be written"):
         build(obj, obj.program(), tmp_path / "none" / "x.o")
-    families = read_object(Path(__file__).parents[1] / "families" / "families.o")
-    inner = next((m for m in families.maps if m.type == MapType.ARRAY_OF_MAPS), None)
-    assert inner is not None
-    with pytest.raises(LoadError, match="map of maps"):
-        build(families, families.program(), tmp_path / "families.so")
+    timers = read_object(EXAMPLES.parent / "tests" / "xdp_runtime" / "helpers" / "timers.o")
+    with pytest.raises(LoadError, match="uses timers, and nothing fires them"):
+        build(timers, timers.program(), tmp_path / "timers.so")
     assert not list(tmp_path.iterdir())
+
+
+def test_maps_of_maps(tmp_path: Path) -> None:
+    """Also full inner hashes, and another map put in their place, by its number in xdpu_maps."""
+    obj = read_object(Path(__file__).parent / "outer.o")
+    names = [spec.name for spec in obj.maps]
+    inner = ("even", "odd", "short_ones", "long_ones", "spare")
+    build(obj, obj.program(), tmp_path / "outer.so")
+    library = Library(tmp_path / "outer.so")
+    with load(obj) as program:
+        for more in ([], [(b"\1\0\0\0", "spare")], [(b"\0\0\0\0", "spare")]):
+            for key, name in more:
+                number = (names.index(name) + 1).to_bytes(4, "little")
+                assert library.update("by_length", key, number) == 0
+                assert library.lookup("by_length", key, 4) == number
+                program.raw_maps["by_length"].set_inner(key, program.raw_maps[name])
+            packets = [bytes(14 + 7 * n % 150) for n in range(300)]
+            expected = [program.run(packet).retval for packet in packets]
+            assert [row[0] for row in library.run(packets, 0)] == expected
+            assert {1, 2, 3} >= set(expected) > {2}
+            for name in inner:
+                assert library.items(name, 4, 8) == dict(program.raw_maps[name].items()), name
+    for name in ("even", "by_length", "none"):
+        number = (names.index(name) + 1 if name in names else 99).to_bytes(4, "little")
+        assert library.update("by_length", bytes(4), number) == -EINVAL
