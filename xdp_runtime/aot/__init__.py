@@ -10,6 +10,7 @@ together.  Results are those of `xdpu run`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -47,17 +48,23 @@ def build(obj: Object, spec: ProgramSpec, out: Path, *, workers: int = 1,
     if not spec.is_xdp:
         raise LoadError(f"program {spec.name}", f"section {spec.section!r} is not XDP",
                         'put it in SEC("xdp")')
+    if not out.name or (out.exists() and not out.is_file()):  # a device would be replaced
+        raise ConfigError(f"{out}", "is not a file that could be written")
     fuel = None if grants is None else enforce(obj, spec, grants)
     code = compile_ahead(obj, spec, workers, where, fuel)
-    with tempfile.TemporaryDirectory(prefix="xdpu-aot-") as folder:
-        made = Path(folder) / "made"
-        if only_object:
-            made.write_bytes(code)
-        else:
-            (Path(folder) / "program.o").write_bytes(code)
-            image.write(obj, spec, workers, Path(folder))
-            _link(Path(folder), made, standalone)
-        _move(made, out)
+    try:
+        with tempfile.TemporaryDirectory(prefix="xdpu-aot-") as folder:
+            made = Path(folder) / "made"
+            if only_object:
+                made.write_bytes(code)
+            else:
+                (Path(folder) / "program.o").write_bytes(code)
+                image.write(obj, spec, workers, Path(folder))
+                _link(Path(folder), made, standalone)
+            _move(made, out)
+    except OSError as error:
+        raise XdpuError("aot", f"no temporary files: {error.strerror or error}",
+                        f"make room in {tempfile.gettempdir()}, or set TMPDIR") from error
 
 
 def _compiler() -> str:
@@ -90,4 +97,5 @@ def _move(made: Path, out: Path) -> None:
         os.replace(beside, out)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise ConfigError(str(out), f"cannot be written: {error.strerror or error}") from error
+        kind = XdpuError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        raise kind(str(out), f"cannot be written: {error.strerror or error}") from error

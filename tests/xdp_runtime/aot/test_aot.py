@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tests.xdp_runtime.aot.library import Library
 from xdp_runtime.aot import build
 from xdp_runtime.compiler.aot import Where, compile_ahead, parse_target
 from xdp_runtime.elf import read_object
-from xdp_runtime.errors import ConfigError, LoadError
+from xdp_runtime.errors import ConfigError, LoadError, XdpuError
 from xdp_runtime.object import MapType
 from xdp_runtime.program import load
 
@@ -153,7 +155,8 @@ def test_machine_code_for_another_cpu_disassembles(tmp_path: Path) -> None:
     assert "undefined" not in said and "<unknown>" not in said
 
 
-def test_what_cannot_be_ahead_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_ahead_is_refused(tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
     obj = read_object(EXAMPLES / "pass.o")
     with pytest.raises(ConfigError, match="vax"):
         parse_target("vax")
@@ -164,6 +167,16 @@ def test_what_cannot_be_ahead_is_refused(tmp_path: Path) -> None:
               standalone=True)
     with pytest.raises(ConfigError, match="cannot be written"):
         build(obj, obj.program(), tmp_path / "none" / "x.o")
+    device = tmp_path / "device"
+    os.mkfifo(device)
+    for out in (device, tmp_path, Path("/"), Path("")):
+        with pytest.raises(ConfigError, match="is not a file that could be written"):
+            build(obj, obj.program(), out)
+    assert device.is_fifo()
+    device.unlink()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(XdpuError, match=r"no temporary files: No such .* or set TMPDIR"):
+        build(obj, obj.program(), tmp_path / "x.so")
     timers = read_object(EXAMPLES.parent / "tests" / "xdp_runtime" / "helpers" / "timers.o")
     with pytest.raises(LoadError, match="uses timers, and nothing fires them"):
         build(timers, timers.program(), tmp_path / "timers.so")
