@@ -136,7 +136,8 @@ def _describe_inner(obj: Object, index: int, made: Map, workers: int,
             if isinstance(word, str):
                 pointers.append(f"{{r{index}_{region} + {at + 8 * place}, r{number - 1}_{word}}}")
             else:
-                content[at + 8 * place:at + 8 * place + 8] = (word & 2**64 - 1).to_bytes(8, "little")
+                word &= 2**64 - 1
+                content[at + 8 * place:at + 8 * place + 8] = word.to_bytes(8, "little")
     content.release()
     return found
 
