@@ -91,15 +91,13 @@ def _select(words: list[str], run: str | None) -> list[tuple[str, Path]]:
 
 def _open(words: list[str], run: str | None) -> Map:
     """The one map meant, its operations compiled when first used."""
-    from xdp_runtime.compiler.map_ops import compile_operations
+    from xdp_runtime.compiler.map_ops import open_map
 
     found = _select(words, run)
     if len(found) > 1:
         names = ", ".join(f"{r}/{p.name}" for r, p in found)
         raise ConfigError("several maps have that name", "", f"say pinned, one of: {names}")
-    one = Map.open(found[0][1])
-    one.bind_later(lambda: compile_operations(one))
-    return one
+    return open_map(found[0][1])
 
 
 def _data(words: list[str], size: int, part: str) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xdp_runtime import cache
@@ -121,13 +122,25 @@ def compile_operations(one: Map) -> Mapping[str, Callable[..., Any]]:
     return operations
 
 
+def open_map(path: str | Path) -> Map:
+    """A map of another process by its file, its operations compiled when first used.  Raises
+    LoadError, OutOfMemory."""
+    from xdp_runtime.maps.map import Map
+
+    one = Map.open(Path(path))
+    one.bind_later(partial(compile_operations, one))
+    return one
+
+
 def compile_batches(one: Map) -> None:
     """Compile and bind loops over the operations of a map (maps/batch_loops.py): `lookup` by key,
-    or `table` bucket by bucket, `update` and `delete`."""
+    or `table` bucket by bucket, `read` without beginning anew, `update` and `delete`."""
     spec, workers, family = one.spec, one.workers, family_of(one.spec)
     operations = family.operations
     loops = {"lookup": batch_loops.by_key("read" in operations, "read_locked" in operations),
              "delete": batch_loops.REMOVE}
+    if "after" in operations:
+        loops["read"] = batch_loops.by_key("read" in operations, False, "after")
     if "update" in operations:
         loops["update"] = batch_loops.write("update_all" in operations)
     table = batch_loops.table_of(spec)

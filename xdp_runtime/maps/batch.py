@@ -55,6 +55,7 @@ def read(one: Map) -> tuple[Any, Any]:
     functions = _functions(one)
     room = max(_COUNT_MIN, len(one))
     keys, values = _rooms(one, room)
+    functions = {**functions, "lookup": functions.get("read", functions.get("lookup"))}
     count, after, status = 0, _Place(one), 0
     while True:
         status, got = after.lookup(functions, keys[count:], values[count:])

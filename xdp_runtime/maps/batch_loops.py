@@ -212,12 +212,12 @@ def table_of(spec: MapSpec) -> Template | None:
     return None
 
 
-def by_key(has_read: bool, has_locked: bool) -> Template:
+def by_key(has_read: bool, has_locked: bool, step: str = "next_key") -> Template:
     """The entries behind a key, in next_key's order; `has_read`: the family copies values out
-    whole, those of all workers at once."""
+    whole, those of all workers at once.  `step` is the operation that goes on."""
 
     def factory(m: Any) -> Factory:
-        next_key = m.symbol("map.0.next_key", "i64(i64, ptr, ptr)")
+        next_key = m.symbol(f"map.0.{step}", "i64(i64, ptr, ptr)")
         read = m.symbol("map.0.read", "i64(i64, ptr, ptr)")
         read_locked = m.symbol("map.0.read_locked", "i64(i64, ptr, ptr)")
         peek = m.symbol("map.0.peek", "ptr(i64, ptr)")
@@ -267,7 +267,7 @@ def by_key(has_read: bool, has_locked: bool) -> Template:
 
         return batch_by_key
 
-    name = "batch_by_key" + "_read" * has_read + "_locked" * has_locked
+    name = f"batch_by_{step}" + "_read" * has_read + "_locked" * has_locked
     return Template(name, factory, "i64(ptr, ptr, ptr, ptr, i64, i64, i64)", inline=False)
 
 

@@ -47,6 +47,7 @@ from xdp_runtime.maps.pool import (
     spare,
     total,
 )
+from xdp_runtime.maps.scan import HASH_SCAN
 from xdp_runtime.maps.shard import (
     ALLOWED,
     CAPACITY,
@@ -411,7 +412,7 @@ class HashFamily:
         self.operations: Mapping[str, Template] = {
             "lookup": LOOKUP, "peek": LOOKUP, "read": READ, "update": UPDATE, "delete": DELETE,
             "next_key": NEXT_KEY, "take": TAKE_OUT,
-            "walk": HASH_WALK,
+            "walk": HASH_WALK, "scan": HASH_SCAN,
         }
 
     def check(self, spec: MapSpec) -> str | None:

@@ -587,22 +587,12 @@ SEEK = Template("lpm_seek", _seek, "i64(ptr, ptr, ptr, i64, i64, ptr, ptr)",
 _VISIT, _ADVANCE, _ENTER = 0, 1, 2
 
 
-def _next_key(m: Any) -> Factory:
-    lock, unlock, seek = m.extern(LOCK_TRIE), m.extern(UNLOCK), m.extern(SEEK)
-
-    def lpm_next_key(  # type: ignore
-        head, root, nodes, elements, data_size, value_size, root_bits, stride, max_entries,
-        element_end, node_end, worker, key, out
+def _following(m: Any) -> Factory:
+    def lpm_following(  # type: ignore
+        root, nodes, elements, data_size, root_bits, trail, level, step, out
     ):
-        # longer prefixes before those they lie in: a walk in postorder over the heap numbers
-        trail = m.gep(m.alloca(4160), 0)
-        lock(head, root, nodes, elements, root_bits, stride)
-        step = _ADVANCE
-        level = seek(root, nodes, elements, data_size, root_bits, key, trail)
-        if level < 0:
-            level = 0
-            m.store_u32(trail, 4, 1)
-            step = _ENTER
+        """The next key from a place on: longer prefixes before those they lie in, a walk in
+        postorder over the heap numbers."""
         number = m.load_u32(trail, (level << 3) + 4)
         found = 0
         while found == 0:
@@ -632,7 +622,7 @@ def _next_key(m: Any) -> Factory:
                 step = _ADVANCE
             elif number == 1:
                 if level == 0:
-                    break
+                    return -ENOENT
                 level -= 1
                 number = m.load_u32(trail, (level << 3) + 4)
                 step = _VISIT
@@ -642,17 +632,136 @@ def _next_key(m: Any) -> Factory:
             else:
                 number = number >> 1
                 step = _VISIT
-        result = -ENOENT
-        if found != 0:
-            element = m.inside(elements, found << 3)
-            m.store_u32(out, 0, m.load_u32(element, LENGTH))
-            for at in range(data_size):
-                m.store_u8(out, 4 + at, m.load_u8(element, DATA + at))
-            result = 0
+        element = m.inside(elements, found << 3)
+        m.store_u32(out, 0, m.load_u32(element, LENGTH))
+        for at in range(data_size):
+            m.store_u8(out, 4 + at, m.load_u8(element, DATA + at))
+        return 0
+
+    return lpm_following
+
+
+FOLLOWING = Template("lpm_following", _following,
+                     "i64(ptr, ptr, ptr, i64, i64, ptr, i64, i64, ptr)", inline=False)
+
+
+def _next_key(m: Any) -> Factory:
+    lock, unlock, seek = m.extern(LOCK_TRIE), m.extern(UNLOCK), m.extern(SEEK)
+    following = m.extern(FOLLOWING)
+
+    def lpm_next_key(  # type: ignore
+        head, root, nodes, elements, data_size, value_size, root_bits, stride, max_entries,
+        element_end, node_end, worker, key, out
+    ):
+        trail = m.gep(m.alloca(4160), 0)
+        lock(head, root, nodes, elements, root_bits, stride)
+        step = _ADVANCE
+        level = seek(root, nodes, elements, data_size, root_bits, key, trail)
+        if level < 0:
+            level = 0
+            m.store_u32(trail, 4, 1)
+            step = _ENTER
+        result = following(root, nodes, elements, data_size, root_bits, trail, level, step, out)
         unlock(head)
         return result
 
     return lpm_next_key
+
+
+def _any(m: Any) -> Factory:
+    def lpm_any(nodes, link):  # type: ignore
+        """An element at or below a node: there is always one."""
+        while True:
+            below = 0
+            for number in range(2, 32):
+                found = m.load_u32(nodes, (link << 3) + EXACT + (number << 2))
+                if found != 0:
+                    return found
+            for way in range(16):
+                child = m.load_u32(nodes, (link << 3) + CHILD + (way << 2))
+                if child != 0:
+                    below = child
+            if below == 0:
+                return 0
+            link = below
+
+    return lpm_any
+
+
+ANY = Template("lpm_any", _any, "i64(ptr, i64)", inline=False)
+
+
+def _place(m: Any) -> Factory:
+    nibble, top_of, common, any_of = (m.extern(one) for one in (NIBBLE, TOP, COMMON, ANY))
+
+    def lpm_place(root, nodes, elements, data_size, root_bits, key, trail):  # type: ignore
+        """Where a key has its place in the order, be it there or not: the way there on the trail,
+        and the level | what to do there << 32."""
+        length = m.load_u32(key, 0)
+        if length > data_size << 3:
+            length = data_size << 3
+        data = m.gep(key, 4)
+        top = top_of(data, root_bits)
+        if length <= root_bits:
+            m.store_u32(trail, 4, (1 << length) | (top >> (root_bits - length)))
+            return _ADVANCE << 32
+        m.store_u32(trail, 4, (1 << root_bits) + top)
+        link = m.load_u32(root, (top << 3) + 4)
+        level = 0
+        while link != 0:
+            depth = m.load_u32(nodes, (link << 3) + DEPTH)
+            element = m.inside(elements, any_of(nodes, link) << 3)
+            shared = common(data, m.inside(element, DATA), data_size)
+            if shared < depth and shared < length:  # they part on the levels that were skipped
+                if m.load_u8(data, shared >> 3) >> (~shared & 7) & 1:
+                    break
+                level += 1
+                m.store_u32(trail, level << 3, link)
+                m.store_u32(trail, (level << 3) + 4, 1)
+                return level | _ENTER << 32
+            if length <= depth:
+                break
+            level += 1
+            m.store_u32(trail, level << 3, link)
+            way = nibble(data, depth)
+            if length < depth + 4:
+                m.store_u32(trail, (level << 3) + 4, (1 << (length - depth)) | (
+                    way >> (4 - length + depth)))
+                return level | _ADVANCE << 32
+            m.store_u32(trail, (level << 3) + 4, 16 + way)
+            if length == depth + 4:
+                return level | _ADVANCE << 32
+            link = m.load_u32(nodes, (link << 3) + CHILD + (way << 2))
+        return level | _VISIT << 32
+
+    return lpm_place
+
+
+PLACE = Template("lpm_place", _place, "i64(ptr, ptr, ptr, i64, i64, ptr, ptr)",
+                 (NIBBLE, TOP, COMMON, ANY), inline=False)
+
+
+def _after(m: Any) -> Factory:
+    lock, unlock, place = m.extern(LOCK_TRIE), m.extern(UNLOCK), m.extern(PLACE)
+    following = m.extern(FOLLOWING)
+
+    def lpm_after(  # type: ignore
+        head, root, nodes, elements, data_size, value_size, root_bits, stride, max_entries,
+        element_end, node_end, worker, key, out
+    ):
+        """As next_key, but behind a key that has gone it goes on where that was."""
+        trail = m.gep(m.alloca(4160), 0)
+        lock(head, root, nodes, elements, root_bits, stride)
+        where = _ENTER << 32
+        m.store_u32(trail, 4, 1)
+        if not m.is_null(key):
+            where = place(root, nodes, elements, data_size, root_bits, key, trail)
+        result = following(root, nodes, elements, data_size, root_bits, trail, where & _LOW,
+                           where >> 32, out)
+        unlock(head)
+        return result
+
+    return lpm_after
 
 
 LOOKUP = Template("lpm_lookup", _lookup, f"ptr({LEADING}, ptr)", (FIND,))
@@ -664,7 +773,9 @@ DELETE = Template("lpm_delete", _delete, f"i64({LEADING}, ptr)",
                   (LOCK_TRIE, UNLOCK, GIVE_ONE, DESCEND, COVER, NIBBLE, TOP, PRUNE, COUNT_UNLINKED),
                   inline=False)
 NEXT_KEY = Template("lpm_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
-                    (LOCK_TRIE, UNLOCK, SEEK), inline=False)
+                    (LOCK_TRIE, UNLOCK, SEEK, FOLLOWING), inline=False)
+AFTER = Template("lpm_after", _after, f"i64({LEADING}, ptr, ptr)",
+                 (LOCK_TRIE, UNLOCK, PLACE, FOLLOWING), inline=False)
 
 
 class LpmTrieFamily:
@@ -677,7 +788,7 @@ class LpmTrieFamily:
     def __init__(self) -> None:
         self.operations: Mapping[str, Template] = {
             "lookup": LOOKUP, "peek": LOOKUP, "read": READ, "update": UPDATE, "delete": DELETE,
-            "next_key": NEXT_KEY,
+            "next_key": NEXT_KEY, "after": AFTER,
         }
 
     def check(self, spec: MapSpec) -> str | None:

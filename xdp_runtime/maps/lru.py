@@ -37,6 +37,7 @@ from xdp_runtime.maps.hash_table import (
 )
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.pool import COUNT, FRESH, GIVE_ONE, LIVE
+from xdp_runtime.maps.scan import HASH_SCAN
 from xdp_runtime.maps.shard import CAPACITY, GIVE_BACK, GROW, LEFT, SCARCE, START
 from xdp_runtime.maps.share import SCANS, SHARE_ROOM
 from xdp_runtime.maps.walk import HASH_WALK
@@ -160,7 +161,7 @@ class LruHashFamily(HashFamily):
             "lookup": LRU_LOOKUP, "peek": LOOKUP, "read": READ,
             "update": LRU_SHARED_UPDATE if shared else LRU_UPDATE,
             "delete": DELETE, "next_key": NEXT_KEY, "take": TAKE_OUT,
-            "walk": HASH_WALK,
+            "walk": HASH_WALK, "scan": HASH_SCAN,
         }
 
     def _takes_no_common_lru(self) -> bool:

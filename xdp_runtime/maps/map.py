@@ -33,7 +33,14 @@ from xdp_runtime.maps import (
     type_name,
     user_ringbuf,
 )
-from xdp_runtime.maps.family import BPF_ANY, BPF_F_LOCK, ENOENT, Family, round_up
+from xdp_runtime.maps.family import (
+    BPF_ANY,
+    BPF_F_LOCK,
+    ENOENT,
+    ENOSPC,
+    Family,
+    round_up,
+)
 from xdp_runtime.maps.memory import Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
@@ -41,6 +48,7 @@ from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 if TYPE_CHECKING:
     from xdp_runtime.maps.batch import Batch
 
+_SCANNED = 256  # keys at a time
 Value = bytes | list[bytes]  # a list for per-CPU maps
 
 BTF_NAME = ".btf"  # beside the maps of a program: the object's types
@@ -413,7 +421,8 @@ class Map:
         return [out.raw[at:at + size] for at in range(0, len(out.raw), padded)]
 
     def next_key(self, key: bytes | None = None) -> bytes | None:
-        """None starts, None ends; a key that is not there starts again."""
+        """None starts, None ends; a key that is not there starts again, so that whoever goes from
+        key to key while others delete may see keys again, or never arrive: see `keys`."""
         self.check_readable()
         if key is not None:
             self._check_key(key)
@@ -425,12 +434,33 @@ class Map:
         return out.raw
 
     def keys(self) -> Iterator[bytes]:
-        """Keys, each once unless others delete meanwhile; deleting the last one given is fine."""
-        key = self.next_key()
-        while key is not None:
-            after = self.next_key(key)
+        """Keys, each once and all that stay, whatever others do meanwhile; what comes or goes may
+        be among them or not.  Deleting them is fine."""
+        self.check_readable()
+        if "scan" in self.family.operations:
+            yield from self._scan()
+            return
+        step = self._operation("after" if "after" in self.family.operations else "next_key")
+        key, after = None, ctypes.create_string_buffer(self.spec.key_size)
+        while (status := step(0, key, after)) == 0:
+            key = after.raw
             yield key
-            key = after
+        if status != -ENOENT:
+            self._raise(status)
+
+    def _scan(self) -> Iterator[bytes]:
+        """The keys of a hash (scan.py)."""
+        size, room, place = self.spec.key_size, _SCANNED, ctypes.c_uint64()
+        scan = self._operation("scan")
+        while True:
+            out = ctypes.create_string_buffer(size * room)
+            count = scan(0, ctypes.addressof(place), room, out)
+            if count == -ENOSPC:
+                room *= 2
+                continue
+            if count == 0:
+                return
+            yield from (out.raw[at:at + size] for at in range(0, size * count, size))
 
     def items(self) -> Iterator[tuple[bytes, Value]]:
         for key in self.keys():

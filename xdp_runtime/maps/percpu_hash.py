@@ -34,6 +34,7 @@ from xdp_runtime.maps.hash_table import (
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lru import ROOM, SHARED_ROOM
 from xdp_runtime.maps.pool import COUNT, GIVE_ONE, LIVE, OWNER, TAKE, spare
+from xdp_runtime.maps.scan import PERCPU_SCAN
 from xdp_runtime.maps.shard import LESS, SHARD, START
 from xdp_runtime.maps.walk import PERCPU_WALK
 from xdp_runtime.object import MapFlag, MapSpec
@@ -315,7 +316,7 @@ class PerCpuHashFamily(HashFamily):
             "lookup_percpu": LRU_LOOKUP_OF if lru else LOOKUP_OF,
             "update": update, "update_all": update_all, "delete": PERCPU_DELETE,
             "next_key": PERCPU_NEXT_KEY, "take": PERCPU_TAKE,
-            "walk": PERCPU_WALK,
+            "walk": PERCPU_WALK, "scan": PERCPU_SCAN,
         }
 
     def _takes_no_common_lru(self) -> bool:
