@@ -139,6 +139,24 @@ def test_on_an_interface_it_answers_and_passes(tmp_path: Path) -> None:
         assert "xstack" not in in_ns(pair.b.ns, "ip", "-o", "link").stdout
 
 
+@pytest.mark.netns
+def test_an_interface_that_goes_ends_it(tmp_path: Path) -> None:
+    """With its counters; and queues without a worker are told of at the start."""
+    program = standalone("drop", tmp_path)
+    with VethPair(subnet=78, queues=2) as pair:
+        argv = [str(program), "--iface", pair.b.ifname]
+        done = in_ns(pair.b.ns, *argv, "--tap", "a-name-of-16-let", check=False)
+        assert (done.returncode, "too long for the name" in done.stderr) == (EXIT_USAGE, True)
+        process = popen_in_ns(pair.b.ns, *argv)
+        assert process.stderr is not None
+        started, others = process.stderr.readline(), process.stderr.readline()
+        assert "running on" in started and "has 2 queues, and packets of those behind" in others
+        in_ns(pair.b.ns, "ip", "link", "del", pair.b.ifname)
+        out, errors = process.communicate(timeout=30)
+        assert (process.returncode, "the interface is gone" in errors) == (EXIT_PORT, True)
+        assert json.loads(out)["tx"] == 0
+
+
 RINGS = Path(__file__).parents[1] / "xdp_runtime" / "aot" / "rings.o"
 
 

@@ -124,7 +124,7 @@ int main(int argc, char **argv)
 	struct counters counters = {0};
 	const char *in = NULL, *out = NULL;
 	struct sigaction action = {.sa_handler = stop};
-	int letter, records = 0;
+	int letter, records = 0, code = 0;
 
 	while ((letter = getopt_long(argc, argv, "h", options, NULL)) != -1) {
 		switch (letter) {
@@ -155,7 +155,7 @@ int main(int argc, char **argv)
 		run_capture(in, out, &counters);
 	else {
 		follow_records();
-		run_interface(&interface, &counters);
+		code = run_interface(&interface, &counters);
 	}
 	FILE *to = out && !strcmp(out, "-") ? stderr : stdout;
 	fprintf(to, "{\"rx\": %llu", (unsigned long long)counters.rx);
@@ -169,5 +169,5 @@ int main(int argc, char **argv)
 		fprintf(to, "}");
 	}
 	fprintf(to, "}\n");
-	return fflush(to) ? 1 : 0;
+	return fflush(to) ? 1 : code;
 }

@@ -11,9 +11,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/ethtool.h>
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
 #include <linux/if_xdp.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <poll.h>
 #include <pthread.h>
@@ -27,6 +29,8 @@
 #include <unistd.h>
 
 enum { RING = 2048, FRAMES = 2 * RING, POLL_MS = 100, BIND_TRIES = 100 };
+
+static volatile sig_atomic_t gone; /* the interface, while it ran */
 
 struct ring {
 	uint32_t *producer, *consumer, *flags;
@@ -148,6 +152,8 @@ static int open_tap(const char *name, int multi_queue)
 	struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI};
 	int fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
 
+	if (strlen(name) >= IFNAMSIZ)
+		fail(EXIT_USAGE, name, "is too long for the name of a TAP device (15 letters)");
 	if (multi_queue)
 		request.ifr_flags |= IFF_MULTI_QUEUE;
 	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
@@ -270,6 +276,14 @@ static size_t from_tap(struct queue *q)
 	return count;
 }
 
+static int has_error(int fd)
+{
+	int error = 0;
+	socklen_t length = sizeof(error);
+
+	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) || error;
+}
+
 static void *work(void *argument)
 {
 	struct queue *q = argument;
@@ -290,11 +304,30 @@ static void *work(void *argument)
 			struct pollfd wait[] = {{.fd = q->fd, .events = POLLIN},
 						{.fd = q->tap, .events = POLLIN}};
 
-			if (poll(wait, 2, q->in_tx ? 1 : POLL_MS) > 0 && wait[0].revents & POLLERR)
-				fail(EXIT_PORT, q->interface->name, "the interface is gone");
+			/* of an interface that is gone, poll(2) says nothing */
+			if (poll(wait, 2, q->in_tx ? 1 : POLL_MS) == 0 && has_error(q->fd))
+				gone = stopping = 1;
 		}
 	}
 	return NULL;
+}
+
+/* Packets of queues without a worker go to the host's stack, as if there were no program. */
+static void say_other_queues(const char *name)
+{
+	struct ethtool_channels channels = {.cmd = ETHTOOL_GCHANNELS};
+	struct ifreq request = {.ifr_data = (void *)&channels};
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	unsigned queues = 0;
+
+	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+	if (fd >= 0 && !ioctl(fd, SIOCETHTOOL, &request))
+		queues = channels.combined_count + channels.rx_count;
+	if (queues > xdpu_workers)
+		fprintf(stderr, "%s: %s has %u queues, and packets of those behind the first %u go past the "
+			"program (xdpu aot --workers %u)\n", xdpu_program, name, queues, xdpu_workers, queues);
+	if (fd >= 0)
+		close(fd);
 }
 
 static void add(struct counters *to, const struct counters *from)
@@ -306,7 +339,7 @@ static void add(struct counters *to, const struct counters *from)
 		to->verdicts[i] += from->verdicts[i];
 }
 
-void run_interface(const struct interface *interface, struct counters *counters)
+int run_interface(const struct interface *interface, struct counters *counters)
 {
 	unsigned ifindex = if_nametoindex(interface->name);
 	struct queue *queues = calloc(xdpu_workers, sizeof(*queues));
@@ -338,6 +371,7 @@ void run_interface(const struct interface *interface, struct counters *counters)
 			: "attach XDP in its driver (--mode skb works with any)");
 	fprintf(stderr, "%s: running on %s, XDP in %s, %u queue(s)\n", xdpu_program, interface->name,
 		interface->generic ? "the stack" : "its driver", xdpu_workers);
+	say_other_queues(interface->name);
 	for (unsigned i = 0; i < xdpu_workers; i++)
 		if ((errno = pthread_create(&queues[i].thread, NULL, work, &queues[i])))
 			failed(interface->name, "a thread");
@@ -345,4 +379,7 @@ void run_interface(const struct interface *interface, struct counters *counters)
 		pthread_join(queues[i].thread, NULL);
 		add(counters, &queues[i].counters);
 	}
+	if (gone)
+		fprintf(stderr, "%s: %s: the interface is gone\n", xdpu_program, interface->name);
+	return gone ? EXIT_PORT : 0;
 }

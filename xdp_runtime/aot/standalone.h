@@ -43,7 +43,7 @@ struct interface {
 	int generic; /* XDP in the stack instead of the driver */
 };
 
-void run_interface(const struct interface *interface, struct counters *counters);
+int run_interface(const struct interface *interface, struct counters *counters);
 
 /* --records: NAME=FILE.  Read after each batch, or, once followed, by a thread of their own. */
 void take_records(char *setting);
