@@ -1,7 +1,9 @@
 """python -m bench.fuzz: random programs and packets on four engines (as root).
 
     python -m bench.fuzz [--seeds A-B] [--jobs N] [--seconds S] [--resume FILE]
+                         [--kind insns|c|both]
     python -m bench.fuzz --reduce SEED [--write DIR]
+    python -m bench.fuzz --show SEED
 
 Ends with a line of totals; exit code 1 if anything disagreed.
 """
@@ -14,6 +16,7 @@ import time
 from pathlib import Path
 
 from bench.fuzz.run import Plan, run, summary
+from bench.fuzz.sources import BOTH, KINDS, kind_of, text_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,20 +26,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--packets", type=int, default=500, help="packets a program")
     parser.add_argument("--resume", type=Path, help="state, FILE.0 FILE.1 ... a job")
+    parser.add_argument("--kind", choices=[*KINDS, BOTH], default=BOTH,
+                        help="of programs: instructions, C, or both in turn")
     parser.add_argument("--reduce", type=int, metavar="SEED")
+    parser.add_argument("--show", type=int, metavar="SEED", help="its C, and its instructions")
     parser.add_argument("--write", type=Path, help="where --reduce puts the test case")
     options = parser.parse_args(arguments)
     if options.reduce is not None:
         from bench.fuzz.reduce import reduce_seed
 
-        return reduce_seed(options.reduce, options.packets, options.write)
+        return reduce_seed(options.reduce, kind_of(options.kind, options.reduce),
+                           options.packets, options.write)
+    if options.show is not None:
+        print(text_of(kind_of(options.kind, options.show), options.show))
+        return 0
     first, last = (int(part) for part in options.seeds.split("-"))
     with tempfile.TemporaryDirectory(prefix="xdpu-fuzz-") as scratch:
         plan = Plan(first, last, options.jobs, options.packets, time.time() + options.seconds,
-                    options.resume or Path(scratch) / "state")
+                    options.resume or Path(scratch) / "state", options.kind)
         state = run(plan)
     for words, times in sorted(state.refused.items(), key=lambda item: -item[1])[:8]:
         print(f"refused {times}: {words}")
+    for seed, words in state.ours_only[:20]:
+        print(f"seed {seed}: accepted by us alone; the kernel: {words}")
     for seed, what in state.found[:200]:
         print(f"seed {seed}: {what}")
     print(summary(state))

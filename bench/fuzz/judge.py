@@ -17,18 +17,20 @@ from bench.fuzz.batch import Batch
 from bench.fuzz.case import program_of
 from bench.fuzz.engines import LISTS, Engine, Interpreted, Step, compiled, in_kernel
 from bench.fuzz.packets import random_packets
-from bench.fuzz.programs import fuzz_object
+from bench.fuzz.sources import Kind, object_of
 from xdp_runtime.compiler import target
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.interp_memory import Trap
 from xdp_runtime.isa import Imm, Store
-from xdp_runtime.object import MapType, Object
+from xdp_runtime.object import GlobalKind, MapType, Object
+from xdp_runtime.verifier import verify
 
 SAMPLE = 6  # packets that the interpreter sees, too
 _BATCH = 1000  # packets in memory at once
 _STACK_SLOTS = 16  # that programs use; callees need some of the 512 bytes, too
 TWIN = "kernel, again"
-_UNSEEN = (MapType.PROG_ARRAY, MapType.RINGBUF)  # what they hold is not compared
+# What they hold is not compared.
+_UNSEEN = (MapType.PROG_ARRAY, MapType.RINGBUF, MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 _FLAGS = (0, 0, 0, 1, 2, 3)
 
 
@@ -50,12 +52,14 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     found: list[Disagreement] = field(default_factory=list)
     refused: str = ""
+    ours_only: bool = False  # the kernel refuses it, our verifier does not
 
 
 def random_steps(obj: Object, seed: int, count: int) -> list[Step]:
     """Operations of user space on the maps of an Object."""
     rng = random.Random(seed)
-    specs = [spec for spec in obj.maps if spec.type not in _UNSEEN and not spec.initial]
+    specs = [spec for spec in obj.maps if spec.type not in _UNSEEN
+             and spec.global_kind is not GlobalKind.RODATA]
     steps: list[Step] = []
     for _ in range(count):
         spec = rng.choice(specs)
@@ -71,9 +75,9 @@ def random_steps(obj: Object, seed: int, count: int) -> list[Step]:
     return steps
 
 
-def judge(seed: int, packets: int) -> Outcome:
+def judge(seed: int, packets: int, kind: Kind = "insns") -> Outcome:
     """All of a seed.  The kernel's refusal is no disagreement; ours of what it accepts is."""
-    obj = fuzz_object(seed)
+    obj = object_of(kind, seed)
     rng_packets = random_packets(seed, packets)
     return judge_object(obj, rng_packets, random_steps(obj, seed, 20))
 
@@ -89,6 +93,8 @@ def judge_object(obj: Object, packets: Sequence[bytes], steps: Sequence[Step],
             kernel = stack.enter_context(in_kernel(obj, cpu))
         except VerifyError as error:
             outcome.refused = str(error)
+            outcome.ours_only = all(verify(obj, one).ok for one in obj.programs)
+            outcome.counts["ours_only"] += outcome.ours_only
             return outcome
         outcome.counts["accepted"] += 1
         engines: list[Engine] = []

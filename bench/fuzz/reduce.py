@@ -11,7 +11,7 @@ from bench.fuzz.case import Case, program_of, write_case
 from bench.fuzz.engines import Step
 from bench.fuzz.judge import TWIN, Disagreement, judge_object, random_steps
 from bench.fuzz.packets import random_packets
-from bench.fuzz.programs import fuzz_object
+from bench.fuzz.sources import Kind, object_of
 from xdp_runtime.compiler import target
 from xdp_runtime.errors import XdpuError
 from xdp_runtime.isa import (
@@ -50,8 +50,8 @@ def on_all_engines(case: Case, opts: Sequence[int] = target.TESTED) -> Disagreem
     return replace(found[0], engine=" and ".join(engines))
 
 
-def reduce_seed(seed: int, packets: int, directory: Path | None) -> int:
-    obj = fuzz_object(seed)
+def reduce_seed(seed: int, kind: Kind, packets: int, directory: Path | None) -> int:
+    obj = object_of(kind, seed)
     case: Case = (obj, random_packets(seed, packets), random_steps(obj, seed, 20))
     first = on_all_engines(case)
     if first is None:

@@ -24,6 +24,7 @@ class State:
     counts: dict[str, int] = field(default_factory=dict)
     found: list[tuple[int, str]] = field(default_factory=list)  # (seed, disagreement)
     refused: dict[str, int] = field(default_factory=dict)  # the kernel's words, how often
+    ours_only: list[tuple[int, str]] = field(default_factory=list)  # (seed, the kernel's words)
     running: bool = False  # in next_seed
 
     def save(self, path: Path) -> None:
@@ -40,6 +41,7 @@ class Plan:
     packets: int
     ends_at: float  # time.time()
     state: Path
+    which: str = "insns"  # kinds of programs: one of sources.KINDS, or both
 
     def path(self, job: int) -> Path:
         return self.state.with_name(f"{self.state.name}.{job}")
@@ -57,6 +59,7 @@ class Plan:
 def work(plan: Plan, job: int) -> None:
     """Seeds until the range, the time or this process's share of programs ends."""
     from bench.fuzz.judge import judge
+    from bench.fuzz.sources import kind_of
 
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1 - job % len(cpus)]})  # what per-CPU maps show depends on it
@@ -68,12 +71,14 @@ def work(plan: Plan, job: int) -> None:
         state.running = True
         state.save(path)
         try:
-            outcome = judge(seed, plan.packets)
+            outcome = judge(seed, plan.packets, kind_of(plan.which, seed))
             state.counts = dict(Counter(state.counts) + outcome.counts)
             state.found += [(seed, str(one)) for one in outcome.found]
             if outcome.refused:
                 words = "".join(c for c in outcome.refused if not c.isdigit())[-80:]
                 state.refused[words] = state.refused.get(words, 0) + 1
+                if outcome.ours_only:
+                    state.ours_only.append((seed, outcome.refused[-120:]))
         except Exception as error:  # whatever an engine raises is a finding, not our end
             state.found.append((seed, f"{type(error).__name__}: {error}"))
         state.next_seed, state.running = seed + plan.jobs, False
@@ -120,6 +125,7 @@ def total(plan: Plan) -> State:
         counts += Counter(state.counts)
         refused += Counter(state.refused)
         out.found += [(seed, what) for seed, what in state.found]
+        out.ours_only += [(seed, words) for seed, words in state.ours_only]
     out.counts, out.refused = dict(counts), dict(refused)
     return out
 
@@ -129,5 +135,5 @@ def summary(state: State) -> str:
     share = 100 * counts["accepted"] / max(1, counts["programs"])
     return (f"fuzz: {counts['pairs']:,} program-packet pairs, {counts['programs']:,} programs "
             f"({share:.1f} % accepted by the kernel), {counts['interpreted']:,} pairs interpreted, "
-            f"{counts['operations']:,} map operations, {counts['maps']:,} maps compared, "
+            f"{counts['ours_only']:,} accepted by us alone, {counts['operations']:,} map operations, {counts['maps']:,} maps compared, "
             f"{len({seed for seed, _ in state.found})} seeds disagree")
