@@ -1,7 +1,7 @@
 """python -m bench.fuzz: random programs and packets on four engines (as root).
 
     python -m bench.fuzz [--seeds A-B] [--jobs N] [--seconds S] [--resume FILE]
-                         [--kind insns|c|both]
+                         [--kind insns|c|mutants|all]
     python -m bench.fuzz --reduce SEED [--write DIR]
     python -m bench.fuzz --show SEED
 
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from bench.fuzz.run import Plan, run, summary
-from bench.fuzz.sources import BOTH, KINDS, kind_of, text_of
+from bench.fuzz.sources import ALL, KINDS, kind_of, text_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--packets", type=int, default=500, help="packets a program")
     parser.add_argument("--resume", type=Path, help="state, FILE.0 FILE.1 ... a job")
-    parser.add_argument("--kind", choices=[*KINDS, BOTH], default=BOTH,
-                        help="of programs: instructions, C, or both in turn")
+    parser.add_argument("--kind", choices=[*KINDS, ALL], default=ALL,
+                        help="of programs; all: each kind in turn")
     parser.add_argument("--reduce", type=int, metavar="SEED")
     parser.add_argument("--show", type=int, metavar="SEED", help="its C, and its instructions")
     parser.add_argument("--write", type=Path, help="where --reduce puts the test case")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench.fuzz.batch import HEADER, SLOT, UNIT, Batch, Header, Slots
+from xdp_runtime.bpf_syscall import info
 from xdp_runtime.compiler import target
 from xdp_runtime.interp import Machine
 from xdp_runtime.kernel import KernelProgram, load_into_kernel
@@ -17,6 +18,9 @@ from xdp_runtime.object import MapSpec, MapType, Object
 from xdp_runtime.program import Program, load
 
 LISTS = (MapType.QUEUE, MapType.STACK)
+# What they hold is not compared.
+UNSEEN = (MapType.PROG_ARRAY, MapType.RINGBUF, MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
+_VERIFIED_INSNS = 224  # offset in struct bpf_prog_info
 PER_CPU = (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH)
 Contents = dict[str, Any]
 Step = tuple[str, str, bytes, bytes, int]  # map, operation, key, value, flags
@@ -135,6 +139,11 @@ class Kernel(_Outside):
 
     def run(self, batch: Batch) -> tuple[Header, Slots]:
         return batch.kernel(self.program.fd)
+
+    def verified(self) -> int:
+        """Instructions that the kernel's verifier walked through."""
+        words = info(self.program.fd, _VERIFIED_INSNS + 4)
+        return int.from_bytes(words[_VERIFIED_INSNS:], "little")
 
     def push(self, one: Any, value: bytes, flags: int) -> None:
         one.update(b"", value, flags)

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from bench.fuzz.case import Case, program_of, write_case
 from bench.fuzz.engines import Step
-from bench.fuzz.judge import TWIN, Disagreement, judge_object, random_steps
+from bench.fuzz.judge import SAMPLE, TWIN, Disagreement, judge_object, random_steps
+from bench.fuzz.leaks import unsteady
 from bench.fuzz.packets import random_packets
 from bench.fuzz.sources import Kind, object_of
 from xdp_runtime.compiler import target
@@ -45,7 +46,7 @@ def on_all_engines(case: Case, opts: Sequence[int] = target.TESTED) -> Disagreem
     except (XdpuError, OSError, ValueError):
         return None
     engines = sorted({one.engine for one in found})
-    if not found or TWIN in engines:
+    if not found or TWIN in engines or unsteady(*case, SAMPLE):
         return None
     return replace(found[0], engine=" and ".join(engines))
 

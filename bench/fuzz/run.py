@@ -41,7 +41,7 @@ class Plan:
     packets: int
     ends_at: float  # time.time()
     state: Path
-    which: str = "insns"  # kinds of programs: one of sources.KINDS, or both
+    which: str = "insns"  # kinds of programs: one of sources.KINDS, or all
 
     def path(self, job: int) -> Path:
         return self.state.with_name(f"{self.state.name}.{job}")
@@ -58,6 +58,7 @@ class Plan:
 
 def work(plan: Plan, job: int) -> None:
     """Seeds until the range, the time or this process's share of programs ends."""
+    from bench.fuzz.csource.build import Uncompilable
     from bench.fuzz.judge import judge
     from bench.fuzz.sources import kind_of
 
@@ -79,6 +80,8 @@ def work(plan: Plan, job: int) -> None:
                 state.refused[words] = state.refused.get(words, 0) + 1
                 if outcome.ours_only:
                     state.ours_only.append((seed, outcome.refused[-120:]))
+        except Uncompilable as error:
+            state.refused[str(error)] = state.refused.get(str(error), 0) + 1
         except Exception as error:  # whatever an engine raises is a finding, not our end
             state.found.append((seed, f"{type(error).__name__}: {error}"))
         state.next_seed, state.running = seed + plan.jobs, False
@@ -135,5 +138,7 @@ def summary(state: State) -> str:
     share = 100 * counts["accepted"] / max(1, counts["programs"])
     return (f"fuzz: {counts['pairs']:,} program-packet pairs, {counts['programs']:,} programs "
             f"({share:.1f} % accepted by the kernel), {counts['interpreted']:,} pairs interpreted, "
-            f"{counts['ours_only']:,} accepted by us alone, {counts['operations']:,} map operations, {counts['maps']:,} maps compared, "
+            f"{counts['ours_only']:,} accepted by us alone, "
+            f"{counts['operations']:,} map operations, {counts['maps']:,} maps compared, "
+            f"{counts['laborious']} too laborious, {counts['unsteady']} unsteady, "
             f"{len({seed for seed, _ in state.found})} seeds disagree")

@@ -1,31 +1,41 @@
-"""Where programs come from: instructions chosen one by one, or C through a compiler."""
+"""Where programs come from: instructions chosen one by one, C through a
+compiler, or either of them with a few instructions changed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Literal, get_args
 
+from bench.fuzz.mutants import mutant
 from bench.fuzz.programs import fuzz_object
 from xdp_runtime.disasm import format_program
 from xdp_runtime.object import Object
 
-Kind = Literal["insns", "c"]
+Kind = Literal["insns", "c", "mutants"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-BOTH = "both"
+ALL = "all"
+_TURNS: tuple[Kind, ...] = ("insns", "c", "c", "mutants")  # of two seeds each
 
 
 def kind_of(which: str, seed: int) -> Kind:
-    """Of a run of one kind, or of both, two seeds of each in turn."""
+    """Of a run of one kind, or of all, two seeds of each in turn."""
     for kind in KINDS:
         if which == kind:
             return kind
-    return KINDS[seed // 2 % 2]
+    return _TURNS[seed // 2 % len(_TURNS)]
 
 
 def object_of(kind: Kind, seed: int) -> Object:
     """The same Object for the same kind and seed (and compiler); programs[0] is run."""
     if kind == "insns":
         return fuzz_object(seed)
+    if kind == "mutants":
+        return mutant(seed, fuzz_object if seed % 3 == 0 else _from_c)
+    return _from_c(seed)
+
+
+def _from_c(seed: int) -> Object:
     from bench.fuzz.csource.build import build, random_build
     from bench.fuzz.csource.program import c_source
 

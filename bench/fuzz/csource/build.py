@@ -18,14 +18,16 @@ from pathlib import Path
 from llvmlite import binding as llvm
 
 from xdp_runtime.elf import read_object
+from xdp_runtime.errors import LoadError
 from xdp_runtime.object import Object
 
 CLANG = shutil.which("clang") or ""
 NEEDS = "clang and libbpf's headers make C programs into objects: apt install clang libbpf-dev"
 _ARCH = os.uname().machine
 _LEVELS = ("-O1", "-O2", "-O2", "-O2", "-O3", "-Os")
-_SWITCHES = ((), (), ("-fno-inline-functions",), ("-fno-unroll-loops",), ("-fwrapv",),
-             ("-fno-strict-aliasing",), ("-fno-vectorize", "-funroll-loops"))
+_SWITCHES = ((), (), (), ("-fno-inline-functions",), ("-fno-unroll-loops",), ("-funroll-loops",))
+# What would be undefined makes a program of nothing: clang leaves out what leads there.
+_DEFINED = ("-fwrapv", "-fno-strict-aliasing")
 
 
 class Uncompilable(Exception):
@@ -52,9 +54,9 @@ def build(text: str, how: Build, name: str) -> Object:
     with tempfile.TemporaryDirectory(prefix="xdpu-c-") as scratch:
         source, out = Path(scratch) / f"{name}.c", Path(scratch) / f"{name}.o"
         source.write_text(text)
-        command = [CLANG, "-target", "bpf", *how.flags, "-g", "-w", f"-mcpu=v{min(3, how.version)}",
-                   f"-I/usr/include/{_ARCH}-linux-gnu", "-fno-jump-tables",
-                   "-c", str(source), "-o", str(out)]
+        command = [CLANG, "-target", "bpf", *how.flags, *_DEFINED, "-g", "-w",
+                   f"-mcpu=v{min(3, how.version)}", f"-I/usr/include/{_ARCH}-linux-gnu",
+                   "-fno-jump-tables", "-c", str(source), "-o", str(out)]
         if how.llvm22:
             command.append("-emit-llvm")
         done = subprocess.run(command, capture_output=True, text=True)
@@ -62,7 +64,10 @@ def build(text: str, how: Build, name: str) -> Object:
             raise Uncompilable(_first_error(done.stderr))
         if how.llvm22:
             out.write_bytes(_object(out.read_bytes(), how))
-        return read_object(out)
+        try:
+            return read_object(out)
+        except LoadError as error:
+            raise Uncompilable(error.what) from error
 
 
 def _object(bitcode: bytes, how: Build) -> bytes:

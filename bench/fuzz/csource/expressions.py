@@ -115,15 +115,18 @@ class Expressions(Lines):
 
     def division(self, a: str, b: str) -> str:
         op = self.pick("/", "%")
-        if self.version >= 4 and self.chance(0.6):
+        # The compiler may not know a divisor that is zero: it would leave out all that follows.
+        number = self.random.choice((2, 3, 7, 8, 10, 255, 1000))
+        roll = self.random.random()
+        if self.version >= 4 and roll < 0.3:
             kind = self.pick("s64", "s32")
-        else:
-            kind = self.pick("u64", "u32")
-        nonzero = self.pick(f"(({b}) | 1)", str(self.random.choice((2, 3, 7, 8, 10, 255, 1000))),
-                            f"(({b}) & 7)", f"({b})")
-        if nonzero in ("(0)", "0"):
-            nonzero = "3"
-        return f"(({kind})({a}) {op} ({kind})({nonzero}))"
+            return f"(({kind})({a}) {op} {self.pick('', '-')}{number})"
+        if self.version >= 4 and roll < 0.6:
+            kind = self.pick("s64", "s32")
+            return f"(({kind})({a}) {op} ({kind})HIDDEN({b}))"
+        kind = self.pick("u64", "u32")
+        by = self.pick(f"(({b}) | 1)", str(number), f"HIDDEN({b})")
+        return f"(({kind})({a}) {op} ({kind}){by})"
 
     def condition(self, depth: int = 1) -> str:
         a, b = self.operand(depth), self.operand(0)

@@ -33,7 +33,8 @@ class Memory(Statements):
 
     def array(self) -> None:
         if len(self.scope.arrays) > 2:
-            return self.assign()
+            self.assign()
+            return
         name, kind = self.name("a"), self.random.choice(INTS)
         # of less than 16 bytes an index would be put into the address by an OR, which verifiers
         # take for no pointer
@@ -45,7 +46,8 @@ class Memory(Statements):
 
     def struct(self) -> None:
         if len(self.scope.structs) > 1 or self.scope.nesting:
-            return self.assign()
+            self.assign()
+            return
         name = self.name("whole")
         self.line(f"struct val {name};", f"__builtin_memset(&{name}, "
                   f"{self.pick('0', '0', '0xa5')}, sizeof({name}));")
@@ -148,7 +150,7 @@ class Memory(Statements):
     def walk(self) -> None:
         """Through the packet by a pointer that moves on, to its end or to a limit."""
         q, i, step = self.name("q"), self.name("i"), self.random.choice((1, 2, 4, 8, 13))
-        most = self.random.choice((4, 10, 30))
+        most = self.random.choice((3, 6, 12))
         kind = self.random.choice([one for one in INTS if _BYTES[one] <= step])
         first = self.random.choice((0, 1, 14, 34))
         mend = self.pick(f"acc += *({kind} *){q};", f"acc = (acc ^ *({kind} *){q}) * 16777619;",

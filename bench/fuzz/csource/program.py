@@ -20,6 +20,7 @@ typedef __s8 s8; typedef __s16 s16; typedef __s32 s32; typedef __s64 s64;
 struct loose { u16 u16; u32 u32; u64 u64; u8 more; } __attribute__((packed));
 struct key { u32 x; u16 y; u8 z; };
 struct state { u8 *data; u8 *end; u64 sum; u32 len; u16 flag; u32 words[4]; };
+#define HIDDEN(x) ({ u64 hidden = (x); asm volatile("" : "+r"(hidden)); hidden; })
 INLINE u64 cap(u64 x, u32 most)
 { asm volatile("" : "+r"(x)); return x > most ? most : x; }
 INLINE u64 cap64(u64 x, u64 most)
@@ -91,8 +92,10 @@ class CProgram(Tables):
         while used < VALUE - 8:
             name, kind = self.name("f"), self.random.choice(INTS)
             size = int(kind[1:]) // 8
-            count = self.random.choice((1, 1, 1, 2, 4))
+            count = self.random.choice((1, 1, 1, 16 // size))
             if self.chance(0.2):  # bits of one word
+                if used > VALUE - 16:
+                    break
                 used = -(-used // 4) * 4 + 4
                 a = self.random.randrange(1, 20)
                 signed = self.pick("u32", "s32")
@@ -106,7 +109,7 @@ class CProgram(Tables):
             members.append(f"{kind} {name}{f'[{count}]' if count > 1 else ''};")
             fields.append(Field(name, kind, count))
         members.append(f"u8 rest[{VALUE - used}];")
-        fields.append(Field("rest", "u8", 8))
+        fields.append(Field("rest", "u8", 16) if VALUE - used >= 16 else Field("rest[5]", "u8"))
         self.fields = fields
         body = " ".join(members)
         self.line(f"union whole {{ struct {{ u64 at64; u32 at32; {body} }}; u8 all[{VALUE}]; }};",

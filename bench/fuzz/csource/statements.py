@@ -16,7 +16,7 @@ class Statements(Expressions):
         out: list[tuple[int, Callable[[], None]]] = [
             (14, self.assign), (6, self.declare), (3, self.mix), (2, self.barrier)]
         if self.scope.nesting < _DEEPEST:
-            out += [(6, self.branch), (2, self.clamp)]
+            out += [(2 if self.scope.depth else 6, self.branch), (2, self.clamp)]
         if self.scope.depth == 0:
             out += [(3, self.count), (2, self.countdown), (2, self.search), (2, self.choose)]
         elif self.scope.depth == 1 and self.chance(0.3):
@@ -38,7 +38,8 @@ class Statements(Expressions):
             target = self.place()
         if target is None:
             if not scope.numbers:
-                return self.declare()
+                self.declare()
+                return
             target = self.random.choice(scope.numbers)
         op = self.pick("=", "=", "=", "+=", "-=", "*=", "&=", "|=", "^=")
         if self.chance(0.08):
@@ -98,11 +99,11 @@ class Statements(Expressions):
             self.line(self.pick("#pragma unroll", "#pragma nounroll"))
         with self.block(head, loop=True):
             self.scope.fixed.append(counter)
-            self.some(3)
+            self.some(2)
 
     def count(self) -> None:
         i, kind = self.name("i"), self.pick("int", "u32", "u64", "u8", "s64", "u16")
-        top = self.random.choice((1, 2, 3, 4, 5, 8))
+        top = self.random.choice((2, 3) if self.scope.depth else (1, 2, 3, 4, 5, 8))
         if self.chance(0.3):  # as many rounds as a number says, and no more than so many
             many = self.name("n")
             self.line(f"u32 {many} = {self.index(top + 1)};")

@@ -15,7 +15,7 @@ class Tables(Memory):
         scope = self.scope
         out += [(3, self.atomic)]
         if scope.nesting < 3:
-            out += [(4, self.find)]
+            out += [(1 if scope.depth else 4, self.find)]
         if scope.depth == 0:
             out += [(2, self.put), (1, self.record), (1, self.queue), (1, self.sums)]
             if self.callees:
@@ -134,7 +134,7 @@ class Tables(Memory):
         verb = self.pick("load", "load", "store")
         self.line(f"u8 {b}[24] = {{ {self.operand(0)} }};",
                   f"acc += bpf_xdp_{verb}_bytes(ctx, {self.index(90)}, {b}, {size});",
-                  f"acc = acc * 31 + {b}[{self.index(8)}];")
+                  f"acc = acc * 31 + {b}[{self.index(16)}];")
         if self.scope.edges:
             self.line("p = data_of(ctx); end = end_of(ctx);")
             if self.scope.packet:
@@ -190,7 +190,8 @@ class Tables(Memory):
             "frame": bool(scope.frames), "context": scope.context and scope.kind == "main"
             and not scope.nesting}[one[1]]]
         if not fitting:
-            return self.assign()
+            self.assign()
+            return
         name, kind = self.random.choice(fitting)
         a, b = self.expression(1), self.operand(0)
         match kind:

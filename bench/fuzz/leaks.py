@@ -1,0 +1,64 @@
+"""Does a program's result depend on addresses, or on what was on its stack before?
+
+Root's programs may make numbers of pointers and read what they did not write: then nothing has to
+agree with anything.  Our interpreter tells: it makes its addresses up, and its stacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from bench.fuzz.batch import Batch
+from bench.fuzz.engines import LISTS, UNSEEN, Interpreted, Step
+from xdp_runtime import interp, interp_memory
+from xdp_runtime.interp_memory import Pointer, Stack, Trap
+from xdp_runtime.object import Object
+
+_FILL = 0x5A
+_STRIDE = 0x0001_0000_1010  # no two regions move alike
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Other addresses for all memory, and stacks that are not zeros."""
+    address, new_stack = Pointer.address, interp_memory.new_stack
+
+    def moved(self: Pointer) -> int:
+        region = self.region
+        return (region.base * 3 + _STRIDE + self.offset) & interp_memory.U64
+
+    def filled(depth: int) -> Stack:
+        stack = new_stack(depth)
+        stack.data[:] = bytes((_FILL,)) * len(stack.data)
+        return stack
+
+    Pointer.address = property(moved)  # type: ignore[assignment, method-assign]
+    interp.new_stack = filled  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        Pointer.address = address  # type: ignore[method-assign]
+        interp.new_stack = new_stack  # type: ignore[attr-defined]
+
+
+def unsteady(obj: Object, packets: Sequence[bytes], steps: Sequence[Step], sample: int) -> bool:
+    """Whether it does, on these packets; map operations come after the first `sample`."""
+    here = _results(obj, packets, steps, sample)
+    with elsewhere():
+        return _results(obj, packets, steps, sample) != here
+
+
+def _results(obj: Object, packets: Sequence[bytes], steps: Sequence[Step], sample: int) -> Any:
+    engine = Interpreted(obj)
+    out: list[Any] = []
+    try:
+        for some, operations in ((packets[:sample], steps), (packets[sample:], ())):
+            headers, bodies = engine.run(Batch(some))
+            out += [headers.tobytes(), bodies.tobytes()]
+            out += [engine.operate(step) for step in operations]
+    except Trap as trap:
+        return str(trap)
+    return out + [engine.contents(spec) for spec in obj.maps
+                  if spec.type not in UNSEEN and spec.type not in LISTS]
