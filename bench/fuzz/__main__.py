@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.fuzz.csource.build import CLANG, NEEDS
 from bench.fuzz.run import Plan, run, summary
 from bench.fuzz.sources import ALL, KINDS, kind_of, text_of
 
@@ -32,6 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--show", type=int, metavar="SEED", help="its C, and its instructions")
     parser.add_argument("--write", type=Path, help="where --reduce puts the test case")
     options = parser.parse_args(arguments)
+    if options.kind != "insns" and not CLANG:
+        print(NEEDS)
+        if options.kind != ALL:
+            return 2
+        options.kind = "insns"
     if options.reduce is not None:
         from bench.fuzz.reduce import reduce_seed
 

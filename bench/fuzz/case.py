@@ -1,7 +1,8 @@
 """A disagreement as a text file: maps, packets, map operations, assembly.  Both ways.
 
-    map table 1 8 16 64 0        name, type, key, value, entries, flags
-    holds words 2564...          constants, of the map before
+    map table 1 8 16 64 0        name, type, key, value, entries, flags, and what slots hold
+    holds words 1 2564...        a section's kind (GlobalKind) and content, of the map before
+    inner 2 4 64 4 0             what a map of maps takes, of the map before
     packet 00ff...
     step table update KEY VALUE 1
     program first
@@ -31,8 +32,11 @@ def write_case(obj: Object, packets: Sequence[bytes], steps: Sequence[Step]) -> 
         slots = "".join(f" {index}={name}" for index, name in m.slots)
         out.append(f"map {m.name} {int(m.type)} {m.key_size} {m.value_size} {m.max_entries} "
                    f"{m.flags}{slots}")
-        if m.initial:  # of a section of constants
-            out.append(f"holds {m.name} {m.initial.hex()}")
+        if m.global_kind is not GlobalKind.NONE:
+            out.append(f"holds {m.name} {int(m.global_kind)} {m.initial.hex() or '-'}")
+        if m.inner is not None:
+            out.append(f"inner {int(m.inner.type)} {m.inner.key_size} {m.inner.value_size} "
+                       f"{m.inner.max_entries} {m.inner.flags}")
     out += [f"packet {packet.hex()}" for packet in packets]
     out += [f"step {name} {operation} {key.hex() or '-'} {value.hex() or '-'} {flags}"
             for name, operation, key, value, flags in steps]
@@ -55,8 +59,12 @@ def read_case(text: str) -> Case:
                 kind, key, value, entries, flags = (int(word) for word in words[2:7])
                 maps.append(MapSpec(words[1], kind, key, value, entries, flags, slots=slots))
             case ["holds"] if not bodies:
-                maps[-1] = replace(maps[-1], initial=bytes.fromhex(words[2]),
-                                   global_kind=GlobalKind.RODATA)
+                maps[-1] = replace(maps[-1], initial=_bytes(words[3]),
+                                   global_kind=GlobalKind(int(words[2])))
+            case ["inner"] if not bodies:
+                kind, key, value, entries, flags = (int(word) for word in words[1:6])
+                maps[-1] = replace(maps[-1], inner=MapSpec("inner", kind, key, value, entries,
+                                                           flags))
             case ["packet"] if not bodies:
                 packets.append(bytes.fromhex(words[1]))
             case ["step"] if not bodies:

@@ -11,17 +11,22 @@ import pytest
 
 from bench.fuzz import judge as judging
 from bench.fuzz.case import Case, read_case, write_case
+from bench.fuzz.csource.build import CLANG, NEEDS, Uncompilable
 from bench.fuzz.judge import Disagreement, judge, random_steps
+from bench.fuzz.leaks import unsteady
 from bench.fuzz.packets import random_packets
 from bench.fuzz.programs import fuzz_object
 from bench.fuzz.reduce import lift, lower, on_all_engines, reduce_case
 from bench.fuzz.run import Plan, State, run, summary
+from bench.fuzz.sources import Kind, object_of
 from tests.privileges import bpf_refusal
 from xdp_runtime import interp_alu
 from xdp_runtime.isa import Alu, AluOp
 
 needs_kernel = pytest.mark.skipif(bool(bpf_refusal()),
                                   reason=f"the kernel loads no program: {bpf_refusal()}")
+
+needs_clang = pytest.mark.skipif(not CLANG, reason=NEEDS)
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +48,50 @@ def test_all_engines_agree(first: int) -> None:
         assert not outcome.found, f"seed {seed}: {outcome.found[0]}"
         accepted += outcome.counts["accepted"]
     assert accepted >= 5
+
+
+@pytest.mark.root
+@needs_kernel
+@needs_clang
+@pytest.mark.parametrize("kind", ["c", "mutants"])
+def test_engines_agree_on_what_compilers_make(kind: Kind) -> None:
+    accepted = 0
+    for seed in range(4 if kind == "c" else 8):
+        try:
+            outcome = judge(seed, 100, kind)
+        except Uncompilable:
+            continue
+        assert not outcome.found, f"seed {seed}: {outcome.found[0]}"
+        assert not outcome.ours_only, f"seed {seed}: only the kernel refuses: {outcome.refused}"
+        accepted += outcome.counts["accepted"]
+    assert accepted >= 2
+
+
+@needs_clang
+def test_a_case_of_c_reads_back() -> None:
+    obj = object_of("c", 3)
+    text = write_case(obj, [bytes(64)], [])
+    again = read_case(text)
+    assert [p.insns for p in again[0].programs] == [p.insns for p in obj.programs]
+    assert [m.initial for m in again[0].maps] == [m.initial for m in obj.maps]
+    assert write_case(*again).splitlines()[:20] == text.splitlines()[:20]
+    assert obj == object_of("c", 3)  # the same for the same seed
+
+
+def test_what_depends_on_addresses_is_told() -> None:
+    leak = read_case("packet " + "00" * 64 + """
+program first
+*(u64 *)(r10 - 8) = r10
+r0 = *(u32 *)(r10 - 8)
+exit""")
+    steady = read_case("packet " + "00" * 64 + """
+program first
+r1 = r10
+r1 -= 8
+r0 = r10
+r0 -= r1
+exit""")
+    assert unsteady(*leak, 6) and not unsteady(*steady, 6)
 
 
 def test_the_same_for_the_same_seed() -> None:

@@ -56,10 +56,11 @@ def build(text: str, how: Build, name: str) -> Object:
         source.write_text(text)
         command = [CLANG, "-target", "bpf", *how.flags, *_DEFINED, "-g", "-w",
                    f"-mcpu=v{min(3, how.version)}", f"-I/usr/include/{_ARCH}-linux-gnu",
-                   "-fno-jump-tables", "-c", str(source), "-o", str(out)]
+                   "-fno-jump-tables", "-fdebug-compilation-dir=.", "-c", source.name,
+                   "-o", out.name]
         if how.llvm22:
             command.append("-emit-llvm")
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
         if done.returncode:
             raise Uncompilable(_first_error(done.stderr))
         if how.llvm22:
