@@ -41,6 +41,7 @@ LIMITS = {  # what the kernel's helper does and ours does not
     118: "a tick is counted when it is due, by the kernel some time later",
     163: "a header has 14 bytes on Ethernet and loopback, else none",
     165: _FORMS,
+    169: "not in a map that was found in a map of maps",
     171: "an absolute time is not followed when the clock is set; a timer ends with the program "
          "that set it",
     177: "as `bpf_trace_printk`",

@@ -22,6 +22,7 @@ from xdp_runtime.verifier.domain import (
     mark_precise,
     merged,
 )
+from xdp_runtime.verifier.env import Refused
 
 # reg_not_null: of other pointers the kernel looks at both sides
 _NEVER_NULL = (Kind.MAP_VALUE, Kind.MAP, Kind.MEM, Kind.MAP_KEY)
@@ -148,6 +149,9 @@ def _mark_null(state: State, ptr: Ptr, null: bool) -> None:
 
 def _pointers(state: State, insn: JumpIf, left: Ptr, right: Ptr
               ) -> tuple[State | None, State | None]:
+    if left.kind is Kind.MAP and right.kind is Kind.MAP and left.size != right.size:
+        raise Refused("type", "a map is compared with one that was found in a map, and which it is "
+                      "cannot be told", "compare maps that were both found", (insn.dst,))
     if not insn.is64:
         return state.copy(), state
     falls, taken = state.copy(), state

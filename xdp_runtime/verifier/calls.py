@@ -256,7 +256,7 @@ def _result(env: Env, state: State, helper: Helper, map_ptr: Ptr | None, spec: M
             return Ptr(Kind.MEM, nullable=True, id_=env.next_id(),
                        owner=dynptr.id if dynptr.ref else 0,
                        size=_constant(state, helper), readonly=helper.id == _SLICE,
-                       range_=int(dynptr.size == references.PACKET),
+                       range_=int(dynptr.size in (references.PACKET, references.ANY)),
                        buffer=_buffer(state.top.regs[3], _constant(state, helper)))
         case Ret.OBJECT:
             raise Refused("helper", f"{helper.name} returns an object of the kernel, which does "

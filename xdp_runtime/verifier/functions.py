@@ -15,12 +15,12 @@ from xdp_runtime.errors import LoadError
 from xdp_runtime.helpers.proto import TAIL_CALL, Helper
 from xdp_runtime.isa import Call, CallLocal
 from xdp_runtime.object import Function
-from xdp_runtime.verifier import arguments, scalar
+from xdp_runtime.verifier import arguments, references, scalar
 from xdp_runtime.verifier.domain import Frame, Kind, Num, Ptr, Reg, State, name_of
 from xdp_runtime.verifier.env import Env, Refused
 from xdp_runtime.verifier.flow import Flow
 
-NUMBER, CONTEXT, MEMORY = "number", "context", "memory"
+NUMBER, CONTEXT, MEMORY, DYNPTR = "number", "context", "memory", "dynptr"
 _MAX_PARAMETERS = 5
 MAX_STACK_BYTES = 512  # of all frames together, MAX_BPF_STACK
 _ROUNDED_TO = 16  # round_up_stack_depth, with a JIT
@@ -83,6 +83,8 @@ def _parameter(btf: Btf, function: Function, number: int, type_id: int, tag: str
         pointed = btf.type(btf.resolve(one.type))
         if tag == "arg:ctx" or (isinstance(pointed, types.Struct) and pointed.name == "xdp_md"):
             return Parameter(CONTEXT)
+        if isinstance(pointed, types.Struct | types.Fwd) and pointed.name == "bpf_dynptr":
+            return Parameter(DYNPTR)
         try:
             return Parameter(MEMORY, btf.size_of(one.type), tag != "arg:nonnull")
         except LoadError:
@@ -100,6 +102,8 @@ def start_of(env: Env, function: Function) -> State:
             regs[number] = Num(scalar.UNKNOWN)
         elif parameter.kind == CONTEXT:
             regs[number] = Ptr(Kind.CTX)
+        elif parameter.kind == DYNPTR:
+            regs[number] = Ptr(Kind.DYNPTR, id_=env.next_id(), size=references.ANY)
         else:
             regs[number] = Ptr(Kind.MEM, size=parameter.size, nullable=parameter.nullable,
                                id_=env.next_id())
@@ -128,6 +132,8 @@ def call(env: Env, state: State, function: Function, moves_packet: bool) -> None
             if not isinstance(value, Ptr) or value.kind is not Kind.CTX or value.off:
                 raise Refused("call", f"{who}: r{number} must be the context, is "
                               f"{name_of(value)}", regs=(number,))
+        elif parameter.kind == DYNPTR:
+            references.dynptr(env, state, number, value)
         else:
             _memory(env, state, who, number, parameter, value)
     if moves_packet:

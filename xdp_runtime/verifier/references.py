@@ -12,7 +12,8 @@ from xdp_runtime.verifier import access, scalar
 from xdp_runtime.verifier.domain import Frame, Kind, Num, Ptr, Slot, State, mark_read, name_of
 from xdp_runtime.verifier.env import Env, Refused
 
-LOCAL, RING, PACKET = 1, 2, 3  # what a dynptr describes: a map value, a record, the packet
+# what a dynptr describes: a map value, a record, the packet; one or the other (a global function)
+LOCAL, RING, PACKET, ANY = 1, 2, 3, 4
 ACTIVE, DRAINED, IRQ = 1, 2, 3  # an iterator that may have another number, one that has not; flags
 DYNPTR_BYTES = 16
 _OBJECTS = (Kind.DYNPTR, Kind.ITER)

@@ -27,6 +27,12 @@ struct command {
 	__u8 out[ROOM];
 };
 
+/* a global function: proven by itself, for a dynptr of anything */
+__noinline __u32 size_of(struct bpf_dynptr *d)
+{
+	return bpf_dynptr_size(d);
+}
+
 SEC("xdp")
 int packet(struct xdp_md *ctx)
 {
@@ -47,7 +53,7 @@ int packet(struct xdp_md *ctx)
 		r.made = bpf_dynptr_from_xdp(ctx, r.flags, &d);
 	r.size = bpf_dynptr_size(&d);
 	r.adjusted = bpf_dynptr_adjust(&d, r.start, r.end);
-	r.smaller = bpf_dynptr_size(&d);
+	r.smaller = size_of(&d);
 	r.null = bpf_dynptr_is_null(&d) & 1;	/* a bool: the kernel leaves the rest as it was */
 	r.readonly = bpf_dynptr_is_rdonly(&d) & 1;
 	r.moved = bpf_dynptr_data(&d, 0, 4) != 0;
