@@ -197,7 +197,8 @@ def _address_of_kernels(symbol: Symbol, btf: Btf | None) -> int | None:
 
 def _extern(symbol: Symbol, verb: str, btf: Btf | None) -> tuple[str, str]:
     """(why, the mend)"""
-    if btf is not None and not btf.find(".ksyms", DataSec):
+    if (btf is not None and not btf.find(".ksyms", DataSec)
+            and symbol.name not in REFUSED_FUNCTIONS):  # __bpf_trap, which nobody declared
         return (f"{verb} {symbol.name}, which the object does not define",
                 "link it with the object that does: bpftool gen object")
     mend = "" if symbol.is_weak or verb != "calls" else (

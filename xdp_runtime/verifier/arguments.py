@@ -9,6 +9,7 @@ from typing import assert_never
 
 from xdp_runtime.helpers import HELPERS, printf
 from xdp_runtime.helpers.proto import Arg, Helper
+from xdp_runtime.helpers.refused import REFUSED
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 from xdp_runtime.verifier import access, references, scalar, stack
 from xdp_runtime.verifier.access import value_spec
@@ -80,9 +81,12 @@ def check(env: Env, state: State, helper: Helper, spec: MapSpec | None, arg: Arg
         case Arg.TEXT:
             memory(env, state, who, position, value, 1, write=False)
         case Arg.FIXED | Arg.FIXED_UNINIT:
-            size = helper.size_of(position)
-            memory(env, state, who, position, value, size, write=arg is Arg.FIXED_UNINIT)
-            if arg is Arg.FIXED_UNINIT and isinstance(value, Ptr):
+            size, written = helper.size_of(position), arg is Arg.FIXED_UNINIT
+            if not written or helper.is_function:  # a function may read, too, what it writes
+                memory(env, state, who, position, value, size, write=False)
+            if written:
+                memory(env, state, who, position, value, size, write=True)
+            if written and not helper.is_function and isinstance(value, Ptr):
                 access.check_aligned(position, value, 0, size)
         case Arg.MEM | Arg.MEM_OR_NULL | Arg.MEM_UNINIT | Arg.MEM_UNINIT_OR_NULL:
             _sized_memory(env, state, helper, arg, position, value)
@@ -119,7 +123,7 @@ def check(env: Env, state: State, helper: Helper, spec: MapSpec | None, arg: Arg
                 raise _wanted(who, position, value, "a pointer into the stack, or null")
         case Arg.OBJECT:
             raise Refused("type", f"{who}: r{position} must be an object of the kernel, which no "
-                          "program here can have", regs=(position,))
+                          "program here can have", REFUSED.get(helper.id, ""), regs=(position,))
         case (Arg.MAP | Arg.ITERATOR | Arg.ITERATOR_UNINIT | Arg.IRQ_FLAGS
               | Arg.IRQ_FLAGS_UNINIT):
             raise AssertionError("handled by the caller")

@@ -12,6 +12,7 @@ from typing import assert_never
 from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.helpers import kernel_name
 from xdp_runtime.helpers.proto import TAIL_CALL, Arg, Helper, Ret
+from xdp_runtime.helpers.refused import REFUSED
 from xdp_runtime.isa import POISON
 from xdp_runtime.object import MapFlag, MapSpec, MapType
 from xdp_runtime.verifier import access, arguments, callbacks, kfuncs, references, scalar, stack
@@ -260,7 +261,7 @@ def _result(env: Env, state: State, helper: Helper, map_ptr: Ptr | None, spec: M
                        buffer=_buffer(state.top.regs[3], _constant(state, helper)))
         case Ret.OBJECT:
             raise Refused("helper", f"{helper.name} returns an object of the kernel, which does "
-                          "not exist here")
+                          "not exist here", REFUSED.get(helper.id, ""))
         case _:
             assert_never(helper.ret)
 

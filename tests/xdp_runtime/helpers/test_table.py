@@ -50,7 +50,7 @@ def test_what_runs_has_a_meaning() -> None:
                 if state_of(helper) is State.RUNS and helper.interpret is None]
 
 
-@pytest.mark.parametrize("number", [14, 15, 17, 35, 80])
+@pytest.mark.parametrize("number", [14, 15, 17, 35, 80, 158])
 def test_refused_with_the_reason(number: int) -> None:
     obj = one_program([Call(number), Mov(True, 0, Imm(2)), Exit()])
     with pytest.raises(LoadError) as refusal:
