@@ -60,10 +60,10 @@ def _note(m: Any) -> Factory:
         verdict &= 0xFFFFFFFF
         if verdict == 0:
             reason = _RETURNED
-            if how & st.HOW_KIND == st.HOW_REFUSED:
-                reason = _FLAGS
-            elif how & st.HOW_KIND == st.HOW_SPENT:
+            if how & st.HOW_KIND == st.HOW_SPENT:
                 reason = _BUDGET
+            elif how & st.HOW_REFUSED != 0:
+                reason = _FLAGS
         elif second != 0 and verdict == _NONE:
             reason = _NO_PROGRAM
         elif verdict <= 4:

@@ -91,9 +91,9 @@ def _arrived(m: Any) -> Factory:
             count_up(counters, stats.CPU_REDIRECT, 1)
             target = m.load_u32(how, 0)
             m.store_u32(slot, port.TARGET, target)
-            leaves = 1
-            if m.load_u32(how, 4) != 0:
-                leaves = elsewhere(control, flow, slot, m.load_u32(how, 4))
+            leaves, goes = 1, m.load_u32(how, 4) & (st.HOW_REFUSED - 1)
+            if goes != 0:
+                leaves = elsewhere(control, flow, slot, goes)
             if leaves != 0:
                 other = find(control, target)
                 data = m.load_ptr(slot, port.DATA)

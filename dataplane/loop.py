@@ -218,7 +218,8 @@ def _dispose(m: Any) -> Factory:
                 dropped += 1
             elif verdict == _REDIRECT:
                 redirected += 1
-                how, target = m.load_u32(hows, i * 8), m.load_u32(slot, port.TARGET)
+                how = m.load_u32(hows, i * 8) & (st.HOW_REFUSED - 1)
+                target = m.load_u32(slot, port.TARGET)
                 if how != 0:
                     if elsewhere(control, flow, slot, how) == 0:
                         m.store_u64(slot, port.REDIRECTED, how & st.HOW_KIND)

@@ -51,10 +51,12 @@ HOW_INTERFACE = 0  # the target is an interface; the program is that of a devmap
 HOW_MANY = 1  # it is a map, whose entries all get a copy; the program is 1 to leave out the ingress
 HOW_WORKER = 2  # it is a worker; the program is that of a cpumap's entry
 HOW_RING = 3  # it is a named ring (an xskmap's entry)
-HOW_REFUSED = 6  # no redirect: bpf_redirect or bpf_redirect_map was given flags that do not exist
 HOW_SPENT = 7  # no redirect: the program's instruction budget was used up
 HOW_KIND = 7  # mask
 HOW_PROGRAM, HOW_PROGRAM_MASK = 3, 0x3F  # number in the module, plus 1; 0: none
+# a bit beside the rest: bpf_redirect or bpf_redirect_map was given flags that do not exist, which
+# leaves what a call before has said
+HOW_REFUSED = 1 << 31
 HOW_QUEUE = 9
 
 # --- a further buffer's record; the records of a packet lie one behind the other ------------------

@@ -179,6 +179,8 @@ _CASES = [
     ("many_hashed", "hashed", [(0, 0), (1, 0)], {0: ("one", ""), 3: ("two", "stamp"),
                                                  9: ("three", "stamp")}),
     ("many", "ports", [(0, 0)], {}),
+    ("twice", "ports", [(a, b) for a in range(6) for b in range(6) if min(a, b) < 2],
+     {4: ("two", "stamp"), 5: ("three", "")}),
 ]
 
 

@@ -123,8 +123,8 @@ def _batch(m: Any) -> Callable[..., Any]:
             m.copy(packet, run, 24)
             m.store_u32(packet, _VERDICT, verdict)
             target = m.load_u32(run, st.REDIRECT_IFINDEX)
-            if m.load_u32(run, st.REDIRECT_HOW) != 0:  # to what there is only in a running xdpu
-                target = 0
+            if m.load_u32(run, st.REDIRECT_HOW) & (st.HOW_REFUSED - 1) != 0:
+                target = 0  # to what there is only in a running xdpu
             m.store_u32(packet, _REDIRECT, target)
         leave(memory)
         return count

@@ -33,11 +33,14 @@ _FORMS = ("`%p` and `%pK` print the number, not a hash of it; `%pS`, `%ps` and `
           "behind a `%pus`")
 LIMITS = {  # what the kernel's helper does and ours does not
     6: f"{_FORMS}; {state.TRACE_RECORD_BYTES - 8} characters are kept",
-    51: "`BPF_F_BROADCAST` on a map found in a map of maps is answered with `XDP_ABORTED`",
+    51: "`BPF_F_BROADCAST` on a map found in a map of maps is answered with `XDP_ABORTED`; "
+        "`XDP_REDIRECT` after a call that found nothing goes nowhere (in the kernel to the "
+        "interface of the number that a call before was given)",
     69: "of a multipath route the kernel's leg where `net.ipv4.fib_multipath_hash_seed` is set "
         "(else the kernel's seed is secret); not known: path MTUs learnt by ICMP, buckets of "
         "resilient nexthop groups, the headroom of BPF encapsulations, MTU and source of legs "
-        "that IPv6 routes got one by one",
+        "that IPv6 routes got one by one; a change of the host is there after some 20 ms, one that "
+        "the kernel does not announce (`ip addrlabel`, an interface's MTU of IPv6) within 15 s",
     118: "a tick is counted when it is due, by the kernel some time later",
     163: "a header has 14 bytes on Ethernet and loopback, else none",
     165: _FORMS,
@@ -60,6 +63,8 @@ FUNCTION_LIMITS = {  # what the kernel's function does and ours does not, or the
     "bpf_dynptr_slice": "a slice of a ring buffer's record ends with the record",
     "bpf_dynptr_slice_rdwr": "a slice of a ring buffer's record ends with the record",
     "bpf_dynptr_clone": "not over the dynptr itself",
+    "bpf_dynptr_copy": "between overlapping parts of a packet in several buffers the kernel copies "
+                       "in no particular direction; here nothing is lost",
     **{f"bpf_{name}": _NOTHING for name in (
         "rcu_read_lock", "rcu_read_unlock", "preempt_disable", "preempt_enable",
         "local_irq_save", "local_irq_restore")},

@@ -131,7 +131,8 @@ def _interpret_adjust_tail(machine: Machine, ctx: Pointer, register: int) -> int
 def _redirect(m: Any) -> Factory:
     def xdp_redirect(run, ifindex, flags):  # type: ignore
         if flags != 0:
-            m.store_u32(run, state.REDIRECT_HOW, state.HOW_REFUSED)
+            how = m.load_u32(run, state.REDIRECT_HOW)
+            m.store_u32(run, state.REDIRECT_HOW, how | state.HOW_REFUSED)
             return _ABORTED
         m.store_u32(run, state.REDIRECT_IFINDEX, ifindex)
         m.store_u32(run, state.REDIRECT_HOW, state.HOW_INTERFACE)
@@ -142,7 +143,7 @@ def _redirect(m: Any) -> Factory:
 
 def _interpret_redirect(machine: Machine, ifindex: int, flags: int) -> int:
     if flags:
-        machine.redirect_how = state.HOW_REFUSED
+        machine.redirect_how |= state.HOW_REFUSED
         return _ABORTED
     machine.redirect_ifindex, machine.redirect_how = ifindex & 0xFFFFFFFF, state.HOW_INTERFACE
     return _REDIRECT
@@ -154,7 +155,7 @@ def _interpret_redirect_map(machine: Machine, map: ModelDevMap, index: int, flag
     number = next((n for n, one in enumerate(machine.maps) if one is map), -1)
     many = flags & BROADCAST
     if flags & ~(3 | BROADCAST | EXCLUDE_INGRESS if to_device else 3) or (many and number < 0):
-        machine.redirect_how = state.HOW_REFUSED
+        machine.redirect_how |= state.HOW_REFUSED
         return _ABORTED
     if many:
         leave_out = int(bool(flags & EXCLUDE_INGRESS))

@@ -104,7 +104,7 @@ def _xsk_lookup(m: Any) -> Factory:
 
 def _refuse(m: Any) -> Factory:
     def dev_refuse(run):  # type: ignore
-        m.store_u32(run, st.REDIRECT_HOW, st.HOW_REFUSED)
+        m.store_u32(run, st.REDIRECT_HOW, m.load_u32(run, st.REDIRECT_HOW) | st.HOW_REFUSED)
         return _ABORTED
 
     return dev_refuse

@@ -166,4 +166,41 @@ int aborts(struct xdp_md *ctx)
 	}
 }
 
+/* Two calls by the first two bytes, then the verdict is REDIRECT whatever the second has said. */
+static __always_inline void call(__u32 what)
+{
+	switch (what) {
+	case 0:
+		bpf_redirect_map(&ports, 4, 0);
+		break;
+	case 1:
+		bpf_redirect_map(&ports, 0, BPF_F_BROADCAST | BPF_F_EXCLUDE_INGRESS);
+		break;
+	case 2:
+		bpf_redirect_map(&hashed, 4, 1 << 6);
+		break;
+	case 3:
+		bpf_redirect(1, 1);
+		break;
+	case 4:
+		bpf_redirect_map(&cpus, 0, 4);
+		break;
+	case 5:
+		bpf_redirect_map(&xsks, 0, 8);
+		break;
+	}
+}
+
+SEC("xdp")
+int twice(struct xdp_md *ctx)
+{
+	__u8 *data = (void *)(long)ctx->data;
+
+	if (data + 16 > (__u8 *)(long)ctx->data_end)
+		return XDP_DROP;
+	call(data[0]);
+	call(data[1]);
+	return XDP_REDIRECT;
+}
+
 char _license[] SEC("license") = "GPL";
