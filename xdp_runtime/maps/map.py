@@ -578,9 +578,15 @@ class Map:
         committed since; they leave the ring.  Raises PermissionError for a frozen RINGBUF."""
         self._check_ring()
         memory = self.memory("ring")
-        self._clear_event()
-        return [record for start, size in self._rings()
-                for record in ringbuf.consume(memory, start, size)]
+        records = [record for start, size in self._rings()
+                   for record in ringbuf.consume(memory, start, size)]
+        if self._event_fd >= 0:
+            # Who committed before the consumer's position was written did not wake: look again.
+            # The system call is also what keeps the two in this order.
+            self._clear_event()
+            if any(ringbuf.has_record(memory, start, size) for start, size in self._rings()):
+                os.eventfd_write(self._event_fd, 1)
+        return records
 
     def _check_ring(self) -> None:
         """Its positions are written through a mapping, which a frozen map does not get."""
@@ -588,7 +594,7 @@ class Map:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.spec.name)
 
     def _clear_event(self) -> None:
-        """Before looking into a ring, or a record, or that it was drained, could go unnoticed."""
+        """Before looking into a ring: else a record, or that it was drained, could go unnoticed."""
         if self._event_fd >= 0:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._event_fd)

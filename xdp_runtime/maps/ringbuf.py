@@ -367,3 +367,11 @@ def consume(memory: memoryview, start: int, data_bytes: int) -> list[bytes]:
         consumed += (size + 7 & ~7) + RECORD_HEAD_BYTES
     memory[start + CONSUMER:start + CONSUMER + 8] = consumed.to_bytes(8, "little")
     return records
+
+
+def has_record(memory: memoryview, start: int, data_bytes: int) -> bool:
+    """Has the next record been committed?"""
+    consumed = int.from_bytes(memory[start + CONSUMER:start + CONSUMER + 8], "little")
+    produced = int.from_bytes(memory[start + PRODUCER:start + PRODUCER + 8], "little")
+    at = start + DATA + consumed % data_bytes
+    return consumed < produced and not int.from_bytes(memory[at:at + 4], "little") & BUSY

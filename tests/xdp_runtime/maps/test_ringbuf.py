@@ -142,6 +142,29 @@ def test_wakeup() -> None:
             assert readable(one) and len(one.consume()) == 1 and not readable(one)
 
 
+def test_a_record_that_came_while_others_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was committed before the position was written and woke nobody: the reader looks again."""
+    real = ringbuf.consume
+
+    def interrupted(memory: memoryview, start: int, size: int) -> list[bytes]:
+        position = slice(start + ringbuf.CONSUMER, start + ringbuf.CONSUMER + 8)
+        before = bytes(memory[position])
+        records = real(memory, start, size)
+        after = bytes(memory[position])
+        memory[position] = before
+        output(one, b"late")
+        memory[position] = after
+        return records
+
+    with compiled_map(a_ring()) as one:
+        assert readable(one)
+        output(one, b"a")
+        monkeypatch.setattr(ringbuf, "consume", interrupted)
+        assert one.consume() == [b"a"] and readable(one)
+        monkeypatch.undo()
+        assert one.consume() == [b"late"] and not readable(one)
+
+
 def test_many_writers_one_reader() -> None:
     with compiled_map(a_ring(1 << 16)) as one:
         operation = one._operation("output")
@@ -158,7 +181,7 @@ def test_many_writers_one_reader() -> None:
             thread.start()
         seen: list[list[int]] = [[], [], [], []]
         while sum(map(len, seen)) < 20000:
-            select.select([one], [], [], 0.05)
+            assert select.select([one], [], [], 60)[0], "records wait, and nobody was woken"
             for record in one.consume():
                 number = int.from_bytes(record[4:8], "little")
                 assert record[4:] == number.to_bytes(4, "little") * (1 + number % 9)
