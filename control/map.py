@@ -34,6 +34,7 @@ from dataplane import rundir
 from xdp_runtime.errors import ConfigError, LoadError, XdpuError
 from xdp_runtime.maps import type_name
 from xdp_runtime.maps.map import BTF_NAME, CONSTANT, Map, Value
+from xdp_runtime.maps.memory import TEMPORARY
 from xdp_runtime.object import MapFlag, MapType
 
 _FLAGS = {"any": 0, "noexist": 1, "exist": 2}
@@ -57,11 +58,8 @@ def _files(run: str | None) -> Iterator[tuple[str, Path]]:
         folder = one.path / "maps"
         if folder.is_dir():
             for path in sorted(folder.iterdir()):
-                if not path.name.startswith(".") or path.name in _SECTIONS:
+                if path.name != BTF_NAME and not path.name.startswith(TEMPORARY):
                     yield one.name, path
-
-
-_SECTIONS = {".rodata", ".data", ".bss", ".kconfig"}
 
 
 def _select(words: list[str], run: str | None) -> list[tuple[str, Path]]:
@@ -151,7 +149,8 @@ def run_show(args: Namespace) -> int:
         print(f"{row['id']}: {row['type']}  name {row['name']}  flags 0x{row['flags']:x}")
         print(f"\tkey {row['bytes_key']}B  value {row['bytes_value']}B  max_entries "
               f"{row['max_entries']}  memlock {row['bytes_memlock']}B")
-        more = [f"btf_id {row['btf_id']}"] * ("btf_id" in row) + ["frozen"] * row["frozen"]
+        more = [f"btf_id {row[name]}" for name in ("btf_id",) if name in row]
+        more += ["frozen"] * row["frozen"]
         if more:
             print("\t" + "  ".join(more))
         print(f"\trun {row['run']}  workers {row['workers']}")

@@ -72,6 +72,9 @@ def read_maps(elf: ElfFile, btf: Btf | None) -> MapTable:
     for spec in table.specs:
         if spec.name in names:
             raise LoadError(elf.what, f"has two maps named {spec.name}")
+        if not spec.name.isprintable():
+            raise LoadError(elf.what, f"has a map named {spec.name!r}",
+                            "letters, digits, _ and . make a name")
         names.add(spec.name)
     return table
 

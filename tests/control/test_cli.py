@@ -264,6 +264,13 @@ def test_a_defect_is_one_sentence(monkeypatch: pytest.MonkeyPatch,
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_an_error_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a file says, or who calls, may be meant for the terminal."""
+    assert cli.main(["check", str(EXAMPLES / "pass.o"), "-n", "a\n\x1b[2Jb"]) != 0
+    told = capsys.readouterr().err
+    assert r"a\n\x1b[2Jb" in told and told.count("\n") == 1 and told[:-1].isprintable()
+
+
 def test_nobody_reads(tmp_path: Path) -> None:
     """A closed pipe on standard output ends it without a word."""
     read, write = os.pipe()

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,10 @@ def test_which_map(maps: dict[str, Map], capsys: pytest.CaptureFixture[str]) -> 
         assert told(capsys, "show", "id", str(row["id"])) == row
         assert told(capsys, "show", "pinned", f"mapped/{row['name']}") == row
         assert told(capsys, "show", "name", row["name"], "run", "mapped") == row
+    path = maps[HASH.name].path
+    assert path is not None
+    with Map.create(replace(HASH, name=".data.cold"), 1, path.parent):  # a section of one's own
+        assert told(capsys, "show", "name", ".data.cold")["name"] == ".data.cold"
     assert "there is none" in said_error(capsys, "dump", "name", "other")
     assert "there is none in run x" in said_error(capsys, "dump", "name", HASH.name, "run", "x")
     for words in (["dump"], ["dump", "name"], ["dump", "name", HASH.name, "more"],

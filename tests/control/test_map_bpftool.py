@@ -95,7 +95,12 @@ def both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
             compile_operations(maps[name])
             for slot, inner in SPECS[name].slots:
                 maps[name].set_inner(slot.to_bytes(4, "little"), maps[inner])
-        yield Both(pins / "maps", maps, lambda: capsys.readouterr().out)
+        def say() -> str:
+            out, err = capsys.readouterr()
+            assert "unexpected" not in err, err
+            return out
+
+        yield Both(pins / "maps", maps, say)
     finally:
         for one in maps.values():
             one.close()

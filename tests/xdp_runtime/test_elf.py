@@ -287,6 +287,8 @@ def test_files_that_are_not_objects(tmp_path: Path) -> None:
     (patched("globals", ".BTF", 0, b"\0"), ": BTF: wrong magic"),
     (patched("globals", ".BTF.ext", 32, b"\4"), ": BTF.ext: function info records of 4 bytes"),
     (patched("legacy", "maps", 20, b"\1"), "map old_hash: unknown map attribute after map_flags"),
+    ((OBJECTS / "legacy.o").read_bytes().replace(b"old_hash", b"old\n\x1b[hh"),
+     r"has a map named 'old\n\x1b[hh' (letters,"),
     (patched("legacy", "@maps", 32, struct.pack("<Q", 47)), "does not hold 2 definitions"),
     (patched("legacy", "@maps", 32, struct.pack("<Q", 24)), "does not hold 2 definitions"),
     (patched("maps", ".rel.maps", 0, struct.pack("<Q", 0)), "initialised but holds no values"),

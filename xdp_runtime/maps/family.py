@@ -34,6 +34,10 @@ def round_up(size: int, to: int) -> int:
     return (size + to - 1) // to * to
 
 
+class OwnLimit(str):
+    """Why `Family.check` refuses what the kernel may take."""
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """`mirrors`: (offset, size) of parts that appear a second time right behind themselves."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from xdp_runtime.maps.admit import AGAIN, ROOM_SIGNATURE, SEARCH, make_admit
-from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Region, round_up
+from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, OwnLimit, Region, round_up
 from xdp_runtime.maps.hash_table import (
     FIND,
     HASH,
@@ -432,7 +432,8 @@ class HashFamily:
         if spec.key_size + spec.value_size >= _ELEMENT_MAX_BYTES:
             return f"value size is {spec.value_size}, too large for a hash map"
         if spec.max_entries > 1 << 31 or self._end(spec) > _ELEMENTS_MAX_BYTES:
-            return f"{spec.max_entries} entries of this size are more than {1 << 35} bytes"
+            return OwnLimit(f"{spec.max_entries} entries of this size are more than {1 << 35} "
+                            "bytes")
         return None
 
     def _takes_no_common_lru(self) -> bool:

@@ -28,7 +28,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC, Region, round_up
+from xdp_runtime.maps.family import (
+    EEXIST,
+    EINVAL,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    OwnLimit,
+    Region,
+    round_up,
+)
 from xdp_runtime.maps.hash_table import TAIL, Factory
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lpm_repair import (
@@ -805,7 +814,8 @@ class LpmTrieFamily:
         if not 0 < spec.value_size <= _VALUE_MAX_BYTES:
             return f"value size is {spec.value_size}"
         if max(self._element_end(spec), self._node_end(spec)) > 1 << 35:
-            return f"{spec.max_entries} entries of this size are more than {1 << 35} bytes"
+            return OwnLimit(f"{spec.max_entries} entries of this size are more than {1 << 35} "
+                            "bytes")
         return None
 
     def _stride(self, spec: MapSpec) -> int:

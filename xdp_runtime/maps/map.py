@@ -39,9 +39,10 @@ from xdp_runtime.maps.family import (
     ENOENT,
     ENOSPC,
     Family,
+    OwnLimit,
     round_up,
 )
-from xdp_runtime.maps.memory import Memory
+from xdp_runtime.maps.memory import TEMPORARY, Memory
 from xdp_runtime.maps.typed import BtfCodec, Codec, TypedMap
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 
@@ -95,8 +96,11 @@ class Map:
         if workers < 1:
             raise ValueError(f"{what}: {workers} workers")
         if refused := limits.refusal(spec):
-            raise LoadError(what, refused[1], "the kernel refuses such a map, too")
-        if directory is not None and ("/" in spec.name or spec.name in ("", ".", "..")):
+            raise LoadError(what, refused[1], "lower max_entries" if isinstance(
+                refused[1], OwnLimit) else "the kernel refuses such a map, too")
+        if directory is not None and (
+                "/" in spec.name or spec.name in ("", ".", "..", BTF_NAME)
+                or spec.name.startswith(TEMPORARY)):
             raise LoadError(what, "its name cannot be that of a file")
         if seed is None:
             seed = int.from_bytes(os.urandom(16), "little")

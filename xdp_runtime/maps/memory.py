@@ -21,6 +21,7 @@ from typing import Any
 
 from xdp_runtime.errors import LoadError, OutOfMemory
 
+TEMPORARY = ".map."  # how names of files begin that are not complete yet
 _MIB = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EDQUOT}
 _MAP_NORESERVE = 0x4000  # the mmap module does not name it
@@ -82,7 +83,7 @@ class Memory:
             if directory is None:
                 fd = os.memfd_create(f"xdpu.{name[:200]}", os.MFD_CLOEXEC)
             else:
-                fd, temporary = tempfile.mkstemp(prefix=".map.", dir=directory)
+                fd, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=directory)
             reserve(fd, size_bytes, directory)
             memory = cls(fd, size_bytes, what)
         except OSError as error:

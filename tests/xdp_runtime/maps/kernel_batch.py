@@ -64,4 +64,4 @@ def call(one: Described, command: int, count: int, token: bytes | None = None, k
     done = struct.unpack_from("=I", attr, _COUNT_AT)[0]
     return Answer(error, done, after.raw,
                   [key_room.raw[at:at + size] for at in range(0, size * done, size or 1)],
-                  [value_room.raw[at:at + width] for at in range(0, width * done, width)])
+                  [value_room.raw[at:at + width] for at in range(0, width * done, width or 1)])

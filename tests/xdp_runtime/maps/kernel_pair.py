@@ -48,8 +48,8 @@ _CALLS = {  # what it needs in r2 .. r4, and whether r0 is a value's address
                False),
     "delete": ("    r2 = r6\n    r2 += {key}\n", False),
     "push": ("    r2 = r6\n    r2 += {value}\n    r3 = r8\n", False),
-    "pop": ("    r2 = r10\n    r2 += -64\n", False),  # not into a packet
-    "peek": ("    r2 = r10\n    r2 += -64\n", False),
+    "pop": ("    r2 = r10\n    r2 += -304\n", False),  # not into a packet
+    "peek": ("    r2 = r10\n    r2 += -304\n", False),
     "lookup_percpu": ("    r2 = r6\n    r2 += {key}\n    r3 = r8\n", True),
 }
 OPERATIONS = list(_CALLS)
@@ -88,7 +88,7 @@ def _text(spec: MapSpec) -> str:
         out += f"    if r9 != {OPERATIONS.index(name)} goto not_{name}\n"
         on_stack = name in ("pop", "peek")
         if on_stack:
-            out += _copy("r6", value_at, "r10", -64, range(spec.value_size))
+            out += _copy("r6", value_at, "r10", -304, range(spec.value_size))
         out += "    r1 = map[m] ll\n"
         out += arguments.format(key=KEY_AT, value=value_at)
         out += f"    call bpf_map_{name}_elem\n"
@@ -97,7 +97,7 @@ def _text(spec: MapSpec) -> str:
             out += _copy("r0", 0, "r6", value_at, set(range(spec.value_size)) - set(hidden))
             out += "    r0 = 1\n"
         elif on_stack:
-            out += _copy("r10", -64, "r6", value_at, range(spec.value_size))
+            out += _copy("r10", -304, "r6", value_at, range(spec.value_size))
         out += f"store_{name}:\n    *(u64 *)(r6 + {RESULT_AT}) = r0\n    goto end\nnot_{name}:\n"
     return out + "end:\n    r0 = 2\n    exit\n"
 

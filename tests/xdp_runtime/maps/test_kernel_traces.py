@@ -51,8 +51,8 @@ STEPS = 150
 
 def spec_of(kind: MapType, rng: random.Random) -> tuple[MapSpec, Btf | None]:
     """Mostly one that can be made."""
-    key, value = rng.choice((1, 2, 3, 4, 5, 7, 8, 12, 13, 16, 20, 64)), rng.choice(
-        (1, 2, 4, 5, 8, 12, 16, 17, 24, 64))
+    key = rng.choice((1, 2, 3, 4, 5, 7, 8, 12, 13, 16, 20, 64, rng.randrange(1, 513)))
+    value = rng.choice((1, 2, 4, 5, 8, 12, 16, 17, 24, 64, rng.randrange(1, 300)))
     entries = rng.choice((1, 2, 3, 5, 8, 17))
     flags = MapFlag(0)
     if rng.random() < 0.6:
@@ -66,7 +66,7 @@ def spec_of(kind: MapType, rng: random.Random) -> tuple[MapSpec, Btf | None]:
     elif kind in KEYLESS:
         key = 0
     elif kind == MapType.LPM_TRIE:
-        key = rng.choice((5, 6, 8, 9, 12, 20))
+        key = rng.choice((5, 6, 8, 9, 12, 20, 4 + rng.randrange(1, 257)))
         flags |= MapFlag.NO_PREALLOC
     if kind in LRU:
         entries = 20_000  # the kernel drops early, and which one is its own choice
@@ -96,7 +96,7 @@ class Trace:
         if spec.type == MapType.LPM_TRIE:
             bits = 8 * (spec.key_size - 4)
             return [rng.choice((*range(bits + 1), bits + 1, 1 << 31)).to_bytes(4, "little")
-                    + bytes(rng.choice((0, 1, 128, 255)) for _ in range(spec.key_size - 4))
+                    + bytes(rng.choice((0, 0, 0, 1, 128, 255)) for _ in range(spec.key_size - 4))
                     for _ in range(14)]
         keys = {rng.randbytes(spec.key_size) for _ in range(min(spec.max_entries, 8) + 3)}
         return sorted(keys)

@@ -106,8 +106,18 @@ def test_a_second_map_of_that_name_is_refused(tmp_path: Path) -> None:
         assert [p.name for p in tmp_path.iterdir()] == ["sessions"]
     with pytest.raises(LoadError, match="No such file or directory"):
         Map.create(HASH, 1, tmp_path / "nowhere")
-    with pytest.raises(LoadError, match="cannot be that of a file"):
-        Map.create(MapSpec("a/b", MapType.HASH, 4, 4, 4), 1, tmp_path)
+    for name in ("a/b", "..", ".btf", ".map.one"):  # the types lie beside it, and unfinished files
+        with pytest.raises(LoadError, match="cannot be that of a file"):
+            Map.create(MapSpec(name, MapType.HASH, 4, 4, 4), 1, tmp_path)
+
+
+def test_limits_of_our_own() -> None:
+    """Are not said to be the kernel's."""
+    for kind, key, flags in ((MapType.HASH, 4, 0), (MapType.LPM_TRIE, 8, MapFlag.NO_PREALLOC)):
+        with pytest.raises(LoadError, match=r"are more than \d+ bytes \(lower max_entries\)"):
+            Map.create(MapSpec("m", kind, key, 8, 1 << 31, flags=flags), 1)
+    with pytest.raises(LoadError, match=r"the kernel refuses such a map, too"):
+        Map.create(MapSpec("m", MapType.HASH, 4, 0, 4), 1)
 
 
 @pytest.mark.parametrize(("offset", "new", "why"), [
