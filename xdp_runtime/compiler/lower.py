@@ -29,6 +29,7 @@ from xdp_runtime.compiler.frames import HEADER, Node, width
 from xdp_runtime.compiler.guards import guards_of
 from xdp_runtime.compiler.registers import Lowered
 from xdp_runtime.compiler.tail_calls import TailCalls
+from xdp_runtime.compiler.writer import MERGED
 from xdp_runtime.isa import (
     STACK_SIZE_BYTES,
     AddressCast,
@@ -95,7 +96,7 @@ class Lowering(Arenas, TailCalls):
         self.emit(f"br label %{self.block((0, self.analysis.frames[0].entry))}")
         start, self.lines = self.lines, []
         # a program that no other tail-calls is called from one place, the loop, and belongs there
-        inline = " alwaysinline" if len(self.tail_targets) == 1 and not self.recursive else ""
+        inline = f" {MERGED}" if len(self.tail_targets) == 1 and not self.recursive else ""
         memory = "" if self.entry.memory_bytes is None else ", ptr %memory"
         name = f"prog.{self.number}"
         if self.timer is not None:

@@ -7,6 +7,9 @@ again: LLVM has less to read and to clean up.
 
 from __future__ import annotations
 
+# Of a program that becomes part of the loop that calls it: an attribute that LLVM does not know,
+# as the passes say when it does (target.py).
+MERGED = '"xdpu.merged"'
 _ENDS = ("br ", "switch ", "unreachable")  # of blocks that others follow
 
 

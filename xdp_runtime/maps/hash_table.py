@@ -176,7 +176,8 @@ def _find(m: Any) -> Factory:
                 if match(element, key, key_size, hashed) != 0:
                     if mark != 0 and m.load_u8(element, REFERENCED) == 0:
                         m.store_u8(element, REFERENCED, 1)
-                    return m.inside(element, KEY + ((key_size + 7) & ~7))
+                    # one sum, or LLVM takes it apart and cannot tell that it is not null
+                    return m.inside(element, (key_size + KEY + 7) & ~7)
                 link = m.acquire_u32(element, NEXT)
                 steps += 1
                 # a walk that went astray might go round for ever

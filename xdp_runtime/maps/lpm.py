@@ -207,7 +207,8 @@ def _lookup(m: Any) -> Factory:
         link = find(head, root, nodes, elements, data_size, root_bits, key)
         if link == 0:
             return m.null()
-        return m.inside(elements, (link << 3) + DATA + ((data_size + 7) & ~7))
+        # one sum behind the element, or LLVM cannot tell that it is not null
+        return m.inside(m.inside(elements, link << 3), (data_size + DATA + 7) & ~7)
 
     return lpm_lookup
 
