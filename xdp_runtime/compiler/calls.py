@@ -176,7 +176,7 @@ class Calls(Registers):
         kind = self.state.regs[1]
         arguments = ["ptr %state", f"ptr {self.address(1, 0)}"]
         if helper.id == TIMER_SET_CALLBACK:
-            callbacks = callbacks_of(self.provenance.insns, self.slot, self.frame)
+            callbacks = callbacks_of(self.frame, self.slot, self.facts.callbacks)
             timed = [n for n, spec in enumerate(self.maps) if spec.timer_at >= 0]
             if isinstance(kind, MapValue) and kind.map >= 0:
                 timed = [kind.map]

@@ -7,10 +7,10 @@ as the kernel's verifier does for static functions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from xdp_runtime.callbacks import Callbacks
-from xdp_runtime.errors import LoadError, VerifyError
+from xdp_runtime.errors import VerifyError
 from xdp_runtime.isa import (
     MAX_CALL_FRAMES,
     Call,
@@ -125,25 +125,24 @@ def tail_calls_in_functions(insns: Insns) -> bool:
     return bool(tail_calls - seen)
 
 
-def callbacks_of(insns: Insns, slot: int, frame: Frame,
-                 callbacks: Callbacks | None = None) -> list[int]:
-    """The functions whose address r2 may hold at the call at `slot` of this frame."""
-    callbacks = callbacks or Callbacks(insns)
+def callbacks_of(frame: Frame, slot: int, callbacks: Mapping[tuple[int, ...], Iterable[int]],
+                 ) -> list[int]:
+    """The functions that the call at `slot` of this frame may be handed.
+
+    `callbacks` is the verifier's (env.py).  It begins anew with global functions, so a path there
+    may be an end of ours."""
     found: set[int] = set()
-    todo = [(frame, slot, 2)]
-    while todo:
-        here, at, register = todo.pop()
-        for function in callbacks.held(at, register, here.entry):
-            if function >= 0:
-                found.add(function)
-            elif here.parent is None or here.callback:
-                raise LoadError(f"instruction {slot}", "the callback is no function of the program")
-            else:
-                todo.append((here.parent, here.call_slot, -function))
+    path: tuple[int, ...] = (slot,)
+    here: Frame | None = frame
+    while here is not None:
+        found.update(callbacks.get((here.entry, *path), ()))
+        path = (here.call_slot if here.callback else here.call_slot + 1, *path)
+        here = here.parent
     return sorted(found)
 
 
-def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, tuple[Frame, ...]]]:
+def unfold(insns: Insns, start: int, callbacks: Mapping[tuple[int, ...], Iterable[int]],
+           ) -> tuple[list[Frame], dict[Node, tuple[Frame, ...]]]:
     """All frames (that of the function at `start` first) and the frame each call node enters: one,
     or as many as there are callbacks that it may be handed."""
     functions: dict[int, tuple[tuple[int, ...], tuple[tuple[int, int], ...], bool, int]] = {}
@@ -151,7 +150,6 @@ def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, tuple[
     frames: list[Frame] = []
     entered: dict[Node, tuple[Frame, ...]] = {}
     slots = 0
-    callbacks = Callbacks(insns)
 
     def enter(entry: int, parent: Frame | None, call_slot: int) -> Frame:
         nonlocal slots
@@ -173,7 +171,7 @@ def unfold(insns: Insns, start: int = 0) -> tuple[list[Frame], dict[Node, tuple[
         frames.append(frame)
         for slot, target in calls:
             callees = ([target] if target != _CALLBACK
-                       else callbacks_of(insns, slot, frame, callbacks))
+                       else callbacks_of(frame, slot, callbacks))
             entered[(frame.id, slot)] = tuple(enter(callee, frame, slot) for callee in callees)
         return frame
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xdp_runtime.callbacks import loops_in_line
 from xdp_runtime.compiler.calls import Calls
 from xdp_runtime.compiler.edges import Edges
 from xdp_runtime.compiler.frames import HEADER, Frame
 from xdp_runtime.compiler.kinds import State
 from xdp_runtime.compiler.provenance import DRAIN, MAPS
+from xdp_runtime.loops_in_line import loops_in_line
 from xdp_runtime.maps.family import E2BIG, EINVAL
 from xdp_runtime.maps.user_ringbuf import DRAIN_BYTES, RESULT
 

@@ -335,7 +335,7 @@ class Provenance:
 
     def analyse(self) -> Analysis:
         first = self.timer[0] if self.timer is not None else 0
-        frames, entered = unfold(self.insns, first)
+        frames, entered = unfold(self.insns, first, self.facts.callbacks)
         start = State([NOTHING] * 11)
         start.regs[10] = StackPtr(0, 0)
         given = self.entry.memory_bytes

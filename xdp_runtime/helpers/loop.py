@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xdp_runtime.callbacks import loops_in_line
 from xdp_runtime.helpers.proto import Arg, Helper, Ret
 from xdp_runtime.interp_memory import Pointer, Region
+from xdp_runtime.loops_in_line import loops_in_line
 from xdp_runtime.object import MapType
 
 if TYPE_CHECKING:

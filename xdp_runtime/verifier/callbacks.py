@@ -35,9 +35,13 @@ def push(env: Env, state: State, helper: int, spec: MapSpec | None) -> tuple[int
     `state` is that before the call, and stays so."""
     regs = state.top.regs
     inner: list[Reg] = [None] * 11
+    function = regs[2]
+    assert isinstance(function, Ptr)
+    path = (state.frames[0].entry, *(frame.return_slot for frame in state.frames[1:]), env.slot)
+    env.callbacks.setdefault(path, set()).add(function.off)
     if helper == TIMER_SET:
-        function, timer = regs[2], regs[1]
-        assert isinstance(function, Ptr) and isinstance(timer, Ptr)
+        timer = regs[1]
+        assert isinstance(timer, Ptr)
         if (function.off, timer.map) in env.timed:
             return None  # it begins as it did then, be it in itself
         env.timed.add((function.off, timer.map))
@@ -47,8 +51,6 @@ def push(env: Env, state: State, helper: int, spec: MapSpec | None) -> tuple[int
         inner[3] = Ptr(Kind.MAP_VALUE, map_=timer.map, id_=env.next_id(), keep_id=True)
         inner[10] = Ptr(Kind.STACK)
         return function.off, State([Frame(inner, {}, -1, function.off, helper)])
-    function = regs[2]
-    assert isinstance(function, Ptr)
     if len(state.frames) >= MAX_CALL_FRAMES:
         raise Refused("call", f"calls nest deeper than {MAX_CALL_FRAMES} frames")
     if helper == LOOP:

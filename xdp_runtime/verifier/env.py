@@ -69,9 +69,9 @@ class Observer(Protocol):
 class Env:
     """The program under proof and its counters."""
 
-    __slots__ = ("_fields", "arena", "arena_at", "context_at", "entry", "fills", "insns", "later",
-                 "maps", "obj", "observer", "program", "slot", "stack_used", "timed",
-                 "used_ids", "written")
+    __slots__ = ("_fields", "arena", "arena_at", "callbacks", "context_at", "entry", "fills",
+                 "insns", "later", "maps", "obj", "observer", "program", "slot", "stack_used",
+                 "timed", "used_ids", "written")
 
     def __init__(self, obj: Object, program: ProgramSpec,
                  observer: Observer | None = None, entry: Entry = XDP) -> None:
@@ -81,6 +81,9 @@ class Env:
         self.maps: tuple[MapSpec, ...] = obj.maps
         self.used_ids = 0
         self.stack_used: dict[int, int] = {}  # by the slot where a function begins, in bytes
+        # functions by the path to where they are handed over: where it begins, slots to which the
+        # calls on it return, the slot at hand
+        self.callbacks: dict[tuple[int, ...], set[int]] = {}
         self.later: set[int] = set()  # functions that timers run, on a stack of their own
         self.timed: set[tuple[int, int]] = set()  # those and the maps that the timers are in
         self._fields: dict[MapSpec, tuple[Field, ...]] = {}

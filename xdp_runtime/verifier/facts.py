@@ -29,6 +29,7 @@ class Facts:
 
     __slots__ = (
         "arena_at",
+        "callbacks",
         "constants",
         "context_at",
         "edges",
@@ -59,6 +60,7 @@ class Facts:
         # knows.  Loads that gave a spilled pointer.
         self.written: dict[int, tuple[int, int]] | None = {}
         self.fills: set[int] = set()
+        self.callbacks: dict[tuple[int, ...], set[int]] = {}  # env.py
         # loads from frozen maps and the number they give, None: not one number
         self.constants: dict[int, int | None] = {}
         self.rooms: dict[tuple[int, int], int] = {}  # bytes behind an argument that is text
@@ -76,7 +78,7 @@ class Facts:
     def take(self, env: Env) -> None:
         """What the environment notes by itself, now and later."""
         self.context_at, self.arena_at = env.context_at, env.arena_at
-        self.written, self.fills = env.written, env.fills
+        self.written, self.fills, self.callbacks = env.written, env.fills, env.callbacks
 
     def see_comparison(self, slot: int, left: Ptr, right: Reg) -> None:
         bytes_before = 0

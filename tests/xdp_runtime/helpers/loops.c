@@ -51,6 +51,37 @@ static long outer(__u64 index, struct state *s)
 	return index >= 5;
 }
 
+struct walk {
+	unsigned char *at, *end;
+	__u64 sum;
+};
+
+static long walk(__u64 index, struct walk *w)
+{
+	if (w->at + 1 > w->end)
+		return 1;
+	w->sum += *w->at++;
+	return 0;
+}
+
+/* a callback that lies on the stack of the caller's caller */
+struct inside {
+	void *callback;
+	__u64 pad;
+	struct state state;
+};
+
+static long through(__u64 index, struct inside *in)
+{
+	loop(index + 1, *(void *volatile *)&in->callback, &in->state, 0);
+	return index == 4;
+}
+
+static __noinline long handed_any(__u64 count, void *callback, void *what)
+{
+	return loop(count & 63, callback, what, 0);
+}
+
 static __noinline long handed(__u64 count, void *callback, struct state *s)
 {
 	return loop(count, callback, s, 0);
@@ -93,6 +124,23 @@ int loops(struct xdp_md *ctx)
 	case 6: r = loop(count, twice, &s, 1); asm volatile("" :: "i"(6)); break;
 	case 7: r = handed(count, add, &s); break;
 	case 8: r = handed(count, twice, &s) + handed(2, chosen, &s); break;
+	case 10: {
+		struct inside in = {};
+
+		in.state.stop = c->stop;
+		*(void *volatile *)&in.callback = c->stop & 1 ? add : twice;
+		r = loop(count, through, &in, 0);
+		s = in.state;
+		break;
+	}
+	case 11: {
+		struct walk w = {(void *)(long)ctx->data, (void *)(long)ctx->data_end, 0};
+
+		r = handed_any(count, walk, &w);
+		r += handed_any(c->stop, add, &s);
+		s.last = w.sum;
+		break;
+	}
 	case 9:
 		chosen = c->stop & 1 ? visit : count_up;
 		r = bpf_for_each_map_elem(&cells, chosen, &s, flags);

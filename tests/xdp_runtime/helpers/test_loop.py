@@ -15,7 +15,7 @@ from xdp_runtime.kernel import load_into_kernel
 from xdp_runtime.program import load
 
 OBJECT = read_object(Path(__file__).with_name("loops.o"))
-COMMAND, WAYS = struct.Struct("<IIQQqQQ"), 10
+COMMAND, WAYS = struct.Struct("<IIQQqQQ"), 12
 MOST = 1 << 23
 COUNTS = (0, 1, 3, 4, 5, 10, MOST - 1, MOST, MOST + 1, 0xFFFFFFFF, 1 << 32, (1 << 32) + 3,
           1 << 63, (1 << 64) - 1)

@@ -1,8 +1,9 @@
-"""What does a register hold at a call: which function's address, which number?
+"""Does the kernel write a bpf_loop out, as inline_bpf_loop, or call its helper?
 
-Found backwards, over all paths, through copies between registers and spills to the stack.  That the
-address is one of a function the verifier has proven; nothing is lost on the way but what comes from
-memory or arithmetic.
+It does where the flags are zero and the callback is always the same function, which is told here
+without verifying: what the two registers hold is found backwards, over all paths, through copies
+between registers, spills to the stack and arguments of functions.  What comes from elsewhere may be
+anything.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 
-from xdp_runtime.errors import LoadError
 from xdp_runtime.isa import (
     Atomic,
     AtomicOp,
@@ -37,7 +37,7 @@ _FRAME_POINTER, _SPILL_BYTES = 10, 8
 _CODE, _FLAGS = 2, 4  # bpf_loop's arguments
 
 
-class Callbacks:
+class _Origins:
     """Of one program.  A place is a register, or an offset from the frame pointer (negative)."""
 
     def __init__(self, insns: Insns) -> None:
@@ -53,24 +53,7 @@ class Callbacks:
             elif isinstance(insn, LoadFunc):
                 self._taken.add(slot + 1 + insn.off)
 
-    def held(self, slot: int, register: int, entry: int) -> frozenset[int]:
-        """The functions that the register may hold before the instruction, and -n for the n-th
-        argument of the function at `entry`.  Raises LoadError where it cannot be followed."""
-        found: set[int] = set()
-        for what in self._origins(slot, register, frozenset({entry})):
-            match what:
-                case (_, int(place)) if 1 <= place <= 5:
-                    found.add(-place)
-                case (at, LoadFunc(off=off)):
-                    found.add(at + 1 + off)
-                case _:
-                    raise LoadError(f"instruction {slot}", "nobody knows which function the "
-                                    "callback is", "name the function in the call itself")
-        return frozenset(found)
-
-    def loops_in_line(self, slot: int) -> bool:
-        """Does the kernel write out this bpf_loop (loop_inline_state)?  Its flags are zero, and the
-        callback one function, wherever it is called from."""
+    def in_line(self, slot: int) -> bool:
         functions = {at + 1 + what.off if isinstance(what, LoadFunc) else None
                      for at, what in self._everywhere(slot, _CODE)}
         flags = {isinstance(what, Mov) and what.src == Imm(0)
@@ -126,7 +109,8 @@ class Callbacks:
 
 @lru_cache(maxsize=16)
 def loops_in_line(insns: Insns, slot: int) -> bool:
-    return Callbacks(insns).loops_in_line(slot)
+    """Of the call of bpf_loop at `slot`."""
+    return _Origins(insns).in_line(slot)
 
 
 def _source(insn: Insn, place: int) -> int | None:
