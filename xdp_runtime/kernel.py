@@ -46,11 +46,13 @@ class RunResult:
 
 
 class KernelProgram:
-    """A loaded program with the maps of its Object; `fd` is its file descriptor."""
+    """A loaded program with the maps of its Object; `fd` is its file descriptor, `programs` has
+    it and those in its program arrays, by name."""
 
     def __init__(self, spec: ProgramSpec, fd: int, maps: dict[str, KernelMap],
-                 others: tuple[int, ...] = ()) -> None:
-        self.spec, self.fd, self.maps, self._others = spec, fd, maps, others
+                 programs: dict[str, int] | None = None) -> None:
+        self.spec, self.fd, self.maps = spec, fd, maps
+        self.programs = {spec.name: fd} if programs is None else programs
 
     def run(self, data: bytes, repeat: int = 1, ingress_ifindex: int | None = None,
             rx_queue: int = 0, meta: bytes = b"",
@@ -85,10 +87,10 @@ class KernelProgram:
     def close(self) -> None:
         for kernel_map in self.maps.values():
             kernel_map.close()
-        for fd in (self.fd, *self._others):
+        for fd in self.programs.values():
             with suppress(OSError):
                 os.close(fd)
-        self.fd, self._others = -1, ()
+        self.fd, self.programs = -1, {}
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +133,7 @@ def load_into_kernel(obj: Object, name: str | None = None) -> KernelProgram:
         for fd in programs.values():
             os.close(fd)
         raise
-    return KernelProgram(spec, programs.pop(spec.name), maps, tuple(programs.values()))
+    return KernelProgram(spec, programs[spec.name], maps, programs)
 
 
 def _make_map(spec: MapSpec) -> KernelMap:

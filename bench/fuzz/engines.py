@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +19,8 @@ from xdp_runtime.object import MapSpec, MapType, Object
 from xdp_runtime.program import Program, load
 
 LISTS = (MapType.QUEUE, MapType.STACK)
-# What they hold is not compared.
-UNSEEN = (MapType.PROG_ARRAY, MapType.RINGBUF, MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
+OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
+UNSEEN = (MapType.PROG_ARRAY, MapType.RINGBUF, *OF_MAPS)  # what they hold is not compared
 _VERIFIED_INSNS = 224  # offset in struct bpf_prog_info
 PER_CPU = (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH)
 Contents = dict[str, Any]
@@ -64,13 +65,29 @@ class Interpreted:
             case "update":
                 return model.update(key, value, flags)
             case "delete":
+                if model.spec.type in OF_MAPS:
+                    return 0 if model.inner.pop(key, None) else self.missing(model.spec, key)
                 return model.delete(key)
+            case "point" if model.spec.type in OF_MAPS:
+                if model.spec.type == MapType.ARRAY_OF_MAPS and self.missing(
+                        model.spec, key) == -errno.E2BIG:
+                    return -errno.E2BIG
+                model.inner[key] = self.maps[value.decode()]
+                return 0
+            case "point":
+                return model.assign(int.from_bytes(key, "little"), value.decode())
             case "push":
                 return model.push(value, flags)
             case "pop":
                 return model.take(True)
         found = model.peek(key)
         return None if found is None else bytes(found)
+
+    def missing(self, spec: MapSpec, key: bytes) -> int:
+        """What deleting an inner map gives where there is none."""
+        behind = spec.type == MapType.ARRAY_OF_MAPS and (
+            int.from_bytes(key, "little") >= spec.max_entries)
+        return -errno.E2BIG if behind else -errno.ENOENT
 
     def contents(self, spec: MapSpec) -> Any:
         model: Any = self.maps[spec.name]
@@ -96,6 +113,9 @@ class _Outside:
                 case "delete":
                     one.delete(key)
                     return 0
+                case "point":
+                    self.point(one, key, value.decode())
+                    return 0
                 case "push":
                     self.push(one, value, flags)
                     return 0
@@ -104,6 +124,10 @@ class _Outside:
             return self.of_cpu(one.spec, one.lookup(key))
         except OSError as error:
             return -(error.errno or 0)
+
+    def point(self, one: Any, key: bytes, name: str) -> None:
+        """Put a map or a program into a slot."""
+        raise NotImplementedError
 
     def push(self, one: Any, value: bytes, flags: int) -> None:
         one.push(value, flags)
@@ -130,6 +154,13 @@ class Compiled(_Outside):
     def run(self, batch: Batch) -> tuple[Header, Slots]:
         return batch.compiled(self.program)
 
+    def point(self, one: Any, key: bytes, name: str) -> None:
+        if one.spec.type in OF_MAPS:
+            one.set_inner(key, self.maps[name])
+            return
+        with suppress(KeyError):  # an array that no instruction tail-calls through
+            one.update(key, (self.program.program_number(name) + 1).to_bytes(4, "little"))
+
 
 class Kernel(_Outside):
     name = "kernel"
@@ -139,6 +170,10 @@ class Kernel(_Outside):
 
     def run(self, batch: Batch) -> tuple[Header, Slots]:
         return batch.kernel(self.program.fd)
+
+    def point(self, one: Any, key: bytes, name: str) -> None:
+        fd = self.maps[name].fd if one.spec.type in OF_MAPS else self.program.programs[name]
+        one.update(key, fd.to_bytes(4, "little"))
 
     def verified(self) -> int:
         """Instructions that the kernel's verifier walked through."""

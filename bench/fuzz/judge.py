@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import time
 from collections import Counter
@@ -20,15 +19,14 @@ from bench.fuzz.engines import LISTS, UNSEEN, Engine, Interpreted, Step, compile
 from bench.fuzz.leaks import unsteady
 from bench.fuzz.packets import random_packets
 from bench.fuzz.sources import Kind, object_of
+from bench.fuzz.steps import random_steps, rounds
 from xdp_runtime.compiler import target
 from xdp_runtime.errors import VerifyError
 from xdp_runtime.interp_memory import Trap
 from xdp_runtime.isa import Imm, Store
-from xdp_runtime.object import GlobalKind, MapType, Object
+from xdp_runtime.object import Object
 from xdp_runtime.verifier import verify
 
-SAMPLE = 6  # packets that the interpreter sees, too
-_BATCH = 1000  # packets in memory at once
 _STACK_SLOTS = 16  # that programs use; callees need some of the 512 bytes, too
 TWIN = "kernel, again"
 _LIMITS = re.compile("too (large|complex|many)|verifier bug")  # of the kernel, that are not ours
@@ -36,7 +34,6 @@ _LIMITS = re.compile("too (large|complex|many)|verifier bug")  # of the kernel, 
 # packet takes: in its last states is BEYOND_PKT_END or AT_PKT_END.
 _NOWHERE, _LAST = re.compile("r=0xfffffffffffffff[ef]"), 4000
 _LABORIOUS = 100_000  # instructions that the kernel walked: in Python it would take half a minute
-_FLAGS = (0, 0, 0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -60,33 +57,13 @@ class Outcome:
     ours_only: bool = False  # the kernel refuses it, our verifier does not
 
 
-def random_steps(obj: Object, seed: int, count: int) -> list[Step]:
-    """Operations of user space on the maps of an Object."""
-    rng = random.Random(seed)
-    specs = [spec for spec in obj.maps if spec.type not in UNSEEN
-             and spec.global_kind is not GlobalKind.RODATA]
-    steps: list[Step] = []
-    for _ in range(count):
-        spec = rng.choice(specs)
-        value, flags = rng.randbytes(spec.value_size), rng.choice(_FLAGS)
-        if spec.type in LISTS:
-            steps.append((spec.name, rng.choice(("push", "push", "pop")), b"", value, flags))
-            continue
-        key = rng.randrange(10).to_bytes(spec.key_size, "little")
-        if spec.type == MapType.LPM_TRIE:
-            key = rng.randrange(36).to_bytes(4, "little") + rng.randbytes(1) + bytes(3)
-        operation = rng.choice(("update", "update", "delete", "lookup"))
-        steps.append((spec.name, operation, key, value, flags))
-    return steps
-
-
 def judge(seed: int, packets: int, kind: Kind = "insns") -> Outcome:
     """All of a seed.  The kernel's refusal is no disagreement; ours of what it accepts is."""
     obj = object_of(kind, seed)
-    case = (obj, random_packets(seed, packets), random_steps(obj, seed, 20))
+    case = (obj, random_packets(seed, packets), random_steps(obj, seed, 40))
     outcome = judge_object(*case)
     if (kind != "insns" and any(one.engine != "verifier" for one in outcome.found)
-            and unsteady(*case, SAMPLE)):
+            and unsteady(*case)):
         outcome.found = []
         outcome.counts["unsteady"] += 1
     return outcome
@@ -139,10 +116,8 @@ def _filled(obj: Object, word: int) -> Object:
 
 def _compare(obj: Object, kernel: Engine, engines: list[Engine], packets: Sequence[bytes],
              steps: Sequence[Step], outcome: Outcome) -> None:
-    first = 0
-    while first < len(packets):
-        size = SAMPLE if first == 0 else _BATCH
-        batch = Batch(packets[first : first + size])
+    for first, part, operations in rounds(packets, steps):
+        batch = Batch(part)
         began = time.perf_counter()
         expected = kernel.run(batch)
         outcome.counts["kernel_run_ms"] += int(1000 * (time.perf_counter() - began))
@@ -158,12 +133,11 @@ def _compare(obj: Object, kernel: Engine, engines: list[Engine], packets: Sequen
         if outcome.found:
             return
         outcome.counts["pairs"] += len(batch.packets)
+        if _maps_differ(obj, kernel, engines, operations, outcome, lists=False):
+            return
         if first == 0:
             outcome.counts["interpreted"] += len(batch.packets)
-            if _maps_differ(obj, kernel, engines, steps, outcome, lists=False):
-                return
             engines = [one for one in engines if not isinstance(one, Interpreted)]
-        first += size
     _maps_differ(obj, kernel, engines, (), outcome, lists=True)
 
 

@@ -1,4 +1,4 @@
-"""Random packets: random bytes, headers that parse, and boundary values, of 14 to 1500 bytes."""
+"""Random packets: random bytes, headers that parse, and boundary values, of 14 to 3520 bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
           0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF)
+LONGEST = 3520  # what the kernel's test runs take in one buffer
 
 
 def random_packets(seed: int, count: int) -> list[bytes]:
@@ -17,9 +18,9 @@ def random_packets(seed: int, count: int) -> list[bytes]:
 def _packet(rng: random.Random) -> bytes:
     kind = rng.random()
     if kind < 0.04:
-        size = rng.randrange(14, 1501)
+        size = rng.randrange(14, 1501) if rng.random() < 0.7 else rng.randrange(1500, LONGEST + 1)
     elif kind < 0.12:
-        size = rng.choice((14, 15, 34, 63, 64, 65, 1500))
+        size = rng.choice((14, 15, 34, 63, 64, 65, 1500, LONGEST))
     else:
         size = rng.randrange(64, 160)
     body = bytearray(rng.randbytes(size))

@@ -1,5 +1,5 @@
 """Random programs, wider than those of the unit tests: all map families, more helpers (calling.py
-has those that call back), tail calls.
+has those that call back), memory in all forms (memory.py), tail calls.
 
 One seed in four has statements with kernel functions, too: loops by iterators, slices of dynptrs,
 text, sections.
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.fuzz.calling import EXTRA, NUMBERS_AFTER, CallingGenerator
+from bench.fuzz.calling import EXTRA, NUMBERS_AFTER
 from bench.fuzz.case import with_types
+from bench.fuzz.memory import MemoryGenerator
 from tests.xdp_runtime.compiler.generate import (
     MAPS,
     PACKET,
@@ -57,7 +58,7 @@ _WITH_FUNCTIONS = 4  # every so many seeds
 _TEXT, _DYNPTR, _ITERATOR, _BUFFER = -104, -128, -136, -160  # places on the stack
 
 
-class FuzzGenerator(CallingGenerator):
+class FuzzGenerator(MemoryGenerator):
     """As its parent, with statements for `maps` (past the first two) and the packet's edges."""
 
     def __init__(self, seed: int, maps: tuple[MapSpec, ...], jumps_on: bool) -> None:
@@ -65,7 +66,7 @@ class FuzzGenerator(CallingGenerator):
         self.index = {spec.name: number for number, spec in enumerate(maps)}
         self.jumps_on = jumps_on
         self.functions_on = seed % _WITH_FUNCTIONS == 3
-        self.callbacks = []
+        self.callbacks, self.chained = [], False
 
     def statement(self) -> None:
         mine: list[Callable[[], None]] = [self.edges, self.buffer, self.text, self.may_goto,
@@ -79,8 +80,11 @@ class FuzzGenerator(CallingGenerator):
             mine.append(self.tail_call)
         if self.functions_on:
             mine += [self.iterate, self.slice, self.search, self.section]
-        if self.random.random() < 0.22:
+        roll = self.random.random()
+        if roll < 0.2:
             self.random.choice(mine)()
+        elif roll < 0.38:
+            self.random.choice(self.remembering())()
         else:
             super().statement()
 

@@ -9,10 +9,11 @@ from typing import TypeVar
 
 from bench.fuzz.case import Case, program_of, write_case
 from bench.fuzz.engines import Step
-from bench.fuzz.judge import SAMPLE, TWIN, Disagreement, judge_object, random_steps
+from bench.fuzz.judge import TWIN, Disagreement, judge_object
 from bench.fuzz.leaks import unsteady
 from bench.fuzz.packets import random_packets
 from bench.fuzz.sources import Kind, object_of
+from bench.fuzz.steps import random_steps
 from xdp_runtime.compiler import target
 from xdp_runtime.errors import XdpuError
 from xdp_runtime.isa import (
@@ -46,14 +47,14 @@ def on_all_engines(case: Case, opts: Sequence[int] = target.TESTED) -> Disagreem
     except (XdpuError, OSError, ValueError):
         return None
     engines = sorted({one.engine for one in found})
-    if not found or TWIN in engines or unsteady(*case, SAMPLE):
+    if not found or TWIN in engines or unsteady(*case):
         return None
     return replace(found[0], engine=" and ".join(engines))
 
 
 def reduce_seed(seed: int, kind: Kind, packets: int, directory: Path | None) -> int:
     obj = object_of(kind, seed)
-    case: Case = (obj, random_packets(seed, packets), random_steps(obj, seed, 20))
+    case: Case = (obj, random_packets(seed, packets), random_steps(obj, seed, 40))
     first = on_all_engines(case)
     if first is None:
         print(f"seed {seed}: all engines agree")

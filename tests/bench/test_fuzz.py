@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from bench.fuzz import judge as judging
+from bench.fuzz import steps as stepping
 from bench.fuzz.case import Case, read_case, write_case
 from bench.fuzz.csource.build import CLANG, NEEDS, Uncompilable
-from bench.fuzz.judge import Disagreement, judge, random_steps
+from bench.fuzz.judge import Disagreement, judge
 from bench.fuzz.leaks import unsteady
-from bench.fuzz.packets import random_packets
+from bench.fuzz.packets import LONGEST, random_packets
 from bench.fuzz.programs import fuzz_object
 from bench.fuzz.reduce import lift, lower, on_all_engines, reduce_case
 from bench.fuzz.run import Plan, State, run, summary
 from bench.fuzz.sources import Kind, object_of
+from bench.fuzz.steps import random_steps, rounds
 from tests.privileges import bpf_refusal
 from xdp_runtime import interp_alu
 from xdp_runtime.isa import Alu, AluOp
@@ -91,13 +92,23 @@ r1 -= 8
 r0 = r10
 r0 -= r1
 exit""")
-    assert unsteady(*leak, 6) and not unsteady(*steady, 6)
+    assert unsteady(*leak) and not unsteady(*steady)
+
+
+def test_rounds_leave_nothing_out() -> None:
+    packets = [bytes((number,)) for number in range(23)]
+    for count in (0, 1, 5, 40):
+        steps = random_steps(fuzz_object(3), 1, count)
+        parts = list(rounds(packets, steps))
+        assert [p for _, some, _ in parts for p in some] == packets
+        done = [step for _, _, some in parts for step in some]
+        assert done == steps[:len(done)] and len(done) >= count - 3
 
 
 def test_the_same_for_the_same_seed() -> None:
     assert fuzz_object(7) == fuzz_object(7)
     assert random_packets(7, 20) == random_packets(7, 20)
-    assert all(14 <= len(packet) <= 1500 for packet in random_packets(7, 500))
+    assert all(14 <= len(packet) <= LONGEST for packet in random_packets(7, 500))
 
 
 def test_a_case_reads_back() -> None:
@@ -127,7 +138,7 @@ def test_a_wrong_engine_is_found_and_reduced(monkeypatch: pytest.MonkeyPatch) ->
         return right(wrong.get(op, op) if is64 else op, is64, *operands)
 
     monkeypatch.setattr("xdp_runtime.interp.alu", alu)
-    monkeypatch.setattr(judging, "SAMPLE", 4)
+    monkeypatch.setattr(stepping, "SAMPLE", 4)
 
     def only_interpreted(case: Case) -> Disagreement | None:
         return on_all_engines(case, opts=())

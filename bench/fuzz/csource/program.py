@@ -53,6 +53,8 @@ static long visit(u32 i, struct state *s)
 static long gather(u32 i, struct state *s)
 { u8 *q = s->data + (s->len & 0xff); if (q + 1 > s->end) return 1;
   s->sum += *q; s->len += 1 + (*q & 3); return 0; }
+static long nest(u32 i, struct state *s)
+{ long r = bpf_loop(i & 3, gather, s, 0); s->sum = s->sum * 7 + r; return s->sum %% 11 == 5; }
 static long each(void *map, u32 *k, struct val *v, struct state *s)
 { s->sum = s->sum * 5 + *k + v->at64; v->at64 += %d; s->words[*k & 3] ^= v->at32; return 0; }
 """

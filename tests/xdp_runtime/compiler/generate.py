@@ -210,7 +210,7 @@ class Generator:
                   JumpIf(JmpOp.SET, True, 0, Imm(1), 1), Neg(True, 0), Exit())
         self.starts = starts
         for slot, insn in enumerate(self.out):
-            if isinstance(insn, CallLocal):
+            if isinstance(insn, CallLocal) and insn.off in (1_000_000, 1_000_001):
                 self.out[slot] = CallLocal(starts[insn.off - 1_000_000] - slot - 1)
 
     def map_call(self) -> None:
