@@ -158,8 +158,10 @@ class Compiled(_Outside):
         if one.spec.type in OF_MAPS:
             one.set_inner(key, self.maps[name])
             return
-        with suppress(KeyError):  # an array that no instruction tail-calls through
-            one.update(key, (self.program.program_number(name) + 1).to_bytes(4, "little"))
+        number = 1
+        with suppress(KeyError):  # through an array that is not used any number will do
+            number += self.program.program_number(name)
+        one.update(key, number.to_bytes(4, "little"))
 
 
 class Kernel(_Outside):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xdp_runtime.compiler.kinds import POINTERS, Kind, Scalar, State, constant
 from xdp_runtime.compiler.registers import Registers, components
-from xdp_runtime.isa import AluOp, Imm, JmpOp, JumpIf, Operand
+from xdp_runtime.isa import AluOp, Imm, JmpOp, JumpIf, Operand, Reg
 
 _PREDICATES = {
     JmpOp.EQ: "eq", JmpOp.NE: "ne", JmpOp.GT: "ugt", JmpOp.GE: "uge", JmpOp.LT: "ult",
@@ -39,14 +39,19 @@ class Arithmetic(Registers):
         if not components(result):
             return
         left = self.provenance.settled(before, self.slot, dst)
-        if isinstance(left, Scalar):  # number + pointer: the pointer is in the source register
-            assert not isinstance(src, Imm)
-            pointer, by = self.pointer(src.n), self.number_of(dst)
+        right = None if isinstance(src, Imm) else self.provenance.settled(before, self.slot, src.n)
+        if isinstance(src, Reg) and (isinstance(left, Scalar) or (
+                op is AluOp.ADD and isinstance(right, POINTERS))):
+            pointer, by = self.pointer(src.n), self.number_of(dst)  # number + pointer
         else:
             pointer, by = self.pointer(dst), self.operand(src)
+        both = components(result) == "ip"
+        number = self.arithmetic(op, 64, self.number_of(dst), self.operand(src)) if both else ""
         if op is not AluOp.ADD:
             by = self.value(f"sub i64 0, {by}")
         self.put(self.reg(dst), "p", self.value(f"getelementptr i8, ptr {pointer}, i64 {by}"))
+        if both:
+            self.put(self.reg(dst), "i", number)
 
     def arithmetic(self, op: AluOp, bits: int, x: str, y: str) -> str:
         t = f"i{bits}"

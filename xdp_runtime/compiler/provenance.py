@@ -120,19 +120,15 @@ class Provenance:
     def operand(self, state: State, src: Operand) -> Kind:
         return constant(src.value) if isinstance(src, Imm) else state.regs[src.n]
 
-    def used_as_pointer(self, slot: int, reg: int) -> bool:
-        """Is an `Either` register a pointer for this instruction?  On every path, or none."""
-        shape = self.facts.shape.get((slot, reg), SEEN_POINTER)
-        if shape & SEEN_NUMBER and shape & SEEN_POINTER:
-            raise self.unsupported(slot, f"r{reg} being a number on one path and a pointer on "
-                                   "another in one instruction")
-        return bool(shape & SEEN_POINTER)
-
     def settled(self, state: State, slot: int, reg: int) -> Kind:
-        """The register's kind as this instruction uses it."""
+        """The register's kind as this instruction uses it: `Either` only where it is a pointer
+        on one path to here and a number on another."""
         kind = state.regs[reg]
         if isinstance(kind, Either):
-            return Mem() if self.used_as_pointer(slot, reg) else NUMBER
+            shape = self.facts.shape.get((slot, reg), SEEN_POINTER)
+            if not shape & SEEN_POINTER:
+                return NUMBER
+            return kind if shape & SEEN_NUMBER else Mem()
         return kind
 
     def uses_context(self, slot: int) -> bool:
@@ -236,6 +232,8 @@ class Provenance:
             if isinstance(src, Reg) and src.n == dst and op in (AluOp.XOR, AluOp.SUB):
                 return constant(0)
             return _fold(op, left, right, is64)
+        if isinstance(left, Either) or isinstance(right, Either):
+            return self._sum_of_either(op, is64, left, right, slot)
         if not is64 or (isinstance(left, POINTERS) and isinstance(right, POINTERS)):
             return NUMBER  # a distance, or the lower half of one
         if isinstance(left, Scalar):
@@ -250,6 +248,23 @@ class Provenance:
             self.touch_stack(left.depth, moved)
             return StackPtr(left.depth, moved)
         return left
+
+    def _sum_of_either(self, op: AluOp, is64: bool, left: Kind, right: Kind, slot: int) -> Kind:
+        """What pointers and numbers give where a path says which is which.  A pointer is on one
+        side of a sum only, and never taken from a number."""
+        if not is64 or op not in (AluOp.ADD, AluOp.SUB):
+            return NUMBER
+        if op is AluOp.SUB:
+            return NUMBER if isinstance(right, POINTERS) or isinstance(left, Scalar) else Either()
+        if isinstance(left, POINTERS) or isinstance(right, POINTERS):
+            moved = left if isinstance(left, POINTERS) else right
+            if not isinstance(moved, StackPtr):
+                return moved
+            self.touch_stack(moved.depth, None)
+            return StackPtr(moved.depth, None)
+        if isinstance(left, Either) and isinstance(right, Either):
+            raise self.unsupported(slot, "a sum whose pointer is in either register, by path,")
+        return Either()
 
     def _load(self, state: State, src: int, off: int, size: int, slot: int) -> Kind:
         kind = state.regs[src]
