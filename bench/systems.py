@@ -89,6 +89,7 @@ def _ours(*more: str) -> System:
                 job.node.ns, sys.executable, "-m", "control", "run",
                 str(EXAMPLES / f"{job.action}.o"), *_options(job, more),
                 "--cpu", ",".join(map(str, job.cpus)), "-j", "--interval", "3600", "--name", _NAME,
+                "--baseline", "off",
                 cwd=ROOT, env={**os.environ, "XDPU_RUNDIR": folder}, stderr=subprocess.DEVNULL)
             with _ending(loop):
                 _expect(loop, loop.stdout, '"start"')

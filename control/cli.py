@@ -121,6 +121,9 @@ VERBS = (
         Option("--look-ahead", "fetch what a batch of packets will look up in large maps; auto: "
                "if it is faster, which is tried now and then (auto)",
                choices=("auto", "on", "off"), default="auto"),
+        Option("--baseline", "without machine code in the cache, begin with baseline code, which "
+               "is there at once, and go on by optimised code when it is compiled; off: wait for "
+               "that (auto)", choices=("auto", "off"), default="auto"),
         Option("--cpu", "CPUs the workers are pinned to: a list, none, or auto, near the "
                "interfaces and a core each (auto)", "LIST",
                options.cpus, "auto"),

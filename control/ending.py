@@ -6,12 +6,15 @@ import contextlib
 import json
 import time
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from control.losses import ABORTED, Losses
 from control.watch import describe_aborted, note, summary_record, summary_text
 from dataplane.whereabouts import describe
 from xdp_runtime.errors import XdpuError
+
+if TYPE_CHECKING:
+    from control.upgrade import Upgrade
 
 _STOP_TIMEOUT_S = 5.0
 _LEFT: list[contextlib.ExitStack] = []  # alive until the process ends, when the keeper mends
@@ -36,7 +39,8 @@ def stop_engine(engine: Any, undo: contextlib.ExitStack) -> None:
 
 
 def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
-           ports: dict[str, dict[str, int]], losses: Losses, out: Any) -> None:
+           ports: dict[str, dict[str, int]], losses: Losses, out: Any,
+           upgrade: Upgrade | None = None) -> None:
     """The summary, on standard output."""
     total = engine.stats.total()
     if args.json:
@@ -44,10 +48,14 @@ def finish(args: Namespace, watch: Any, engine: Any, duration_s: float,
                                 losses)
         record["aborted"] = [{"program": name, "reason": reason, "packets": count}
                              for (name, reason), count in sorted(engine.aborted().items())]
+        if upgrade is not None and upgrade.baseline:
+            record["code"] = upgrade.record()
         print(json.dumps(record), file=out, flush=True)
     else:
         print(summary_text(duration_s, total, ports if args.verbose else {}, losses), end="",
               file=out, flush=True)
+    if upgrade is not None and upgrade.baseline:
+        note(upgrade.sentence())
     watch.show_aborted()
     watch.say_missing_ports()
     if total["aborted"] or any(total[name] for name in ABORTED):

@@ -27,6 +27,7 @@ from control.progress import Progress
 from control.server import ControlServer
 from control.signals import Signals
 from control.targets import ring_names
+from control.upgrade import Upgrade
 from control.watch import Watch, note
 from dataplane import loop, rundir, takeover
 from dataplane.engine import Engine
@@ -34,22 +35,28 @@ from dataplane.fibmirror import FibMirror
 from dataplane.keeper import Keeper
 from dataplane.pcap import PcapPort
 from dataplane.tap import TapPort
-from xdp_runtime.compiler import link
 from xdp_runtime.compiler.image import Image
+from xdp_runtime.compiler.tiers import Tiers
 from xdp_runtime.helpers.metadata import asked_by
 from xdp_runtime.object import Object, ProgramSpec
 
 
 def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) -> int:
+    with Tiers(args.baseline == "auto") as tiers:
+        return _run(args, obj, spec, signals, tiers)
+
+
+def _run(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals, tiers: Tiers) -> int:
     with signals.interruptible():
         args.frags, args.metadata = spec.has_frags, asked_by(obj)
         foreseen = foresee(args)
         cpus.choose(args.cpu, foreseen.workers)  # refuses what cannot be
-        image = _compile_ahead(args, obj, spec, foreseen)
+        image = _compile_ahead(args, obj, spec, foreseen, tiers)
     report = None
     try:
         with ExitStack() as undo:
-            live, engine = _set_up(args, obj, spec, signals, undo)
+            live, engine = _set_up(args, obj, spec, signals, undo, tiers)
+            upgrade = Upgrade(tiers, engine, args.json)
             dog = Watchdog(lambda: live.watched, live.unfit)
             changes = Changes(live, engine)
             server = undo.enter_context(ControlServer(live.run_dir.path, changes, signals.wake))
@@ -60,12 +67,13 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                           trace_aborted=args.trace_aborted,
                           checks=(dog.check, live.check, server.carry_out, changes.check,
                                   changes.captures.check,
-                                  Progress(engine, note).check),
+                                  Progress(engine, note).check, upgrade.check),
+                          wakers=upgrade.wakers,
                           silence=lambda: _why_silent(args, live, dog))
             signals.check()
             engine.start()
             try:
-                _announce(args, live, engine, image)
+                _announce(args, live, engine, image, upgrade)
                 watch.run()
             finally:
                 stop_engine(engine, undo)
@@ -73,11 +81,11 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
                     watch.print_trace()
                 counters = {port.name: port.statistics() for port in live.every}
                 report = (watch, engine, time.monotonic() - watch.started_s, counters,
-                          losses.of_ports([*live.gone, *live.every]))
+                          losses.of_ports([*live.gone, *live.every]), sys.stdout, upgrade)
                 files = [port for port in live.ports.values() if isinstance(port, PcapPort)]
     finally:
         if report is not None:
-            finish(args, *report, sys.stdout)
+            finish(args, *report)
             _say_unpassed(args, report[1])
             _say_without_socket(args, report[3])
     for error in (port.error() for port in files):
@@ -89,15 +97,15 @@ def run_live(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals) 
 # ---- before anything is touched ------------------------------------------------------------------
 
 def _compile_ahead(args: Namespace, obj: Object, spec: ProgramSpec,
-                   foreseen: Foreseen) -> Image:
+                   foreseen: Foreseen, tiers: Tiers) -> Image:
     around = loop.unit(foreseen.kinds, foreseen.stacks, spec.has_frags)
-    return link.compile_program(obj, spec, foreseen.workers, args.opt, [around], args.fuel)
+    return tiers.begin(obj, spec, foreseen.workers, args.opt, [around], args.fuel)
 
 
 # ---- up, step by step ----------------------------------------------------------------------------
 
 def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
-            undo: ExitStack) -> tuple[Live, Engine]:
+            undo: ExitStack, tiers: Tiers) -> tuple[Live, Engine]:
     mended = mend()
     run_dir = rundir.create(args.name or _run_name(args.iface))
     undo.callback(_remove, run_dir)
@@ -125,7 +133,8 @@ def _set_up(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals,
                                        for one in args.ports.values()),
                     opt=args.opt, directory=run_dir.path,
                     max_map_bytes=args.max_map_memory, grants=args.grants,
-                    trace_aborted=args.trace_aborted, rings=ring_names(args.ring))
+                    trace_aborted=args.trace_aborted, rings=ring_names(args.ring),
+                    compiled=tiers.compile)
     undo.callback(engine.close)
     setmap.apply(engine.program, args.settings, engine)
     if live.mirror is not None:
@@ -169,7 +178,8 @@ def _run_name(ifaces: Sequence[str]) -> str:
 
 # ---- what the user is told -----------------------------------------------------------------------
 
-def _announce(args: Namespace, live: Live, engine: Engine, image: Image) -> None:
+def _announce(args: Namespace, live: Live, engine: Engine, image: Image,
+              upgrade: Upgrade) -> None:
     spec = engine.program.spec
     for name, port in live.ports.items():
         how = "redirects to" if live.specs[name].kind == "xsk" else "runs on"
@@ -178,7 +188,8 @@ def _announce(args: Namespace, live: Live, engine: Engine, image: Image) -> None
     note(f"{count} worker{'s' * (count > 1)}, {cpus.say(live.cpus)}, pid {os.getpid()}")
     for text in cpus.remarks(live.cpus, _devices(live), cpus.Topology.read()):
         note(text)
-    note(f"machine code: {image.origin}")
+    follows = "; optimised code follows" if upgrade.baseline else ""
+    note(f"machine code: {image.origin}{follows}")
     for name in live.stacks:
         say_way_in(live, name)
     for name in live.ports:
@@ -200,7 +211,8 @@ def _announce(args: Namespace, live: Live, engine: Engine, image: Image) -> None
             "stack": {name: stack.mode for name, stack in live.stacks.items()},
             "workers": count, "cpus": live.cpus,
             "code": {"pipeline": image.pipeline, "cached": image.from_cache,
-                     "compile_s": round(image.compile_s, 3)}}), flush=True)
+                     "compile_s": round(image.compile_s, 3),
+                     "baseline": upgrade.baseline}}), flush=True)
 
 
 def _passed_nowhere(args: Namespace, names: Iterable[str]) -> list[str]:

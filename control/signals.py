@@ -109,8 +109,9 @@ class Signals:
         with contextlib.suppress(BlockingIOError):
             os.write(self._write, b"\0")
 
-    def wait(self, timeout_s: float) -> None:
-        """Sleep until a signal comes, or the time is over."""
-        if select.select([self._read], [], [], max(timeout_s, 0))[0]:
+    def wait(self, timeout_s: float, *others: int) -> None:
+        """Sleep until a signal comes, one of the other descriptors is readable, or the time is
+        over."""
+        if self._read in select.select([self._read, *others], [], [], max(timeout_s, 0))[0]:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._read, 512)

@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from control.losses import ABORTED, Losses, all_of, grown, of_ports, words
@@ -73,7 +73,9 @@ class Watch:
                  trace: bool = False, tick_s: float = _TICK_S,
                  checks: Sequence[Callable[[], None]] = (),
                  silence: Callable[[], str] | None = None, out: Any = None,
-                 trace_aborted: int = 0) -> None:
+                 trace_aborted: int = 0,
+                 wakers: Callable[[], Iterable[int]] = tuple) -> None:
+        self.wakers = wakers  # descriptors: `checks` have something to do when one is readable
         self.engine, self.ports_now = engine, ports
         self.signals, self.name = signals, name
         self.interval_s, self.duration_s, self.as_json = interval_s, duration_s, as_json
@@ -99,7 +101,7 @@ class Watch:
                 now_s = time.monotonic()
                 if now_s >= end_s:
                     break
-                self.signals.wait(min(due_s, end_s, now_s + self.tick_s) - now_s)
+                self.signals.wait(min(due_s, end_s, now_s + self.tick_s) - now_s, *self.wakers())
                 self._look()
                 if time.monotonic() >= due_s:
                     self._status()

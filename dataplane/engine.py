@@ -42,6 +42,7 @@ from dataplane.rundir import write_atomic
 from dataplane.stats import FlowName, Stats
 from dataplane.whereabouts import describe
 from xdp_runtime.compiler import link
+from xdp_runtime.compiler.image import Image
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.maps import budget, dev
 from xdp_runtime.object import MapType, Object, ProgramSpec
@@ -173,6 +174,11 @@ class Worker:
         struct.pack_into("<Q", self._memory, layout.C_PROGRAM_MEMORY,
                          program.worker_memory(self.number))
         self.aborted.begin(program.names)
+
+    def recode(self, program: Program) -> None:
+        """Run the same program's other code (Program.recode); of a running worker only `between`
+        batches."""
+        self._code = program.code.function(loop.WORKER, ctypes.c_int64, ctypes.c_void_p)
 
     def start(self) -> None:
         def body() -> None:
@@ -316,7 +322,7 @@ class Engine:
     kernel's stack lives.  `cpus`: one CPU a worker, or None to leave the threads unpinned.
     `rings` are names of rings (ring.py) to be made in `directory`; entries of an XSKMAP lead there
     by their number in this list, from 1, and behind them to the sockets among the ports
-    (xsk_port.py), in order.
+    (xsk_port.py), in order.  `compiled` makes machine code (xdp_runtime/compiler/tiers.py).
     """
 
     def __init__(self, obj: Object, ports: Sequence[Port], *, program: str | None = None,
@@ -325,7 +331,8 @@ class Engine:
                  exit_when_idle: bool = False, directory: Path | None = None,
                  max_map_bytes: int = 0, grants: ExtensionClass | None = None,
                  trace_aborted: int = 0, look_ahead: str = "auto",
-                 rings: Sequence[str] = ()) -> None:
+                 rings: Sequence[str] = (),
+                 compiled: Callable[..., Image] = link.compile_program) -> None:
         if not 1 <= batch_size <= BATCH_MAX:
             raise ConfigError(f"batch size {batch_size}", f"must be 1 to {BATCH_MAX}")
         self.ports, self.stack = list(ports), dict(stack or {})
@@ -342,7 +349,7 @@ class Engine:
         if rings and (directory is None or len(rings) >= ring_put.TABLE_ROWS):
             raise ConfigError(f"{len(rings)} rings", f"need a directory, and are at most "
                               f"{ring_put.TABLE_ROWS - 1}")
-        self._opt, self._grants = opt, grants
+        self._opt, self._grants, self._compiled = opt, grants, compiled
         self._settings = {layout.C_BATCH_SIZE: batch_size, layout.C_BUSY_POLL: int(busy_poll),
                           layout.C_EXIT_WHEN_IDLE: int(exit_when_idle),
                           layout.C_LOOK_AHEAD: scouting.WORDS[look_ahead]}
@@ -368,13 +375,14 @@ class Engine:
         """Do what `replace` will find in the cache; changes nothing.  Raises what `load` raises."""
         spec = obj.program(program)
         fuel = enforce(obj, spec, grants) if grants is not None else None
-        link.compile_program(obj, spec, len(self.workers), self._opt, [self._around(spec)], fuel)
+        self._compiled(obj, spec, len(self.workers), self._opt, [self._around(spec)], fuel)
 
     def _load(self, obj: Object, program: str | None, grants: ExtensionClass | None,
               heir_to: Program | None = None) -> Program:
         self._connect(obj)
         made = load(obj, program, workers=len(self.workers), opt=self._opt, directory=self._maps,
-                    units=[self._around(obj.program(program))], grants=grants, heir_to=heir_to)
+                    units=[self._around(obj.program(program))], grants=grants, heir_to=heir_to,
+                    compiled=self._compiled)
         for one in made.raw_maps.values():
             if one.spec.type == MapType.XSKMAP:
                 dev.allow(one, self._xsks().values())
@@ -474,6 +482,14 @@ class Engine:
         self._describe()
         self.when_settled(partial(old.close, keep=new.all_maps))
         return kept
+
+    def recode(self, image: Image) -> None:
+        """Run the program by other machine code of it from the next batch on.  No packet is lost
+        by it, and no map or counter changes."""
+        program = self.program
+        former = program.recode(image)
+        self._all_between(lambda worker: worker.recode(program))
+        self.when_settled(former.close)
 
     def add_port(self, port: Port, stack: Port | None = None) -> None:
         """Take packets from this port, too.  Raises ConfigError; nothing has changed then."""

@@ -39,6 +39,7 @@ from xdp_runtime.maps.typed import BtfCodec, TypedMap
 from xdp_runtime.object import REPLACES, MapType, Object, ProgramSpec
 
 if TYPE_CHECKING:
+    from xdp_runtime.compiler.target import Code
     from xdp_runtime.policy import ExtensionClass
 
 _TAILROOM, _FRAME = st.SHARED_INFO_BYTES, st.PAGE_BYTES
@@ -73,7 +74,6 @@ class Program:
                  image: Image, addresses: Mapping[str, int] | None = None,
                  kept: Sequence[Map] = (), fib: Tables | None = None) -> None:
         from xdp_runtime.compiler import map_ops
-        from xdp_runtime.compiler.target import Code
 
         self.object, self.spec, self.workers, self.image = obj, spec, workers, image
         self.names = tuple(one.name for one in link.compiled_programs(obj, spec))  # by number
@@ -88,15 +88,9 @@ class Program:
             fib.join(self.pass_batches)
         for index, m in enumerate(maps):
             imports |= {f"map.{index}.{name}": where for name, where in m.symbols().items()}
-        self.code = Code(image.object_code, {s: imports[s] for s in image.symbols}, image.exports,
-                         image.apart)
-        self._repeat: Callable[[int, bytes, int, int, int], int] | None = None
-        if repeat.REPEAT in image.exports:
-            self._repeat = self.code.function(
-                repeat.REPEAT, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64,
-                ctypes.c_int64, ctypes.c_int64)
-            self._fire = self.code.function(repeat.FIRE, ctypes.c_int64, ctypes.c_void_p,
-                                            ctypes.c_int64)
+        self._imports = imports
+        self.code = self._linked(image)
+        self._bind_repeat()
         for m in maps:
             m.codec = BtfCodec.of(obj.btf, m.spec)
             if m not in kept:
@@ -117,6 +111,30 @@ class Program:
             if m not in kept and m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
                 for slot, inner in m.spec.slots:
                     m.set_inner(slot.to_bytes(4, "little"), self.raw_maps[inner])
+
+    def _linked(self, image: Image) -> Code:
+        from xdp_runtime.compiler.target import Code
+
+        return Code(image.object_code, {s: self._imports[s] for s in image.symbols}, image.exports,
+                    image.apart)
+
+    def _bind_repeat(self) -> None:
+        self._repeat: Callable[[int, bytes, int, int, int], int] | None = None
+        if repeat.REPEAT in self.image.exports:
+            self._repeat = self.code.function(
+                repeat.REPEAT, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64,
+                ctypes.c_int64, ctypes.c_int64)
+            self._fire = self.code.function(repeat.FIRE, ctypes.c_int64, ctypes.c_void_p,
+                                            ctypes.c_int64)
+
+    def recode(self, image: Image) -> Code:
+        """Go on by other machine code of the same program, on the same memory: maps, workers,
+        timers and what the program has said stay what they are.  The former code is the caller's
+        to keep as long as somebody runs it.  Raises RuntimeError, and nothing has changed."""
+        former, self.code = self.code, self._linked(image)
+        self.image = image
+        self._bind_repeat()
+        return former
 
     def worker_memory(self, worker: int) -> int:
         """Address of a worker's private memory (state.py, W_*)."""
@@ -309,7 +327,8 @@ class Program:
 def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3,
          directory: Path | None = None, units: Sequence[link.Unit] | None = None,
          addresses: Mapping[str, int] | None = None, target_btf: Path | None = None,
-         grants: ExtensionClass | None = None, heir_to: Program | None = None) -> Program:
+         grants: ExtensionClass | None = None, heir_to: Program | None = None,
+         compiled: Callable[..., Image] = link.compile_program) -> Program:
     """Compile a program of the object (default: its first XDP program) and create its maps.
 
     `units` is the code around it, if not given that of Program.run.
@@ -318,8 +337,9 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
     instructions are counted where the class has a budget that cannot be proven to suffice.
     `directory` holds the maps' memory as named files; None keeps it anonymous.
     `heir_to` is a running program whose maps it takes over where they fit (maps/heir.py); when no
-    worker runs that one any more, it is closed by `close(keep=heir.all_maps)`.  Raises LoadError,
-    VerifyError, OutOfMemory; nothing is left behind then.
+    worker runs that one any more, it is closed by `close(keep=heir.all_maps)`.
+    `compiled` makes the machine code (compiler/tiers.py).
+    Raises LoadError, VerifyError, OutOfMemory; nothing is left behind then.
     """
     obj = settle(obj, target_btf)
     spec = obj.program(name)
@@ -339,7 +359,7 @@ def load(obj: Object, name: str | None = None, *, workers: int = 1, opt: int = 3
                         f"CPUs ({st.max_workers()})", "use fewer queues")
     if units is None:
         units = (repeat.UNIT_FRAGS if spec.has_frags else repeat.UNIT,)
-    image = link.compile_program(obj, spec, workers, opt, units, fuel)
+    image = compiled(obj, spec, workers, opt, units, fuel)
     with ExitStack() as undo:
         try:
             return _with_maps(obj, spec, workers, image, addresses, directory, heir_to, undo)

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from dataplane import loop
 from dataplane.engine import Engine
-from dataplane.memory import MemoryPort
+from dataplane.memory import MEMORY, MemoryPort, Result
 from dataplane.stats import Stats
 from tests.control.run_xdpu import EXAMPLES, until
 from tests.dataplane.kernel_redirect import OBJECT as REDIRECTS
 from tests.dataplane.test_chains import OBJECT as CHAINS
+from tests.xdp_runtime.families.test_families import OBJECT as FAMILIES
+from tests.xdp_runtime.families.test_families import commands
+from xdp_runtime.compiler import link, target
 from xdp_runtime.core_relo import read_settled
 from xdp_runtime.errors import ConfigError, XdpuError
 from xdp_runtime.maps.map import Map
@@ -76,6 +80,53 @@ def test_a_map_goes_on_through_replacements_and_no_packet_is_lost(tmp_path: Path
         assert [p.name for p in (tmp_path / "maps").iterdir() if p.name == name] == [name]
         with Map.open(tmp_path / "maps" / name) as seen:
             assert seen.spec.key_size == engine.program.raw_maps[name].spec.key_size
+
+
+def test_code_is_changed_while_packets_flow_and_none_is_lost_or_counted_twice() -> None:
+    obj = example("counter")
+    with running("counter", [port()]) as engine:
+        images = [link.compile_program(obj, obj.program(), 2, opt, [loop.unit([MEMORY], [])])
+                  for opt in (target.BASELINE, 3)]
+        maps, program = [m.symbols() for m in engine.program.all_maps], engine.program
+        for number in range(8):
+            engine.recode(images[number % 2])
+            assert engine.program is program and program.image is images[number % 2]
+            assert engine.late() == []
+            until(lambda: moves(engine, "rx_packets"), "packets after the code was changed")
+        engine.stop()
+        assert [m.symbols() for m in program.all_maps] == maps
+        (counter,) = (m for m in program.all_maps if not m.spec.global_kind)
+        assert counted(counter) == engine.stats.total()["rx_packets"] > 0
+
+
+def test_packets_come_to_the_same_across_a_change_of_code() -> None:
+    """Programs whose answers depend on all packets before, in one piece and in several."""
+    obj = read_settled(str(FAMILIES))
+    sent = commands(8)
+
+    def results(changing: bool) -> tuple[list[Result], int]:
+        one = MemoryPort(sent, count=100, record=True, log_bytes=32 << 20)
+        engine = Engine(obj, [one], program="tries", exit_when_idle=True, batch_size=4)
+        images = [link.compile_program(obj, obj.program("tries"), 1, opt,
+                                       [loop.unit([MEMORY], [])]) for opt in (target.BASELINE, 3)]
+        changes = 0
+        engine.start()
+        while not one.finished():
+            if changing:
+                engine.recode(images[changes % 2])
+                changes += not one.finished()
+        assert engine.wait(60)
+        engine.close()
+        one.close()
+        return one.results, changes
+
+    expected, _ = results(False)
+    assert len(expected) == len(sent) * 100
+    while True:
+        found, changes = results(True)
+        assert found == expected
+        if changes > 0:
+            return
 
 
 def test_another_program_brings_its_own_maps_and_takes_the_old_ones_away(tmp_path: Path) -> None:

@@ -247,6 +247,10 @@ class Code:
             builder.export_symbol(name)
         self._tracker = builder.link(jit, f"xdpu.{next(_LIBRARY_IDS)}")
 
+    def close(self) -> None:
+        """Nobody runs it any more."""
+        self._tracker.close()
+
     def address(self, symbol: str) -> int:
         return int(self._tracker[symbol])
 
