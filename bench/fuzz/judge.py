@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ import numpy as np
 from bench.fuzz.batch import Batch
 from bench.fuzz.case import program_of
 from bench.fuzz.engines import LISTS, UNSEEN, Engine, Interpreted, Step, compiled, in_kernel
+from bench.fuzz.frags import judge_frags, long_packets
 from bench.fuzz.leaks import unsteady
+from bench.fuzz.outcome import Disagreement, Outcome
 from bench.fuzz.packets import random_packets
 from bench.fuzz.sources import Kind, object_of
 from bench.fuzz.steps import random_steps, rounds
@@ -30,36 +32,16 @@ from xdp_runtime.verifier import verify
 _STACK_SLOTS = 16  # that programs use; callees need some of the 512 bytes, too
 TWIN = "kernel, again"
 _LIMITS = re.compile("too (large|complex|many)|verifier bug")  # of the kernel, that are not ours
-# On a path where the kernel takes bytes of the packet for missing that it has seen before, which no
-# packet takes: in its last states is BEYOND_PKT_END or AT_PKT_END.
-_NOWHERE, _LAST = re.compile("r=0xfffffffffffffff[ef]"), 4000
+_NOWHERE = "r=0xfffffffffffffff[ef]"  # BEYOND_PKT_END, AT_PKT_END
+_LAST = 8000  # bytes of a log
 _LABORIOUS = 100_000  # instructions that the kernel walked: in Python it would take half a minute
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """`packet` is the number of the first packet that differs, -1: maps."""
-
-    engine: str
-    what: str
-    packet: int = -1
-
-    def __str__(self) -> str:
-        where = f", packet {self.packet}" if self.packet >= 0 else ""
-        return f"{self.engine} differs from the kernel{where}: {self.what}"
-
-
-@dataclass
-class Outcome:
-    counts: Counter[str] = field(default_factory=Counter)
-    found: list[Disagreement] = field(default_factory=list)
-    refused: str = ""
-    ours_only: bool = False  # the kernel refuses it, our verifier does not
 
 
 def judge(seed: int, packets: int, kind: Kind = "insns") -> Outcome:
     """All of a seed.  The kernel's refusal is no disagreement; ours of what it accepts is."""
     obj = object_of(kind, seed)
+    if kind == "frags":
+        return judge_frags(obj, long_packets(seed, max(10, packets // 10)))
     case = (obj, random_packets(seed, packets), random_steps(obj, seed, 40))
     outcome = judge_object(*case)
     if (kind != "insns" and any(one.engine != "verifier" for one in outcome.found)
@@ -81,8 +63,8 @@ def judge_object(obj: Object, packets: Sequence[bytes], steps: Sequence[Step],
         except VerifyError as error:
             outcome.refused = str(error)
             if not _LIMITS.search(outcome.refused):
-                outcome.ours_only = (all(verify(obj, one).ok for one in obj.programs)
-                                     and not _NOWHERE.search(error.detail[-_LAST:]))
+                outcome.ours_only = (not nowhere(outcome.refused, error.detail)
+                                     and all(verify(obj, one).ok for one in obj.programs))
             outcome.counts["ours_only"] += outcome.ours_only
             return outcome
         if kernel.verified() > _LABORIOUS:
@@ -105,6 +87,14 @@ def judge_object(obj: Object, packets: Sequence[bytes], steps: Sequence[Step],
         outcome.counts["kernel_load_ms"] += int(1000 * (between - began))
         _compare(obj, kernel, engines, packets, steps, outcome)
     return outcome
+
+
+def nowhere(words: str, log: str) -> bool:
+    """Was it refused on a path that no packet takes?  The kernel follows comparisons with the end
+    both ways, even if it has seen more bytes than are compared; the pointer then says so."""
+    register = re.search(r"\b(R\d+) ", words)
+    named = register and re.search(rf"{register[1]}=pkt\([^)]*{_NOWHERE}", log)
+    return bool(named or re.search(_NOWHERE, log[-_LAST:]))
 
 
 def _filled(obj: Object, word: int) -> Object:

@@ -9,8 +9,10 @@ from typing import TypeVar
 
 from bench.fuzz.case import Case, program_of, write_case
 from bench.fuzz.engines import Step
-from bench.fuzz.judge import TWIN, Disagreement, judge_object
+from bench.fuzz.frags import judge_frags, long_packets
+from bench.fuzz.judge import TWIN, judge_object
 from bench.fuzz.leaks import unsteady
+from bench.fuzz.outcome import Disagreement
 from bench.fuzz.packets import random_packets
 from bench.fuzz.sources import Kind, object_of
 from bench.fuzz.steps import random_steps
@@ -54,6 +56,11 @@ def on_all_engines(case: Case, opts: Sequence[int] = target.TESTED) -> Disagreem
 
 def reduce_seed(seed: int, kind: Kind, packets: int, directory: Path | None) -> int:
     obj = object_of(kind, seed)
+    if kind == "frags":
+        for one in judge_frags(obj, long_packets(seed, packets // 10)).found:
+            print(f"seed {seed}: {one}")
+        print("of packets in several buffers no smaller case is made: see --show")
+        return 1
     case: Case = (obj, random_packets(seed, packets), random_steps(obj, seed, 40))
     first = on_all_engines(case)
     if first is None:

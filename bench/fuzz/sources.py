@@ -1,5 +1,5 @@
 """Where programs come from: instructions chosen one by one, C through a
-compiler, or either of them with a few instructions changed.
+compiler, either of them with a few instructions changed, or C for packets in several buffers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from bench.fuzz.programs import fuzz_object
 from xdp_runtime.disasm import format_program
 from xdp_runtime.object import Object
 
-Kind = Literal["insns", "c", "mutants"]
+Kind = Literal["insns", "c", "mutants", "frags"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ALL = "all"
-_TURNS: tuple[Kind, ...] = ("insns", "c", "c", "mutants")  # of two seeds each
+_TURNS: tuple[Kind, ...] = ("insns", "c", "insns", "c", "mutants", "c", "frags")  # two seeds each
 
 
 def kind_of(which: str, seed: int) -> Kind:
@@ -32,7 +32,13 @@ def object_of(kind: Kind, seed: int) -> Object:
         return fuzz_object(seed)
     if kind == "mutants":
         return mutant(seed, fuzz_object if seed % 3 == 0 else _from_c)
-    return _from_c(seed)
+    return with_frags(_from_c(seed)) if kind == "frags" else _from_c(seed)
+
+
+def with_frags(obj: Object) -> Object:
+    """For packets in several buffers."""
+    return replace(obj, programs=tuple(
+        replace(one, kind="xdp.frags", section="xdp.frags") for one in obj.programs))
 
 
 def _from_c(seed: int) -> Object:
@@ -49,7 +55,7 @@ def text_of(kind: Kind, seed: int) -> str:
     """The C of a seed that has some, and its instructions."""
     obj = object_of(kind, seed)
     out = [format_program(one, obj) for one in obj.programs]
-    if kind == "c":
+    if kind in ("c", "frags"):
         from bench.fuzz.csource.build import random_build
         from bench.fuzz.csource.program import c_source
 

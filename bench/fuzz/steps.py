@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from bench.fuzz.engines import LISTS, OF_MAPS, UNSEEN, Step
+from xdp_runtime.isa import LoadMap
 from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object
 
 SAMPLE = 6  # packets that the interpreter sees, too
@@ -22,7 +23,8 @@ def random_steps(obj: Object, seed: int, count: int) -> list[Step]:
     rng = random.Random(seed)
     specs = [spec for spec in obj.maps if spec.type not in UNSEEN
              and spec.global_kind is not GlobalKind.RODATA]
-    outer = [spec for spec in obj.maps if spec.slots]
+    used = {insn.map for insn in obj.programs[0].insns if isinstance(insn, LoadMap)}
+    outer = [spec for number, spec in enumerate(obj.maps) if spec.slots and number in used]
     steps: list[Step] = []
     for _ in range(count):
         if outer and rng.random() < 0.1:

@@ -12,8 +12,9 @@ import pytest
 from bench.fuzz import steps as stepping
 from bench.fuzz.case import Case, read_case, write_case
 from bench.fuzz.csource.build import CLANG, NEEDS, Uncompilable
-from bench.fuzz.judge import Disagreement, judge
+from bench.fuzz.judge import judge, nowhere
 from bench.fuzz.leaks import unsteady
+from bench.fuzz.outcome import Disagreement
 from bench.fuzz.packets import LONGEST, random_packets
 from bench.fuzz.programs import fuzz_object
 from bench.fuzz.reduce import lift, lower, on_all_engines, reduce_case
@@ -54,10 +55,10 @@ def test_all_engines_agree(first: int) -> None:
 @pytest.mark.root
 @needs_kernel
 @needs_clang
-@pytest.mark.parametrize("kind", ["c", "mutants"])
+@pytest.mark.parametrize("kind", ["c", "mutants", "frags"])
 def test_engines_agree_on_what_compilers_make(kind: Kind) -> None:
     accepted = 0
-    for seed in range(4 if kind == "c" else 8):
+    for seed in range(8 if kind == "mutants" else 4):
         try:
             outcome = judge(seed, 100, kind)
         except Uncompilable:
@@ -93,6 +94,12 @@ r0 = r10
 r0 -= r1
 exit""")
     assert unsteady(*leak) and not unsteady(*steady)
+
+
+def test_a_path_that_no_packet_takes_is_told() -> None:
+    log = "34: (2d) if r1 > r7 goto pc+14 49: R1=pkt(off=5,r=0xfffffffffffffffe) R9=pkt(r=64)\n"
+    assert nowhere("R1 offset is outside of the packet", log + "50: (95) exit\n" * 1000)
+    assert not nowhere("R9 offset is outside of the packet", log + "50: (95) exit\n" * 1000)
 
 
 def test_rounds_leave_nothing_out() -> None:

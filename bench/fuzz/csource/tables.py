@@ -132,9 +132,13 @@ class Tables(Memory):
     def buffer(self) -> None:
         b, size = self.name("b"), self.random.choice((1, 2, 7, 8, 14, 24))
         verb = self.pick("load", "load", "store")
+        where = self.pick(self.index(90), self.index(90), f"(u32)({self.operand(1)})",
+                          f"{self.index(64)} + {self.random.choice((3500, 4060, 7600, 8000))}")
         self.line(f"u8 {b}[24] = {{ {self.operand(0)} }};",
-                  f"acc += bpf_xdp_{verb}_bytes(ctx, {self.index(90)}, {b}, {size});",
+                  f"acc += bpf_xdp_{verb}_bytes(ctx, {where}, {b}, {size});",
                   f"acc = acc * 31 + {b}[{self.index(16)}];")
+        if self.chance(0.2):
+            self.line("acc += bpf_xdp_get_buff_len(ctx);")
         if self.scope.edges and self.chance(0.5):  # pointers stay what they are without
             self.line("p = data_of(ctx); end = end_of(ctx);")
             if self.scope.packet:
@@ -142,7 +146,8 @@ class Tables(Memory):
 
     def edges(self) -> None:
         """What moves the packet's edges; they are read again."""
-        delta = self.random.choice((-128, -40, -32, -20, -14, -8, -4, 0, 4, 8, 14, 20, 40))
+        delta = self.random.choice((-4200, -1000, -128, -40, -32, -20, -14, -8, -4, 0, 4, 8, 14,
+                                    20, 40, 300, 4000))
         how = self.pick(str(delta), str(delta), f"-(int)({self.index(33)})",
                         f"(int)({self.index(33)})")
         self.line(f"acc = acc * 31 + bpf_xdp_adjust_{self.pick('head', 'tail', 'meta')}"
