@@ -1,6 +1,6 @@
 """Four workers and a second process on one map, each with a model of what it wrote.
 
-    python -m tests.xdp_runtime.maps.actors [--seconds 30] [--keys 5000] [FAMILY...]
+    python -m tests.xdp_runtime.maps.actors [--seconds 30] [--keys 5000] [FAMILY[+shares]...]
 
 Key i belongs to actor i % 5, who alone writes it and knows what must be there; all look at all
 keys.  A value is (i, random), of a map of targets a number.  A worker holds the pointer that the
@@ -41,6 +41,7 @@ NUMBERS = 62  # that a target may have
 FAMILIES = (MapType.HASH, MapType.LRU_HASH, MapType.PERCPU_HASH, MapType.LRU_PERCPU_HASH,
             MapType.LPM_TRIE, MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.QUEUE, MapType.STACK,
             MapType.BLOOM_FILTER, MapType.ARENA, MapType.STACK_TRACE, *TARGETS)
+SHARED = (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH)  # with BPF_F_NO_COMMON_LRU as well
 # u64 each
 LOST, WRONG, HELD, REFUSED, DONE, PUSHED, POPPED, HITS = range(8)
 
@@ -300,7 +301,7 @@ def _stacks(m: Any) -> Any:
 STACKS = Template("actor_stacks", _stacks, "i64(ptr, ptr, ptr, i64, i64, i64)")
 
 
-def _spec(kind: MapType, keys: int = KEYS) -> MapSpec:
+def _spec(kind: MapType, keys: int = KEYS, shared: bool = False) -> MapSpec:
     if kind == MapType.ARENA:
         return MapSpec("m", kind, 0, 0, keys // 512 + 1, flags=MapFlag.MMAPABLE)
     if kind == MapType.STACK_TRACE:
@@ -311,12 +312,16 @@ def _spec(kind: MapType, keys: int = KEYS) -> MapSpec:
         return MapSpec("m", kind, 0, 16, keys)
     if kind in KEYLESS:
         return MapSpec("m", kind, 0, 16, 1000)
-    flags = MapFlag.NO_PREALLOC if kind == MapType.LPM_TRIE else 0
+    flags = MapFlag.NO_PREALLOC if kind == MapType.LPM_TRIE else MapFlag(0)
+    if shared:  # a worker's share holds all that it writes, and its part of the other process's
+        flags, keys = MapFlag.NO_COMMON_LRU, 2 * keys
     return MapSpec("m", kind, 8 if kind == MapType.LPM_TRIE else 4, 16, keys, flags=flags)
 
 
 def _keys(spec: MapSpec) -> int:
     """That actors have, five words at least left of an arena's last page."""
+    if spec.flags & MapFlag.NO_COMMON_LRU:
+        return spec.max_entries // 2
     return spec.max_entries * 512 - 8 if spec.type == MapType.ARENA else spec.max_entries
 
 
@@ -346,10 +351,10 @@ def _key(spec: MapSpec, i: int) -> bytes:
     return i.to_bytes(4, "little")
 
 
-def run(kind: MapType, seconds: float, keys: int = KEYS) -> dict[str, int]:
+def run(kind: MapType, seconds: float, keys: int = KEYS, shared: bool = False) -> dict[str, int]:
     """All actors on a map of this family.  Raises AssertionError for what was lost."""
     with (tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
-          Map.create(_spec(kind, keys), WORKERS, Path(folder)) as one):
+          Map.create(_spec(kind, keys, shared), WORKERS, Path(folder)) as one):
         return _run(kind, one, Path(folder), seconds)
 
 
@@ -408,7 +413,7 @@ def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int
             inside = one.may_contain(i.to_bytes(16, "little"))
             assert inside or not results[i % ACTORS][1][i], f"value {i}"
     else:
-        for i in range(one.spec.max_entries):
+        for i in range(_keys(one.spec)):
             known = results[i % ACTORS][1][i]
             found = one.lookup(_key(one.spec, i))
             if isinstance(found, list):
@@ -435,7 +440,8 @@ def _run(kind: MapType, one: Map, folder: Path, seconds: float) -> dict[str, int
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("families", nargs="*", default=[kind.name for kind in FAMILIES])
+    parser.add_argument("families", nargs="*", default=[
+        *(kind.name for kind in FAMILIES), *(kind.name + "+shares" for kind in SHARED)])
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--keys", type=int, default=KEYS)
     parser.add_argument("--actor")
@@ -447,7 +453,8 @@ def main() -> int:
                                   _keys(one.spec) + ACTORS)))
         return 0
     for name in args.families:
-        found = run(MapType[name], args.seconds, args.keys)
+        kind, _, shares = name.partition("+")
+        found = run(MapType[kind], args.seconds, args.keys, bool(shares))
         print(f"{name}: {found} in {args.seconds:g} s, {os.cpu_count()} CPUs", flush=True)
     return 0
 

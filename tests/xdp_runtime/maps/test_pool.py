@@ -240,6 +240,11 @@ def test_workers_and_another_process_lose_nothing(kind: MapType) -> None:
     assert found["operations"] > 100_000
 
 
+@pytest.mark.parametrize("kind", actors.SHARED, ids=lambda kind: kind.name)
+def test_nothing_is_lost_from_shares(kind: MapType) -> None:
+    assert actors.run(kind, 1.0, shared=True)["operations"] > 100_000
+
+
 @pytest.mark.parametrize("kind", ring_actors.FAMILIES, ids=lambda kind: kind.name)
 def test_records_arrive_once_and_in_order(kind: MapType) -> None:
     assert ring_actors.run(kind, 1.0)["records"] > 100
