@@ -108,6 +108,7 @@ class Program:
                 ctypes.c_uint64.from_address(where).value = jiffies_base_ns()
         for m in maps:
             m.on_inner = self._watch
+            m.readers.append(self.pass_batches)
             if m not in kept and m.spec.type in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
                 for slot, inner in m.spec.slots:
                     m.set_inner(slot.to_bytes(4, "little"), self.raw_maps[inner])
@@ -311,6 +312,8 @@ class Program:
             head.release()
         self._watched.clear()
         for m in self.all_maps:
+            if self.pass_batches in m.readers:
+                m.readers.remove(self.pass_batches)
             if m not in keep:
                 m.close()
         if self.fib is not None:

@@ -76,7 +76,9 @@ class Map:
         self.batches: Mapping[str, Callable[..., Any]] = {}  # compiled when first used
         self.compile_batches: Callable[[], Any] | None = None  # bound with the operations
         self.on_inner: Callable[[Map], None] = lambda inner: None  # before a program may see it
+        self.readers: list[Callable[[], bool]] = []  # wait until who may look at it is in no batch
         self._inner: dict[int, Map] = {}  # inner maps by the number of their descriptor
+        self._kept: dict[int, memoryview] = {}  # keeps these mapped, should they be closed
         placed = {region.name: region.offset for region in header.regions}
         for region in self.family.regions(header.spec, header.workers):
             for offset, size_bytes in region.mirrors:
@@ -216,6 +218,7 @@ class Map:
             self._event_fd = -1
         memory, self._memory, self._operations = self._memory, None, {}
         self.batches = {}
+        self._kept.clear()
         if memory is not None:
             if self._owned:
                 memory.unlink()
@@ -485,7 +488,8 @@ class Map:
         """Put a map where programs find it by `key`; it is kept as long as it may be there.
 
         Only in the process whose workers use it.  Raises OSError: EINVAL where its type, sizes or
-        flags are not those of the inner definition, and as `update`."""
+        flags are not those of the inner definition, and as `update`; EBUSY if so many others were
+        put in and taken out while a worker is in its batch that their places may be in use."""
         self._check_key(key)
         self.check_writable()
         self._check_lock(flags)
@@ -532,11 +536,16 @@ class Map:
             used = {int.from_bytes(value, "little") for _, value in self.items()
                     if isinstance(value, bytes)}
             number = next(n for n in self._inner if n not in used)
+            # who found it there may still be at it
+            if not all(passed() for passed in self.readers):
+                raise OSError(errno.EBUSY, "a worker does not come to the end of its batch",
+                              self.spec.name)
         region, start = family.descriptors(self.spec)
         at = start + number * of_maps.DESCRIPTOR_BYTES
         self.memory(region)[at:at + of_maps.DESCRIPTOR_BYTES] = of_maps.describe(inner)
         self._inner.pop(number, None)
         self._inner[number] = inner  # the youngest last
+        self._kept[number] = inner.memory("")
         return number
 
     # --- without keys ---------------------------------------------------------------------------
