@@ -289,6 +289,9 @@ def run(paths: Iterable[Path], engine: str = "jit", opt: int = 3, verified: bool
         except XdpuError as error:
             outcomes[name] = Outcome(name, False, str(error))
             continue
+        except OSError as error:
+            outcomes[name] = Outcome(name, False, f"cannot be read: {error.strerror}")
+            continue
         facts, finding = (Facts.assume_nothing(len(case.insns)), None) if (
             engine == "interp" and not verified) else proof(case)
         if verified and finding is not None:
@@ -308,12 +311,13 @@ def run(paths: Iterable[Path], engine: str = "jit", opt: int = 3, verified: bool
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.conformance",
                                      description="Run a folder of conformance cases.")
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=Path, help="or one case")
     parser.add_argument("--engine", choices=("interp", "jit"), default="jit")
     parser.add_argument("--opt", type=int, choices=(0, 3), default=3)
     parser.add_argument("--verify", action="store_true", help="refuse what the verifier refuses")
     options = parser.parse_args(arguments)
-    paths = sorted(options.directory.rglob("*.data"))
+    paths = ([options.directory] if options.directory.is_file()
+             else sorted(options.directory.rglob("*.data")))
     if not paths:
         parser.error(f"{options.directory}: no *.data file there")
     outcomes = run(paths, options.engine, options.opt, options.verify)

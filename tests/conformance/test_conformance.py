@@ -123,10 +123,12 @@ def test_a_failure_is_named_and_a_crash_kills_one_case(tmp_path: Path) -> None:
     (tmp_path / "good.data").write_text("-- asm\nmov %r0, 1\nexit\n-- result\n1\n")
     (tmp_path / "odd.data").write_text("-- asm\nfrobnicate %r0\nexit\n-- result\n1\n")
     (tmp_path / "wrong.data").write_text("-- asm\nmov %r0, 1\nexit\n-- result\n2\n")
+    (tmp_path / "gone.data").symlink_to("nowhere")
     done = conform(tmp_path)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
-    assert lines[-1] == "1 passed, 3 failed", done.stdout
+    assert lines.pop(1) == "gone: cannot be read: No such file or directory"
+    assert lines[-1] == "1 passed, 4 failed", done.stdout
     assert lines[0].startswith("crash: crashed (SIG")
     assert lines[1] == "odd: line 2: no such instruction in 'frobnicate %r0'"
     assert lines[2] == "wrong: r0 is 0x1, not 0x2"
@@ -134,7 +136,9 @@ def test_a_failure_is_named_and_a_crash_kills_one_case(tmp_path: Path) -> None:
     assert "crash: instruction 1: not a pointer" in interpreted.stdout
     verified = conform(tmp_path, "--verify")
     assert "crash: refused: instruction 1" in verified.stdout
-    assert verified.stdout.endswith("1 passed, 3 failed\n")
+    assert verified.stdout.endswith("1 passed, 4 failed\n")
+    one = conform(tmp_path / "good.data", "--engine", "interp")
+    assert one.stdout == "1 passed, 0 failed\n"
 
 
 def test_all_pass_on_the_command_line() -> None:
