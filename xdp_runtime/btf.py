@@ -159,7 +159,7 @@ class Types(Protocol):
                 case other:
                     raise _bad(f"type {at} ({type(other).__name__} {other.name!r}) has no size")
             if count * size > MAX_SIZE:
-                raise _bad(f"type {type_id} of {count * size} bytes is absurdly large")
+                raise _bad(f"type {type_id} of more than {MAX_SIZE} bytes is absurdly large")
             return count * size
         raise _bad(f"type {type_id} contains itself")
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from xdp_runtime.btf import Btf
 from xdp_runtime.btf_ext import BtfExt, CoreRelo, LineInfo
 from xdp_runtime.elf_file import ElfFile, SymbolKind, open_elf, read_bytes
-from xdp_runtime.elf_link import link, read_functions
+from xdp_runtime.elf_link import MAX_TOGETHER, link, read_functions
 from xdp_runtime.elf_maps import read_maps
 from xdp_runtime.errors import LoadError
 from xdp_runtime.object import Object, ProgramSpec
+
+_MAX_BTF_BYTES = 16 << 20  # the kernel's BTF_MAX_SIZE
 
 
 def read_object(path_or_bytes: str | Path | bytes, name: str | None = None) -> Object:
@@ -47,13 +49,18 @@ def read_object(path_or_bytes: str | Path | bytes, name: str | None = None) -> O
     core: dict[str, list[CoreRelo]] = {}
     for section, relocations in ext.relocations:
         core.setdefault(section, []).extend(relocations)
-    programs = []
+    programs: list[ProgramSpec] = []
+    together = 0
     for code in functions.values():
         if code.is_program:
             section = code.section.name.removeprefix("?")
             programs.append(ProgramSpec(code.name, section, program_kind(section),
                                         *link(what, code, functions, lines, core),
                                         section == code.section.name))
+            together += len(programs[-1].insns)
+            if together > MAX_TOGETHER:
+                raise LoadError(what, f"its programs have more than {MAX_TOGETHER} instructions "
+                                "together, each with the functions it calls")
     if not programs:
         raise LoadError(what, "holds no program", 'put a global function in SEC("xdp")')
     return Object(name or (Path(what).name or what), tuple(programs), tuple(maps.specs),
@@ -79,6 +86,9 @@ def _read_btf(elf: ElfFile) -> Btf | None:
     section = elf.find(".BTF")
     if section is None or not section.data:
         return None
+    if section.size > _MAX_BTF_BYTES:
+        raise LoadError(elf.what, f"has {section.size >> 20} MiB of BTF, and the kernel takes "
+                        f"{_MAX_BTF_BYTES >> 20}")
     names = {one.index: one.name for one in elf.sections}
     sizes = {one.name: one.size for one in elf.sections}
     offsets = {(names[s.section], s.name): s.value for s in elf.symbols

@@ -20,6 +20,7 @@ from xdp_runtime.errors import LoadError
 EM_BPF = 247
 MAX_FILE_BYTES = 64 << 20
 MAX_SECTION_BYTES = 0x7FFF_FFFF  # INT_MAX, the kernel's limit of a map value
+MAX_SYMBOLS = 1 << 18  # labels of clang's included
 MEND = "compile with clang -target bpf"
 
 _TYPES = {1: "object file", 2: "executable", 3: "shared object or executable", 4: "core dump"}
@@ -57,7 +58,8 @@ class Reloc:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """`data` is empty when the file holds none (.bss); `size` is the size in memory."""
+    """`data` is empty when the file holds none (.bss), and of DWARF, which nothing here reads;
+    `size` is the size in memory."""
 
     index: int
     name: str
@@ -170,6 +172,9 @@ def _read(elf: Any, length: int, what: str) -> ElfFile:
         if isinstance(raw, SymbolTableSection):
             if symbols:
                 raise LoadError(what, "has two symbol tables")
+            if raw.num_symbols() > MAX_SYMBOLS:
+                raise LoadError(what, f"has {raw.num_symbols()} symbols, at most {MAX_SYMBOLS} "
+                                "are read", "llvm-strip -g, or remove its local labels")
             symbols = [_symbol(s, len(found), what) for s in raw.iter_symbols()]
     relocs: dict[int, list[Reloc]] = {}
     for raw in found:
@@ -225,5 +230,6 @@ def _section(raw: Any, index: int, relocs: list[Reloc], what: str) -> Section:
     if is_code and size % 8:
         raise LoadError(what, f"section {raw.name} of {size} bytes is not whole 8-byte "
                         "instructions")
-    return Section(index, raw.name, size, raw.data() if plain else b"", is_code, bss,
+    is_read = plain and not raw.name.startswith(".debug_")
+    return Section(index, raw.name, size, raw.data() if is_read else b"", is_code, bss,
                    bool(flags & 2), tuple(sorted(relocs, key=lambda r: r.offset)))

@@ -33,6 +33,8 @@ from xdp_runtime.refused_functions import REFUSED_FUNCTIONS
 
 Place = tuple[int, int]
 
+MAX_TOGETHER = 4 * MAX_INSNS  # of an object: many programs may have one large function in common
+
 _SLOT = Struct("<BBhi")
 _LDDW, _CALL = 0x18, 0x85
 _PSEUDO_CALL = 1
@@ -56,6 +58,10 @@ class Code:
 def read_functions(elf: ElfFile, maps: MapTable, btf: Btf | None) -> dict[Place, Code]:
     """All functions of all code sections, in file order.  Raises LoadError."""
     functions: dict[Place, Code] = {}
+    together = sum(section.size for section in elf.sections if section.is_code) // 8
+    if together > MAX_TOGETHER:
+        raise LoadError(elf.what, f"has {together} instructions, and no object has more than "
+                        f"{MAX_TOGETHER}")
     for section in elf.sections:
         if not section.is_code:
             continue
@@ -68,6 +74,8 @@ def read_functions(elf: ElfFile, maps: MapTable, btf: Btf | None) -> dict[Place,
             if symbol.value % 8 or size % 8 or not 0 < size <= section.size - symbol.value:
                 raise LoadError(where, f"its {size} bytes at {symbol.value} are not instructions "
                                 f"of section {section.name}")
+            if size // 8 > MAX_INSNS:
+                raise LoadError(where, f"has more than {MAX_INSNS} instructions")
             place = section.index, symbol.value // 8
             if place not in functions:
                 functions[place] = _read_function(elf, section, symbol, size // 8, maps, btf)

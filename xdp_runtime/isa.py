@@ -303,30 +303,33 @@ def decode(code: bytes) -> Insns:
     """
     if len(code) % 8:
         raise LoadError("program", f"{len(code)} bytes are not a whole number of 8-byte slots")
-    slots = list(_SLOT.iter_unpack(code))
+    words = memoryview(code).cast("Q")
+    known: dict[int, Insn] = {}  # equal instructions are one object: a program has few different
     out: list[Insn | None] = []
-    skip = False
-    for slot, (opcode, regs, off, imm) in enumerate(slots):
-        if skip:
-            if opcode or regs or off:
-                raise _bad(slot, "second half of a 64-bit load has fields that must be zero")
-            out.append(None)
-            skip = False
-            continue
-        dst, src = regs & 15, regs >> 4
-        if dst > 10 or (src > 10 and opcode & 7 != LD):
-            raise _bad(slot, f"register r{max(dst, src)} does not exist")
-        if opcode == 0x18:
-            if slot + 1 >= len(slots):
-                raise _bad(slot, "64-bit load lacks its second half")
-            out.append(_decode_lddw(slot, dst, src, off, imm, slots[slot + 1][3]))
-            skip = True
-        else:
-            out.append(_decode_one(slot, opcode, dst, src, off, imm))
+    slot, count = 0, len(words)
+    while slot < count:
+        found = known.get(words[slot])
+        if found is None:
+            opcode, regs, off, imm = _SLOT.unpack_from(code, slot * 8)
+            dst, src = regs & 15, regs >> 4
+            if dst > 10 or (src > 10 and opcode & 7 != LD):
+                raise _bad(slot, f"register r{max(dst, src)} does not exist")
+            if opcode == 0x18:
+                out += _decode_lddw(slot, dst, src, off, imm, code), None
+                slot += 2
+                continue
+            found = known[words[slot]] = _decode_one(slot, opcode, dst, src, off, imm)
+        out.append(found)
+        slot += 1
     return tuple(out)
 
 
-def _decode_lddw(slot: int, dst: int, src: int, off: int, imm: int, imm_hi: int) -> Insn:
+def _decode_lddw(slot: int, dst: int, src: int, off: int, imm: int, code: bytes) -> Insn:
+    if slot * 8 + 16 > len(code):
+        raise _bad(slot, "64-bit load lacks its second half")
+    *rest, imm_hi = _SLOT.unpack_from(code, slot * 8 + 8)
+    if any(rest):
+        raise _bad(slot + 1, "second half of a 64-bit load has fields that must be zero")
     if off:
         raise _bad(slot, "64-bit load with an offset")
     if src == 0:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -362,3 +363,71 @@ def test_mutants_that_were_defects(seed: str) -> None:
 
 def test_a_function_behind_its_section_and_odd_names_give_one_sentence() -> None:
     assert str(LoadError("a\nb", "c\x0bd")) == "a?b: c?d"
+
+
+# --- what is large for no reason -----------------------------------------------------------------
+_READ_IT = """
+import re, sys
+from xdp_runtime.elf import read_object
+from xdp_runtime.errors import LoadError
+data = sys.stdin.buffer.read()
+try:
+    print(read_object(data, "large.o").program().name)
+except LoadError as error:
+    print(error)
+print(int(re.search(r"VmHWM:\\s+([0-9]+)", open("/proc/self/status").read())[1]) >> 10)
+"""
+RETURN = bytes.fromhex("b7000000020000009500000000000000")
+MOVE, EXIT = RETURN[:8], RETURN[8:]
+
+
+def made(sections: list[tuple[str, int, bytes]], symbols: list[tuple[int, int, int]],
+         relocs: list[tuple[int, int]] | None = None) -> bytes:
+    """An object: sections (name, flags, content), functions (section, value, size), and where the
+    first section calls the function of a number."""
+    rows = [(name, 1, flags, data, 0, 0) for name, flags, data in sections]
+    rows.append((".rel", 9, 0, b"".join(struct.pack("<QQ", at, one + 1 << 32 | 10)
+                                        for at, one in relocs or ()), len(rows) + 2, 1))
+    table = bytearray(24) + b"".join(struct.pack("<IBBHQQ", 1, 0x12, 0, *one) for one in symbols)
+    rows.append((".symtab", 2, 0, bytes(table), len(rows) + 2, 1))
+    rows.append((".strtab", 3, 0, b"\0f\0" + b"\0".join(row[0].encode() for row in rows) + b"\0",
+                 0, 0))
+    names, body, headers = rows[-1][3], bytearray(64), bytearray(64)
+    for name, kind, flags, data, link, info in rows:
+        body += bytes(-len(body) % 8)
+        headers += struct.pack("<IIQQQQIIQQ", max(names.find(b"\0" + name.encode() + b"\0") + 1, 0),
+                               kind, flags, 0, len(body), len(data), link, info, 8,
+                               {2: 24, 9: 16}.get(kind, 0))
+        body += data
+    body[:64] = b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH", 1, 247, 1, 0, 0, len(body), 0, 64, 0, 0, 64, len(rows) + 1, len(rows))
+    return bytes(body + headers)
+
+
+INT = struct.pack("<IIII", 0, 1 << 24, 4, 32)
+CALL = struct.pack("<BBhi", 0x85, 0x10, 0, -1) + EXIT
+LARGE = MOVE * 900_000 + EXIT
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (lambda: made([("xdp", 6, RETURN)], [(1, 0, 16)]), "f"),
+    (lambda: made([("xdp", 6, MOVE * 999_999 + EXIT)], [(1, 0, 8_000_000)]), "f"),
+    (lambda: made([("xdp", 6, MOVE * 1_000_000 + EXIT)], [(1, 0, 8_000_008)]),
+     "large.o: function f: has more than 1000000 instructions"),
+    (lambda: made([("xdp", 6, LARGE * 8)], [(1, n * len(LARGE), len(LARGE)) for n in range(8)]),
+     "large.o: has 7200008 instructions, and no object has more than 4000000"),
+    (lambda: made([("xdp", 6, CALL * 200), (".text", 6, LARGE)],
+                  [*((1, 16 * n, 16) for n in range(200)), (2, 0, len(LARGE))],
+                  [(16 * n, 200) for n in range(200)]),
+     "large.o: its programs have more than 4000000 instructions together"),
+    (lambda: made([("xdp", 6, RETURN)], [(1, 0, 16)] * 300_000),
+     "large.o: has 300001 symbols, at most 262144 are read"),
+    (lambda: made([("xdp", 6, RETURN), (".BTF", 0, INT * (2 << 20))], [(1, 0, 16)]),
+     "large.o: has 32 MiB of BTF, and the kernel takes 16"),
+], ids=["small", "1,000,000", "1,000,001", "large programs", "shared", "symbols", "BTF"])
+def test_it_takes_little_memory(data: Callable[[], bytes], said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _READ_IT], input=data(), capture_output=True,
+                          check=True, cwd=Path(__file__).parents[2])
+    text, megabytes = done.stdout.decode().splitlines()
+    assert text.startswith(said)
+    assert int(megabytes) < 200
