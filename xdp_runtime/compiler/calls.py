@@ -92,11 +92,26 @@ class Calls(Registers):
             end = self.stack_address(kind.depth, 0)
         else:
             known = self.facts.rooms[self.slot, position]
-            if not known:  # packet and stack, or stacks of two functions
-                raise self.provenance.unsupported(self.slot, "text that is elsewhere by path")
-            return str(known)
+            if known:
+                return str(known)
+            if isinstance(kind, MapValue) and kind.map >= 0:
+                return self.room_in_array(kind.map, where)
+            # packet and stack, stacks of two functions, or values of two maps
+            raise self.provenance.unsupported(self.slot, "text that is elsewhere by path")
         high, low = (self.value(f"ptrtoint ptr {one} to i64") for one in (end, where))
         return self.value(f"sub i64 {high}, {low}")
+
+    def room_in_array(self, index: int, where: str) -> str:
+        """What is left of the value that `where` points into."""
+        spec = self.maps[index]
+        _, worker_stride, stride, *_ = family_of(spec).parameters(spec, self.workers)
+        values = self.region(index, "values")
+        first, at = (self.value(f"ptrtoint ptr {one} to i64") for one in (values, where))
+        at = self.value(f"sub i64 {at}, {first}")
+        for size in (worker_stride, stride):
+            if size:
+                at = self.value(f"urem i64 {at}, {size}")
+        return self.value(f"sub i64 {spec.value_size}, {at}")
 
     def call_template(self, template: Template, arguments: list[str]) -> str:
         self.use(template)

@@ -54,8 +54,8 @@ LIMITS = {  # what the kernel's helper does and ours does not
 _METADATA = ("what the port knows, else `-EOPNOTSUPP`; any program may call it, not only one bound "
              "to a device")
 _TEXT = ("a text ends, with `-EFAULT`, where the memory ends that the pointer points into; that "
-         "has to be memory, at a constant offset where it is a map's value, and of one size on "
-         "all paths")
+         "has to be memory and, but for the packet, the stack, values of arrays and global "
+         "variables, at a constant offset; of one size on all paths, but for one array")
 _NOTHING = "does nothing; that it is left again is proven"
 FUNCTION_LIMITS = {  # what the kernel's function does and ours does not, or the other way round
     "bpf_xdp_metadata_rx_timestamp": _METADATA, "bpf_xdp_metadata_rx_hash": _METADATA,

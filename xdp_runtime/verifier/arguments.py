@@ -20,6 +20,7 @@ from xdp_runtime.verifier.fields import SPIN_LOCK, TIMER
 WITH_TEXT = frozenset(helper.id for helper in HELPERS.values() if Arg.STRING in helper.args)
 ENDS_ITSELF = 1 << 30  # constant text
 _MAX_SIZE = 1 << 29  # BPF_MAX_VAR_SIZ
+ARRAYS = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 _PACKET = (Kind.PACKET, Kind.PACKET_META)
 _MEMORY = (Arg.MEM, Arg.MEM_OR_NULL, Arg.MEM_UNINIT, Arg.MEM_UNINIT_OR_NULL, Arg.FIXED,
            Arg.FIXED_UNINIT, Arg.MAP_KEY, Arg.MAP_VALUE, Arg.MAP_VALUE_UNINIT)
@@ -152,7 +153,9 @@ def _string(env: Env, state: State, who: str, position: int, value: Num | Ptr) -
     the pointer points into ends every string, so that has to be known."""
     memory(env, state, who, position, value, 1, write=False)
     assert isinstance(value, Ptr)
-    if value.kind in (Kind.MAP_VALUE, Kind.MEM, Kind.MAP_KEY) and value.var is not None:
+    if value.var is None or (value.kind is Kind.MAP_VALUE and env.maps[value.map].type in ARRAYS):
+        return
+    if value.kind in (Kind.MAP_VALUE, Kind.MEM, Kind.MAP_KEY):
         raise Refused("bounds", f"{who}: r{position} must point to text at a constant offset",
                       "copy the text to the stack", regs=(position,))
 
@@ -160,6 +163,8 @@ def _string(env: Env, state: State, who: str, position: int, value: Num | Ptr) -
 def room(env: Env, value: Ptr) -> int:
     """Bytes behind a pointer that `_string` let pass; 0: that is known only when it runs."""
     if value.kind is Kind.MAP_VALUE:
+        if value.var is not None:
+            return 0
         spec = value_spec(env, value)
         if spec.global_kind is GlobalKind.RODATA and (
                 b"\0" in spec.initial.ljust(spec.value_size, b"\0")[value.off:]):

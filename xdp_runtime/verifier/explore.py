@@ -229,13 +229,18 @@ class Explorer:
                 slot = flow.next[slot]
 
     def _see_texts(self, slot: int, number: int, values: list[Reg]) -> None:
-        """How much there is behind each text: the same on every path, but for constants."""
+        """How much there is behind each text: the same on every path, but for constants, and what
+        can be measured."""
         for position, arg in enumerate(self.env.entry.helpers[number].args, 1):
             value = values[position - 1] if position <= len(values) else None
             if arg is Arg.STRING and isinstance(value, Ptr):
                 room = arguments.room(self.env, value)
                 known = self.facts.rooms.get((slot, position), room)
-                if room != known and max(room, known) < arguments.ENDS_ITSELF:
+                differs = room != known and max(room, known) < arguments.ENDS_ITSELF
+                if differs and value.kind is Kind.MAP_VALUE and (
+                        self.env.maps[value.map].type in arguments.ARRAYS):
+                    room = 0  # measured when it runs
+                elif differs:
                     raise Refused("bounds", f"the text in r{position} has {room} bytes on one path "
                                   f"and {known} on another", "copy it to one place before",
                                   regs=(position,))

@@ -35,7 +35,7 @@ from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 from xdp_runtime.program import load
 
 OBJECT = read_object(Path(__file__).with_name("text.o"))
-COMMAND, ROOM, FUNCTIONS = struct.Struct("<IIIi32s32s"), 32, 14
+COMMAND, ROOM, FUNCTIONS = struct.Struct("<IIIi32s32s"), 32, 18
 ENOENT, EFAULT = -2, -14
 
 

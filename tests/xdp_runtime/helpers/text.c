@@ -36,6 +36,7 @@ struct command {
 };
 
 const char word[] = "needle";
+char own[2][ROOM];
 
 SEC("xdp")
 int text(struct xdp_md *ctx)
@@ -71,6 +72,16 @@ int text(struct xdp_md *ctx)
 	case 11: r = bpf_strnstr(one, other, count); APART(11); break;
 	case 12: r = bpf_strcmp(word, one); APART(12); break;
 	case 13: r = bpf_strnstr(one, c->other, count); APART(13); break;
+	/* where a value or a global variable is, nobody knows before */
+	case 14: r = bpf_strlen(one + (count & 31)); APART(14); break;
+	case 15: r = bpf_strchr(word + (count & 3), wanted & 127); APART(15); break;
+	case 16: r = bpf_strstr(one + (count & 7), word + (c->character & 3)); APART(16); break;
+	case 17:
+		for (int i = 0; i < ROOM; i++)
+			own[1][i] = c->other[i];
+		r = bpf_strcmp(own[1] + (count & 7), count & 8 ? one + 1 : one);
+		APART(17);
+		break;
 	}
 	c->result = r;
 	return XDP_PASS;
