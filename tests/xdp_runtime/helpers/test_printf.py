@@ -213,7 +213,7 @@ def test_printed() -> None:
 @pytest.mark.root
 @needs_bpf()[1]
 def test_printed_by_the_kernel() -> None:
-    """The kernel's text goes to everyone's trace pipe: only the result is compared."""
+    """The result; the text is in test_trace_pipe.py."""
     for text, arguments in CASES:
         obj = build(VPRINTK, text, arguments, 0)
         assert interpreted(obj)[0] == in_kernel(obj)[0], text

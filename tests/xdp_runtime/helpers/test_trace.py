@@ -151,7 +151,7 @@ def test_unused_arguments_may_be_uninitialised() -> None:
 
 
 class TestKernel:
-    """The kernel's text goes to everyone's trace pipe: only the result is compared."""
+    """The result; the text is in test_trace_pipe.py."""
 
     pytestmark = needs_bpf()
 
