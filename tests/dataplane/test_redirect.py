@@ -208,13 +208,15 @@ class Workers:
     """`to_worker` on so many workers; frame i is received by worker i % workers."""
 
     def __init__(self, frames: Sequence[bytes], workers: int,
-                 entries: Mapping[int, tuple[int, str]], stack: bool = True) -> None:
+                 entries: Mapping[int, tuple[int, str]], stack: bool = True,
+                 to_ports: Mapping[int, tuple[int, str]] | None = None) -> None:
         ports = [MemoryPort(frames, workers, name="one", ifindex=ONE, record=True),
                  MemoryPort([], workers, name="two", ifindex=TWO)]
         taps = {n: MemoryPort([], workers, name=f"tap{n}") for n in range(2)} if stack else {}
         engine = Engine(read_object(OBJECT), ports, program="to_worker", exit_when_idle=True,
                         stack=taps, cpus=None)
         fill(engine.program, "cpus", entries)
+        fill(engine.program, "ports", to_ports or {})
         engine.start()
         try:
             assert engine.wait(60)
@@ -255,6 +257,12 @@ def test_the_program_of_another_worker() -> None:
     assert sorted(got.sent[1]) == sorted(f for f in marked if f[1] == 4)
     assert (got.total["cpu_drop"], got.total["cpu_aborted"], got.total["cpu_redirect"]) == (2, 8, 2)
     assert got.total["cpu_received"] == 14
+
+
+def test_from_another_worker_to_an_entry_with_a_program() -> None:
+    """The first program knows the map of workers alone."""
+    got = Workers([frame(1, 100)], 2, {1: (64, "there")}, to_ports={4: (TWO, "stamp")})
+    assert got.sent[1] == [bytes((ord("s"), TWO, ONE, 68, 1, 100, 0, 1)) + frame(1, 100)[4:]]
 
 
 def test_workers_that_are_not_there_and_queues_that_are_full() -> None:

@@ -91,15 +91,26 @@ def tail_call_targets(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
 
 
 def second_programs(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:
-    """Programs for packets that `entry` redirects: made for the maps it uses (xdp/devmap,
-    xdp/cpumap), if these have room for a program in their entries."""
-    used = [one for program in tail_call_targets(obj, entry) for insn in program.insns
+    """Programs for packets that `entry` redirects: made for the maps that it uses (xdp/devmap,
+    xdp/cpumap), if these have room for a program in their entries, and for those that these
+    programs redirect by."""
+    places: set[str] = set()
+    reached = tail_call_targets(obj, entry)
+    for program in reached:
+        for place in _second_places(obj, program) - places:
+            places.add(place)
+            for second in obj.programs:
+                if second.is_xdp and second.place == place:
+                    reached += tail_call_targets(obj, second)
+    return [p for p in obj.programs if p.is_xdp and p is not entry and p.place in places]
+
+
+def _second_places(obj: Object, program: ProgramSpec) -> set[str]:
+    used = [one for insn in program.insns
             if isinstance(insn, LoadMap) and 0 <= insn.map < len(obj.maps)
             for one in (obj.maps[insn.map], obj.maps[insn.map].inner) if one is not None]
-    places = {dev.PROGRAMS_OF[one.type] for one in used
-              if one.type in dev.PROGRAMS_OF and one.value_size == 8}
-    return [p for p in obj.programs
-            if p.is_xdp and p is not entry and p.place in places]
+    return {dev.PROGRAMS_OF[one.type] for one in used
+            if one.type in dev.PROGRAMS_OF and one.value_size == 8}
 
 
 def compiled_programs(obj: Object, entry: ProgramSpec) -> list[ProgramSpec]:

@@ -122,7 +122,7 @@ int to_worker(struct xdp_md *ctx)
 						       : bpf_redirect_map(&cpus, data[0], 0);
 }
 
-/* The verdict is in the second byte, the interface of a redirect in the third. */
+/* The verdict is in the second byte, the interface of a redirect in the third; 100 is by map. */
 SEC("xdp/cpumap")
 int there(struct xdp_md *ctx)
 {
@@ -134,6 +134,8 @@ int there(struct xdp_md *ctx)
 	note(4, ctx->ingress_ifindex);
 	note(5, ctx->rx_queue_index);
 	data[3] = bpf_get_smp_processor_id();
+	if (data[1] == 100)
+		return bpf_redirect_map(&ports, 4, 0);
 	return data[1] == XDP_REDIRECT ? bpf_redirect(data[2], 0) : data[1];
 }
 

@@ -104,7 +104,8 @@ def _leg(pick: random.Random, spaces: dict[int, list[int]], family: int, bound: 
          dead: bool) -> Leg:
     by = pick.choice((0, family, family, INET6))
     return Leg(pick.randrange(1, 10), by, _address_in(pick, spaces, by) if by else 0, bound, dead,
-               pick.random() < 0.05, _address_in(pick, spaces, INET) if family == INET else 0)
+               pick.random() < 0.05, _address_in(pick, spaces, INET) if family == INET else 0,
+               pick.choice((0, 0, 64, 2000)))
 
 
 def _neighbour(pick: random.Random, spaces: dict[int, list[int]],
