@@ -227,7 +227,8 @@ def obligations(insn: Insn) -> tuple[Obligation, ...]:
         case CallLocal():
             return (CallDepth(),)
         case CallReg():
-            return (NotAllowed("calls through a register are not allowed"),)
+            return (NotAllowed("calls through a register are not allowed (clang -O0 makes them of "
+                               "helpers: compile with -O2)"),)
         case Exit():
             return (Returnable(),)
         case _:
