@@ -29,7 +29,7 @@ from xdp_runtime.isa import (
     decode,
 )
 from xdp_runtime.object import Function, GlobalKind, Line, MapType, Poison, Relocation
-from xdp_runtime.refused_functions import REFUSED_FUNCTIONS
+from xdp_runtime.refused_functions import ARENA_FUNCTIONS, REFUSED_FUNCTIONS
 
 Place = tuple[int, int]
 
@@ -211,8 +211,9 @@ def _extern(symbol: Symbol, verb: str, btf: Btf | None) -> tuple[str, str]:
                 "link it with the object that does: bpftool gen object")
     mend = "" if symbol.is_weak or verb != "calls" else (
         "declare it __weak, and ask bpf_ksym_exists first")
-    if symbol.name in REFUSED_FUNCTIONS:
-        return (f"{verb} the kernel function {symbol.name}: {REFUSED_FUNCTIONS[symbol.name]}",
+    why = REFUSED_FUNCTIONS.get(symbol.name) or ARENA_FUNCTIONS.get(symbol.name)
+    if why is not None:
+        return (f"{verb} the kernel function {symbol.name}: {why}",
                 mend)
     weak = "weak " if symbol.is_weak else ""
     return f"{verb} the {weak}extern {symbol.name}, which exists only in a kernel", mend

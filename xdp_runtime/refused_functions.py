@@ -62,3 +62,9 @@ _FUNCTIONS = {
 REFUSED_FUNCTIONS: Mapping[str, str] = MappingProxyType({
     "__bpf_trap": _TRAP,
     **{f"bpf_{name}": reason for reason, names in _FUNCTIONS.items() for name in names.split()}})
+
+# Nor may an XDP program in the kernel call these.
+ARENA_FUNCTIONS: Mapping[str, str] = MappingProxyType(dict.fromkeys(
+    ("bpf_arena_alloc_pages", "bpf_arena_free_pages", "bpf_arena_reserve_pages"),
+    "it is for programs that may sleep, an XDP program may not; user space makes the pages: "
+    "Map.pages"))

@@ -210,6 +210,14 @@ def test_what_only_a_kernel_has_is_refused_where_a_path_leads(name: str, program
         load_program(load(name), program)
 
 
+def test_functions_for_programs_that_sleep_are_refused_with_the_reason() -> None:
+    raw = (OBJECTS / "kfunc.o").read_bytes()
+    name, other = b"bpf_xdp_get_xfrm_state\0", b"bpf_arena_alloc_pages\0\0"
+    assert name in raw
+    with pytest.raises(VerifyError, match="bpf_arena_alloc_pages: it is for programs that may"):
+        load_program(read_object(raw.replace(name, other)))
+
+
 def test_a_program_may_ask_for_functions_of_the_kernel() -> None:
     obj = load("ksyms")
     assert [p.name for p in obj.programs if not p.autoload] == ["strong", "unasked"]

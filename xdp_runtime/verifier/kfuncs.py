@@ -11,7 +11,7 @@ from xdp_runtime.btf_types import Func
 from xdp_runtime.errors import LoadError
 from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.helpers.iterator import ITER_DESTROY, ITER_NEW, ITER_NEXT
-from xdp_runtime.refused_functions import REFUSED_FUNCTIONS
+from xdp_runtime.refused_functions import ARENA_FUNCTIONS, REFUSED_FUNCTIONS
 from xdp_runtime.verifier import references, scalar
 from xdp_runtime.verifier.domain import Kind, Num, Ptr, State, name_of
 from xdp_runtime.verifier.env import Env, Refused
@@ -23,8 +23,6 @@ _RCU_LOCK, _RCU_UNLOCK, _DISABLE, _ENABLE, _IRQ_SAVE, _IRQ_RESTORE = (
 _ITERATORS = (ITER_NEW, ITER_NEXT, ITER_DESTROY)
 SPECIAL = frozenset({*_ITERATORS, _RCU_LOCK, _RCU_UNLOCK, _DISABLE, _ENABLE, _IRQ_SAVE,
                      _IRQ_RESTORE})
-
-ARENA_FUNCTIONS = ("bpf_arena_alloc_pages", "bpf_arena_free_pages", "bpf_arena_reserve_pages")
 
 
 def name_of_kfunc(env: Env, btf_id: int) -> str:
@@ -41,12 +39,10 @@ def name_of_kfunc(env: Env, btf_id: int) -> str:
 def number_of(env: Env, btf_id: int) -> int:
     """The number that a kernel function has here.  Raises Refused, with the reason."""
     name = name_of_kfunc(env, btf_id)
-    if name in ARENA_FUNCTIONS:
-        raise Refused("helper", f"{name} is for programs that may sleep, an XDP program may not",
-                      "user space makes the pages: Map.mmap")
     number = KERNEL_FUNCTIONS.get(name)
     if number is None:
-        why = REFUSED_FUNCTIONS.get(name, "does not exist in user space")
+        why = (REFUSED_FUNCTIONS.get(name) or ARENA_FUNCTIONS.get(name)
+               or "does not exist in user space")
         raise Refused("helper", f"kernel function {name or f'(BTF id {btf_id})'}: {why}")
     return number
 
