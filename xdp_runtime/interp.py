@@ -80,7 +80,7 @@ from xdp_runtime.isa import (
     Swap,
 )
 from xdp_runtime.maps.model import ModelArena, ModelMap, ModelOfMaps, ModelProgArray, make_model
-from xdp_runtime.object import GlobalKind, MapFlag, Object, ProgramSpec
+from xdp_runtime.object import GlobalKind, MapFlag, MapType, Object, ProgramSpec
 
 __all__ = ["Machine", "Packet", "Pointer", "Result", "Trap", "TrapKind"]
 
@@ -608,7 +608,9 @@ class Machine:
                         arguments.append(_written(frame, n, size))
                 case Arg.MAP_VALUE_UNINIT:
                     assert model is not None
-                    arguments.append(_written(frame, n, model.spec.value_size))
+                    asked = model.spec.type == MapType.BLOOM_FILTER  # its peek writes nothing
+                    arguments.append(_memory(frame, n, 0) if asked
+                                     else _written(frame, n, model.spec.value_size))
                 case Arg.FIXED:
                     arguments.append(_read_bytes(frame, n, helper.size_of(n)))
                 case Arg.FIXED_UNINIT:

@@ -78,7 +78,8 @@ def check(env: Env, state: State, helper: Helper, spec: MapSpec | None, arg: Arg
             memory(env, state, who, position, value, size, write=False)
         case Arg.MAP_VALUE_UNINIT:
             assert spec is not None
-            memory(env, state, who, position, value, spec.value_size, write=True)
+            memory(env, state, who, position, value, spec.value_size,
+                   write=spec.type != MapType.BLOOM_FILTER)  # to which a peek is a question
         case Arg.TEXT:
             memory(env, state, who, position, value, 1, write=False)
         case Arg.FIXED | Arg.FIXED_UNINIT:
@@ -144,6 +145,8 @@ def _buffer(env: Env, state: State, who: str, position: int, value: Num | Ptr) -
     if size.range.umax >= _MAX_SIZE:
         raise Refused("bounds", f"{who}: the size in r{position + 1} is too large",
                       regs=(position + 1,))
+    if isinstance(value, Ptr) and value.nullable:
+        value = value.but(nullable=False)
     for write in (False, True):
         memory(env, state, who, position, value, size.range.umax, write=write, zero_size=True)
 
@@ -315,7 +318,10 @@ def overwritten(env: Env, state: State, helper: Helper, position: int) -> None:
     elif arg is Arg.MAP_VALUE_UNINIT:
         map_ptr = state.top.regs[helper.args.index(Arg.MAP) + 1]
         assert isinstance(map_ptr, Ptr)
-        size = span = spec_of(env, map_ptr).value_size
+        spec = spec_of(env, map_ptr)
+        if spec.type == MapType.BLOOM_FILTER:
+            return
+        size = span = spec.value_size
     else:
         length = state.top.regs[position + 1]
         assert isinstance(length, Num)
