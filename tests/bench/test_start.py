@@ -26,6 +26,8 @@ def test_cold_and_warm(example: str, tmp_path: Path) -> None:
     for sample in (cold, warm):
         assert 0 < sample["compiled_s"] <= sample["loaded_s"] <= sample["first_packet_s"]
     assert warm["first_packet_s"] < cold["first_packet_s"]
+    assert warm["optimised_s"] < warm["compiled_s"], "found in the cache"
+    assert cold["optimised_s"] > cold["compiled_s"], "baseline code came first"
 
 
 @pytest.mark.parametrize("example", [pytest.param("drop", marks=netns)])
