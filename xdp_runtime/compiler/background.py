@@ -2,7 +2,7 @@
 
 It is a copy of this process, so that it finds everything as it was and cannot disturb anything: a
 compiler that crashes, or runs out of memory, ends nobody else.  It ends with this process, however
-that ends.  To be begun before anything is open that must not outlive this process.
+that ends, and has none of its descriptors.  To be begun before memory is shared with a device.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def _do(work: Callable[[], bytes], out: int, parent: int) -> None:
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:  # or it had died before
+            os.closerange(3, out)
+            os.closerange(out + 1, os.sysconf("SC_OPEN_MAX"))
             os.nice(_NICE)
             try:
                 body, status = work(), 0

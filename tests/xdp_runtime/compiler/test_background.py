@@ -58,6 +58,16 @@ def test_it_works_on_a_copy_and_is_nicer() -> None:
     assert answer(work) == bytes([min(os.nice(0) + 5, 19)]) and seen == []
 
 
+def test_it_has_no_descriptor_of_ours() -> None:
+    """A socket or link of a run must not live longer than the run."""
+    ours, theirs = os.pipe()
+    one = Background(sleeps)
+    os.close(theirs)
+    assert os.read(ours, 1) == b"", "nobody else can write"
+    os.close(ours)
+    one.close()
+
+
 def test_what_went_wrong_is_said() -> None:
     def refuses() -> bytes:
         raise LoadError("program p", "is refused")
