@@ -150,10 +150,12 @@ def possible_cpus() -> int:
 
 def map_create(map_type: int, key_size: int, value_size: int, max_entries: int, flags: int = 0,
                name: str = "", inner_map_fd: int = 0, numa_node: int = 0,
-               map_extra: int = 0) -> int:
+               map_extra: int = 0, btf_fd: int = 0, key_type_id: int = 0,
+               value_type_id: int = 0) -> int:
     """BPF_MAP_CREATE -> file descriptor."""
-    return bpf(Cmd.MAP_CREATE, _pack("IIIIIII16s20xQ", map_type, key_size, value_size, max_entries,
-                                     flags, inner_map_fd, numa_node, _object_name(name), map_extra))
+    return bpf(Cmd.MAP_CREATE, _pack(
+        "IIIIIII16sIIII4xQ", map_type, key_size, value_size, max_entries, flags, inner_map_fd,
+        numa_node, _object_name(name), 0, btf_fd, key_type_id, value_type_id, map_extra))
 
 
 def _map_op(cmd: Cmd, fd: int, key: bytes | None, value: ctypes.Array[ctypes.c_char] | None,

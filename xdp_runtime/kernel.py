@@ -4,9 +4,10 @@
         result = program.run(frame)
         program.maps["counters"].lookup(key)
 
-Nothing of the BTF is handed over, but that functions are functions where it has to be said
-(kernel_functions.py): the kernel judges the instructions alone.  Programs that start
-with `kind` "xdp" load as BPF_PROG_TYPE_XDP, "tc", "tcx" and "classifier" as SCHED_CLS.
+Nothing of the BTF is handed over, but that functions are functions, and that values have locks and
+timers, where it has to be said (kernel_functions.py): the kernel judges the instructions alone.
+Programs that start with `kind` "xdp" load as BPF_PROG_TYPE_XDP, "tc", "tcx" and "classifier" as
+SCHED_CLS.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Self
 from xdp_runtime import bpf_syscall as sys_bpf
 from xdp_runtime.arena import PAGE_BYTES, start_of
 from xdp_runtime.errors import LoadError
+from xdp_runtime.kernel_functions import KEY_TYPE_ID, VALUE_TYPE_ID, typed_values
 from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType
 
 _PER_CPU = {MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH}
@@ -40,13 +41,18 @@ class KernelMap:
         if spec.type == MapType.PERF_EVENT_ARRAY and not entries:
             entries = sys_bpf.possible_cpus()
         flags = spec.flags | (MapFlag.RDONLY_PROG if spec.global_kind in CONSTANT else 0)
+        types = typed_values(spec)
+        btf_fd = sys_bpf.btf_load(types) if types else 0
         try:
-            self.fd = sys_bpf.map_create(spec.type, spec.key_size, spec.value_size, entries,
-                                         flags, spec.name, inner_map_fd, spec.numa_node,
-                                         start_of(spec) if spec.type == MapType.ARENA
-                                         else spec.map_extra)
+            self.fd = sys_bpf.map_create(
+                spec.type, spec.key_size, spec.value_size, entries, flags, spec.name, inner_map_fd,
+                spec.numa_node, start_of(spec) if spec.type == MapType.ARENA else spec.map_extra,
+                btf_fd, KEY_TYPE_ID if types else 0, VALUE_TYPE_ID if types else 0)
         except OSError as error:
             raise _map_error(spec, error) from error
+        finally:
+            if btf_fd:
+                os.close(btf_fd)
 
     @property
     def is_per_cpu(self) -> bool:

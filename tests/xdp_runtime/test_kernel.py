@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.nets import VethPair, entered
 from tests.privileges import needs_bpf
 from xdp_runtime.bpf_syscall import XdpFlag, attach_xdp_link, possible_cpus
+from xdp_runtime.elf import read_object
 from xdp_runtime.errors import LoadError, PortError, VerifyError
 from xdp_runtime.isa import Call, Exit, Imm, Insn, Load, LoadMap, LoadMapValue, Mov, Reg, Store
 from xdp_runtime.kernel import KernelMap, load_into_kernel
@@ -19,6 +21,7 @@ from xdp_runtime.object import GlobalKind, MapSpec, MapType, Object, ProgramSpec
 pytestmark = needs_bpf()
 
 FRAME = bytes(range(60))
+HELPERS = Path(__file__).with_name("helpers")
 U32 = struct.Struct("=I")
 
 
@@ -189,3 +192,22 @@ def test_queue_has_no_key() -> None:
         assert queue.lookup_and_delete() == b"1111"
         assert queue.lookup_and_delete() == b"2222"
         assert queue.lookup_and_delete() is None
+
+
+def test_values_with_timers() -> None:
+    with load_into_kernel(read_object(HELPERS / "timers.o"), "start_one") as program:
+        hour = 3_600_000_000_000
+        assert program.run(bytes(16) + struct.pack("<IIQ", 7, 0, hour)).retval == 2
+        assert program.maps["many"].lookup(U32.pack(7)) is not None
+
+
+def test_values_with_locks() -> None:
+    """The kernel makes no LRU map of them."""
+    obj = read_object(HELPERS / "locks.o")
+    with pytest.raises(LoadError, match="map lru: the kernel does not make it"):
+        load_into_kernel(obj, "count_globally")
+    maps = tuple(replace(m, lock_at=-1) if m.name == "lru" else m for m in obj.maps)
+    with load_into_kernel(replace(obj, maps=maps), "count_globally") as program:
+        for _ in range(3):
+            assert program.run(FRAME).retval == 2
+        assert program.maps[".bss"].lookup(U32.pack(0), 4) == struct.pack("<QI4xQ", 3, 0, 6)
