@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from xdp_runtime.asm import assemble
+from xdp_runtime.btf import Btf
 from xdp_runtime.interp import Machine
 from xdp_runtime.isa import (
     Alu,
@@ -21,6 +24,7 @@ from xdp_runtime.isa import (
     decode,
     encode,
 )
+from xdp_runtime.kernel_functions import typed
 from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.program import load
 from xdp_runtime.verifier.report import verify
@@ -91,6 +95,32 @@ def test_may_goto_has_a_budget_for_each_call() -> None:
     done:
         exit
     """))
+    with load(obj) as compiled:
+        assert compiled.run(bytes(64)).retval == 2 * 8 * 1024 * 1024
+
+
+def test_may_goto_has_a_budget_for_each_round_of_a_callback() -> None:
+    insns = assemble("""
+        *(u64 *)(r10 - 8) = 0
+        r1 = 2
+        r2 = func[count] ll
+        r3 = r10
+        r3 += -8
+        r4 = 0
+        call bpf_loop
+        r0 = *(u64 *)(r10 - 8)
+        exit
+    count:
+        r1 = *(u64 *)(r2 + 0)
+        may_goto done
+        r1 += 1
+        *(u64 *)(r2 + 0) = r1
+        goto count
+    done:
+        r0 = 0
+        exit
+    """)
+    obj = replace(program(insns), btf=Btf.parse(typed(insns)[0]))
     with load(obj) as compiled:
         assert compiled.run(bytes(64)).retval == 2 * 8 * 1024 * 1024
 

@@ -81,7 +81,7 @@ class Loops(Calls, Edges):
             self.set_number(1, done)
             self.copy(self.state.regs[3], self.reg(3), self.reg(2))
         self.set_number(0, done)
-        self.clear_stack(callees[0].depth)
+        self.begin_frame(callees[0].depth)
         inner = [self.jump_to((callee.id, callee.entry),
                               self.provenance.call_back(self.state, callee)) for callee in callees]
         over = self.jump_to((self.frame.id, slot + 1), self.provenance.loop_over(self.state))

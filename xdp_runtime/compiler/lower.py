@@ -62,7 +62,6 @@ from xdp_runtime.isa import (
 
 # comparisons with the packet's end: is a pointer on the left inside where the jump is taken?
 _INSIDE = {JmpOp.GT: False, JmpOp.GE: False, JmpOp.LT: True, JmpOp.LE: True}
-MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
 
 
 class Lowering(Arenas, TailCalls):
@@ -85,14 +84,12 @@ class Lowering(Arenas, TailCalls):
         body = self.lines
         self.lines = []
         self.start("again")
-        self.clear_stack(0)
+        self.begin_frame(0)
         if self.timer is not None:
             self.put("r2", "p", "%key")
             self.put("r3", "p", "%value")
         elif self.entry.memory_bytes:
             self.put("r1", "p", "%memory")
-        for depth in sorted({frame.depth for frame in self.analysis.frames}):
-            self.emit(f"store i64 {MAY_GOTO_BUDGET}, ptr %may{depth}")
         self.emit(f"br label %{self.block((0, self.analysis.frames[0].entry))}")
         start, self.lines = self.lines, []
         # a program that no other tail-calls is called from one place, the loop, and belongs there
@@ -135,8 +132,7 @@ class Lowering(Arenas, TailCalls):
             match insn:
                 case CallLocal():
                     callee, = self.analysis.entered[(self.frame.id, slot)]
-                    self.clear_stack(callee.depth)
-                    self.emit(f"store i64 {MAY_GOTO_BUDGET}, ptr %may{callee.depth}")
+                    self.begin_frame(callee.depth)
                     entered = self.provenance.enter(self.state, callee)
                     self.emit(f"br label %{self.jump_to((callee.id, callee.entry), entered)}")
                     break

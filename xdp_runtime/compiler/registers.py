@@ -41,6 +41,8 @@ from xdp_runtime.object import MapSpec, ProgramSpec
 from xdp_runtime.template import Template
 from xdp_runtime.verifier.facts import Facts
 
+MAY_GOTO_BUDGET = 8 * 1024 * 1024  # BPF_MAX_LOOPS
+
 
 @dataclass(slots=True)
 class Lowered:
@@ -192,8 +194,10 @@ class Registers(Writer):
         return self.same(
             f"getelementptr inbounds i8, ptr %stack{depth}, i64 {STACK_SIZE_BYTES + off}")
 
-    def clear_stack(self, depth: int) -> None:
-        """What a frame may read before writing it is zero, never a stranger's data."""
+    def begin_frame(self, depth: int) -> None:
+        """What it may read before writing it is zero, never a stranger's data, and all rounds of
+        may_goto are left."""
+        self.emit(f"store i64 {MAY_GOTO_BUDGET}, ptr %may{depth}")
         used = self.provenance.stack_used.get(depth, 0)
         if used:
             start = self.value(
