@@ -54,7 +54,7 @@ def read_host(net: nl.Netlink, stand_ins: StandIns | None = None) -> Host:
     settings = read_settings()
     links = _Links(net, stands, settings)
     sources = _Sources(net, links, stands)
-    routes = tuple(_routes(net, sources, _Objects(net, stands), stands))
+    routes = tuple(_routes(net, sources, _Objects(net, sources, stands), stands))
     rules = tuple(_rules(net, links))
     return Host(tuple(links.interfaces.values()), routes, tuple(_neighbours(net, stands)), rules,
                 tuple(sources.addresses6), tuple(_labels(net)), settings,
@@ -218,10 +218,11 @@ class _Sources:
 # --- routes ---------------------------------------------------------------------------------------
 class _Objects:
     """Nexthop objects (`ip nexthop`).  Routes name theirs, and say no more of it where
-    net.ipv4.nexthop_compat_mode is 0."""
+    net.ipv4.nexthop_compat_mode is 0.  One of IPv4 remembers the source that fitted its own scope
+    when it was made (nh_create_ipv4), not the route's."""
 
-    def __init__(self, net: nl.Netlink, stands: StandIns) -> None:
-        self._net, self._stands = net, stands
+    def __init__(self, net: nl.Netlink, sources: _Sources, stands: StandIns) -> None:
+        self._net, self._sources, self._stands = net, sources, stands
         self._legs: dict[int, Leg] = {}
         self._groups: dict[int, list[tuple[int, int]]] = {}  # (member, weight)
         self._read = False
@@ -230,7 +231,7 @@ class _Objects:
         """Its legs, each with its weight; one that swallows packets has none."""
         if not self._read:
             for body in self._net.dump(RTM_GETNEXTHOP, bytes(8)):
-                self._note(body[0], _attrs(body[8:]))
+                self._note(body[0], body[1], _attrs(body[8:]))
             self._read = True
         if number in self._groups:
             return [(self._legs[member], weight) for member, weight in self._groups[number]
@@ -240,16 +241,18 @@ class _Objects:
     def is_group(self, number: int) -> bool:
         return number in self._groups
 
-    def _note(self, family: int, found: Attrs) -> None:
+    def _note(self, family: int, scope: int, found: Attrs) -> None:
         number, index = _u32(found.get(1)), _u32(found.get(5))
+        index = self._stands.get(index, index)
         if 2 in found:  # struct nexthop_grp: id, weight - 1, its high byte
             self._groups[number] = [(member, (high << 8 | low) + 1) for member, low, high
                                     in struct.iter_unpack("=IBB2x", found[2])]
         elif index:
             gateway = key_of(found[6]) if 6 in found else 0
             self._legs[number] = Leg(
-                self._stands.get(index, index), family if 6 in found else 0, gateway,
+                index, family if 6 in found else 0, gateway,
                 encapsulates=_u16(found.get(7)) != 0,
+                source=self._sources.of(index, gateway, max(scope - 1, 0)) if family == INET else 0,
                 headroom=_headroom(found.get(7), found.get(8)))
 
 
@@ -277,9 +280,8 @@ def _route(body: bytes, sources: _Sources, objects: _Objects,
     weights = [0 if leg.dead and not group else weight for leg, weight in legs]
     bounds = shares(weights) if len(legs) > 1 and any(weights) else [-1] * len(legs)
     ready = tuple(replace(leg, bound=bound,
-                          source=0 if family == INET6 else sources.of(
-                              leg.ifindex, 0 if by_object and leg.gateway_family == INET6
-                              else leg.gateway, scope))
+                          source=0 if family == INET6 else leg.source or sources.of(
+                              leg.ifindex, 0 if by_object else leg.gateway, scope))
                   for (leg, _), bound in zip(legs, bounds, strict=True))
     if family == INET6 and not ready:
         ready = (Leg(1),)

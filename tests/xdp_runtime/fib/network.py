@@ -47,6 +47,7 @@ addr add 10.0.2.2 peer 10.9.9.9/32 dev w2
 addr add 10.0.3.1/24 dev br0
 addr add 10.0.4.1/24 dev t0
 addr add 169.254.7.1/24 dev w4 scope link
+addr add 10.66.6.1/24 dev w4 scope site
 addr add 192.0.2.1/32 dev lo
 addr add fd00:0::1/64 dev w0 nodad
 addr add fd00:0::9/64 dev w0 nodad preferred_lft 0
@@ -135,6 +136,7 @@ nexthop add id 3 blackhole
 nexthop add id 4 via fd00:1::13 dev w1
 nexthop add id 5 via fd00:2::13 dev w2
 nexthop add id 6 encap seg6 mode encap segs fd00:1::9 via fd00:1::13 dev w1
+nexthop add id 7 via 10.66.6.9 dev w4
 nexthop add id 10 group 1,3/2,5
 nexthop add id 11 group 4,2/5,3
 route add 198.51.102.0/24 nhid 10
@@ -144,6 +146,7 @@ route add 198.51.105.0/24 nhid 11
 route add 198.51.104.0/24 metric 7 dev w1
 route add 198.51.104.0/22 dev w2
 route add 198.51.0.0/16 dev br0
+route add 198.51.106.0/24 nhid 7
 -6 route add 2001:db8:600::/40 nhid 6
 -6 route add 2001:db8:400::/40 nhid 11
 -6 route add 2001:db8:500::/40 nhid 5

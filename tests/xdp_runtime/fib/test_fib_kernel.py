@@ -139,7 +139,9 @@ def _objects_alone(ns: str) -> None:
 
 def _loopback_is_routed(ns: str) -> None:
     sysctl(ns, ipv4__conf__all__route_localnet=1)
-    in_ns(ns, "ip", "addr", "add", "10.0.4.77/32", "dev", "w4")  # sources are chosen anew
+    # sources are chosen anew: of nexthop objects, too, but then by the route's scope
+    in_ns(ns, "ip", "addr", "add", "10.0.4.77/32", "dev", "w4")
+    in_ns(ns, "ip", "nexthop", "del", "id", "7")
 
 
 @pytest.mark.parametrize("change", [_rule_gone, _link_down, _interface_down, _ignore_dead_links,
