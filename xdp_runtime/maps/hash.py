@@ -219,10 +219,26 @@ def _refuse(m: Any) -> Factory:
     return hash_full
 
 
+def _drop(m: Any) -> Factory:
+    unlink, give, less = m.extern(UNLINK), m.extern(GIVE_ONE), m.extern(LESS)
+
+    def hash_drop(head, shard, bucket, elements, link):  # type: ignore
+        """Under the lock of its shard."""
+        unlink(bucket, elements, link)
+        give(head, shard, elements, link)
+        less(head, shard, 1)
+        return 0
+
+    return hash_drop
+
+
+# an element out of its chain and the table
+DROP = Template("hash_drop", _drop, "i64(ptr, ptr, ptr, ptr, i64)", (UNLINK, GIVE_ONE, LESS))
+
+
 def _delete(m: Any) -> Factory:
-    hash_of, search = m.extern(HASH_OF), m.extern(SEARCH)
-    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
-    unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
+    hash_of, search, shard_of = m.extern(HASH_OF), m.extern(SEARCH), m.extern(SHARD)
+    lock, unlock, drop = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(DROP)
 
     def hash_delete(  # type: ignore
         head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
@@ -235,10 +251,7 @@ def _delete(m: Any) -> Factory:
         link = search(bucket, elements, key, key_size, hashed)
         result = -ENOENT
         if link != 0:
-            unlink(bucket, elements, link)
-            give(head, shard, elements, link)
-            less(head, shard, 1)
-            result = 0
+            result = drop(head, shard, bucket, elements, link)
         unlock(shard)
         return result
 
@@ -249,11 +262,10 @@ def make_take(name: str, under: Template | None = None) -> Template:
     """Lookup and delete in one step; `under` copies values that have a lock (locked.py)."""
 
     def factory(m: Any) -> Factory:
-        hash_of, search = m.extern(HASH_OF), m.extern(SEARCH)
-        lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
-        unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
+        hash_of, search, shard_of = m.extern(HASH_OF), m.extern(SEARCH), m.extern(SHARD)
+        lock, unlock, drop = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(DROP)
         has_lock = under is not None
-        copy_under = m.extern(under or LESS)
+        copy_under = m.extern(under or DROP)
 
         def hash_take(  # type: ignore
             head, buckets, elements, key_size, value_size, stride, mask, max_entries, places,
@@ -273,16 +285,13 @@ def make_take(name: str, under: Template | None = None) -> Template:
                     m.store_u32(out, lock_at, 0)
                 else:
                     m.copy(out, value, value_size)
-                unlink(bucket, elements, link)
-                give(head, shard, elements, link)
-                less(head, shard, 1)
-                result = 0
+                result = drop(head, shard, bucket, elements, link)
             unlock(shard)
             return result
 
         return hash_take
 
-    uses = (HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS)
+    uses = (HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, SHARD, DROP)
     return Template(name, factory, f"i64({LEADING}, ptr, ptr)",
                     uses=uses if under is None else (*uses, under), inline=False)
 
@@ -393,7 +402,7 @@ READ = Template("hash_read", _read, f"i64({LEADING}, ptr, ptr)", uses=(HASH_OF, 
 FULL = Template("hash_full", _refuse, ROOM_SIGNATURE, (GROW, SWEEP, UNLOCK), inline=False)
 UPDATE = make_update("hash_update", FULL)
 DELETE = Template("hash_delete", _delete, f"i64({LEADING}, ptr)",
-                  uses=(HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK, SHARD, LESS))
+                  uses=(HASH_OF, SEARCH, LOCK_TABLE, UNLOCK, SHARD, DROP))
 TAKE_OUT = make_take("hash_take")
 ORDER = Template("hash_order", _order, "i64(ptr, ptr, i64)")
 LEAST = Template("hash_least", _least, "i64(ptr, ptr, i64, i64, ptr)", uses=(ORDER,),

@@ -16,7 +16,7 @@ from typing import Any
 
 from xdp_runtime.maps.admit import SEARCH, make_admit
 from xdp_runtime.maps.family import EINVAL, ENOENT, Region, round_up
-from xdp_runtime.maps.hash import DELETE, FULL, NEXT_KEY, HashFamily
+from xdp_runtime.maps.hash import DELETE, DROP, FULL, NEXT_KEY, HashFamily
 from xdp_runtime.maps.hash_table import (
     FIND,
     HASH,
@@ -27,15 +27,14 @@ from xdp_runtime.maps.hash_table import (
     NEXT,
     REFERENCED,
     TAIL,
-    UNLINK,
     Factory,
     stride,
 )
 from xdp_runtime.maps.lock import UNLOCK
 from xdp_runtime.maps.lru import ROOM, SHARED_ROOM
-from xdp_runtime.maps.pool import COUNT, GIVE_ONE, LIVE, OWNER, TAKE, spare
+from xdp_runtime.maps.pool import COUNT, LIVE, OWNER, TAKE, spare
 from xdp_runtime.maps.scan import PERCPU_SCAN
-from xdp_runtime.maps.shard import LESS, SHARD, START
+from xdp_runtime.maps.shard import SHARD, START
 from xdp_runtime.maps.walk import PERCPU_WALK
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
@@ -242,8 +241,8 @@ def _delete(m: Any) -> Factory:
 
 def _take_out(m: Any) -> Factory:
     hash_of, search, place = m.extern(HASH_OF), m.extern(SEARCH), m.extern(PLACE)
-    lock, unlock, give = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(GIVE_ONE)
-    unlink, shard_of, less = m.extern(UNLINK), m.extern(SHARD), m.extern(LESS)
+    lock, unlock, drop = m.extern(LOCK_TABLE), m.extern(UNLOCK), m.extern(DROP)
+    shard_of = m.extern(SHARD)
 
     def percpu_take(  # type: ignore
         head, buckets, elements, values, key_size, value_size, stride, mask, max_entries, places,
@@ -260,10 +259,7 @@ def _take_out(m: Any) -> Factory:
             for each in range(workers):
                 m.copy(m.gep(out, each * padded),
                        place(values, value_size, stride, worker_stride, each, link << 3), padded)
-            unlink(bucket, elements, link)
-            give(head, shard, elements, link)
-            less(head, shard, 1)
-            result = 0
+            result = drop(head, shard, bucket, elements, link)
         unlock(shard)
         return result
 
@@ -294,8 +290,7 @@ PERCPU_DELETE = Template("percpu_hash_delete", _delete, f"i64({LEADING}, ptr)", 
 PERCPU_NEXT_KEY = Template("percpu_hash_next_key", _next_key, f"i64({LEADING}, ptr, ptr)",
                            (NEXT_KEY,), inline=False)
 PERCPU_TAKE = Template("percpu_hash_take", _take_out, f"i64({LEADING}, ptr, ptr)",
-                       (HASH_OF, SEARCH, PLACE, LOCK_TABLE, UNLOCK, GIVE_ONE, UNLINK,
-                        SHARD, LESS), inline=False)
+                       (HASH_OF, SEARCH, PLACE, LOCK_TABLE, UNLOCK, SHARD, DROP), inline=False)
 _PERCPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
 
 
