@@ -141,6 +141,7 @@ class Live:
             "interfaces": list(self.ports),
             "modes": [port.mode for port in self.ports.values()],
             "paused": sorted(engine.paused), "workers": len(engine.workers),
+            "code": engine.program.image.pipeline,
             "namespace": takeover.network_namespace(), "cpus": list(self.cpus or ()),
             "started": self.started,
             "filter_maps": [shape.map for shape in self.args.shapes.values()]}))

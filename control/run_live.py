@@ -56,7 +56,7 @@ def _run(args: Namespace, obj: Object, spec: ProgramSpec, signals: Signals, tier
     try:
         with ExitStack() as undo:
             live, engine = _set_up(args, obj, spec, signals, undo, tiers)
-            upgrade = Upgrade(tiers, engine, args.json)
+            upgrade = Upgrade(tiers, engine, args.json, lambda: live.describe(engine))
             dog = Watchdog(lambda: live.watched, live.unfit)
             changes = Changes(live, engine)
             server = undo.enter_context(ControlServer(live.run_dir.path, changes, signals.wake))

@@ -63,7 +63,7 @@ def _tell(args: Namespace) -> int:
         print(json.dumps(known))
         return 0
     print(f"{run.name}: {known['program']}, pid {known['pid']}, up {known['up_s']:.0f} s, "
-          f"{known['workers']} workers")
+          f"{known['workers']} workers, machine code {known['code']}")
     for name, mode in zip(known["interfaces"], known["modes"], strict=False):
         print(f"  {name}: {mode}" + (", paused" if name in known["paused"] else ""))
     for flow in known["flows"]:
@@ -98,7 +98,7 @@ def describe_run(run: rundir.RunDir) -> dict[str, Any]:
             "up_s": round(max(time.time() - known.get("started", time.time()), 0), 1),
             "program": known.get("program", ""), "interfaces": known.get("interfaces", []),
             "modes": known.get("modes", []), "paused": known.get("paused", []),
-            "workers": known.get("workers", 0),
+            "workers": known.get("workers", 0), "code": known.get("code", ""),
             "cpus": known.get("cpus", []), "total": total}
 
 

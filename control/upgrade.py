@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from control.watch import is_read, note
@@ -18,8 +18,10 @@ from xdp_runtime.errors import XdpuError
 class Upgrade:
     """`check` is called now and then; what came of it is in `record`, for the summary."""
 
-    def __init__(self, tiers: Tiers, engine: Engine, as_json: bool) -> None:
+    def __init__(self, tiers: Tiers, engine: Engine, as_json: bool,
+                 swapped: Callable[[], object] = lambda: None) -> None:
         self._tiers, self._engine, self._as_json = tiers, engine, as_json
+        self._swapped = swapped  # called when it was
         self._baseline = tiers.image
         if engine.program.image is not tiers.image:  # the ports are not what was foreseen
             self._baseline = None
@@ -54,6 +56,7 @@ class Upgrade:
             self._say(optimised=False, why=self._why)
             return
         self._optimised = image
+        self._swapped()
         note(f"machine code: {self._replaced(image)}")
         self._say(optimised=True, pipeline=image.pipeline, after_s=round(image.compile_s, 3))
 

@@ -104,9 +104,11 @@ def test_swapped_under_traffic_without_losing_a_packet(net: VethPair, places: di
         assert code["baseline"] and not code["cached"] and code["pipeline"] == BASELINE
         asking = popen_in_ns(net.a.ns, "ping", "-q", "-c", "300", "-i", "0.01", net.b.ip4)
         until(lambda: run.total().get("rx_packets", 0) > 20, "packets by baseline code")
+        assert json.loads(xdpu("status", "one", "-j", **places).stdout)["code"] == BASELINE
         os.kill(child, signal.SIGCONT)
         swapped = run.wait_for("code")
         assert swapped["optimised"] and swapped["pipeline"] == "O3"
+        assert json.loads(xdpu("status", "one", "-j", **places).stdout)["code"] == "O3"
         assert swapped["after_s"] > code["compile_s"] > 0
         answer, _ = asking.communicate(timeout=60)
         assert ", 0% packet loss" in answer, answer
