@@ -8,12 +8,14 @@ and the TAP is not told at all.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataplane import netlink as nl
+from dataplane.fibattrs import Attrs, StandIns, attrs, s32, u32
+from dataplane.fibroutes import Objects, read_routes
 from xdp_runtime.fib.host import (
     INET,
     INET6,
@@ -25,7 +27,6 @@ from xdp_runtime.fib.host import (
     Host,
     Interface,
     Label,
-    Leg,
     Neighbour,
     Ports,
     Route,
@@ -33,18 +34,14 @@ from xdp_runtime.fib.host import (
     Rule,
     Settings,
     key_of,
-    shares,
 )
 
-StandIns = Mapping[int, int]
-Attrs = dict[int, bytes]
-RTM_GETADDRLABEL, RTM_GETNEXTHOP = 74, 106
+RTM_GETADDRLABEL = 74
 _FAMILIES = (INET, INET6)
 _IFF_LOOPBACK, _IFF_POINTOPOINT = 0x8, 0x10
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _NUD_VALID = 0x80 | 0x40 | 0x02 | 0x10 | 0x04 | 0x08
 _TENTATIVE, _OPTIMISTIC, _DEPRECATED, _SECONDARY = 0x40, 0x04, 0x20, 0x01
-_CLONED, _NEXTHOP_DEAD = 0x200, 1
 _PROC = Path("/proc/sys/net")
 
 
@@ -54,7 +51,7 @@ def read_host(net: nl.Netlink, stand_ins: StandIns | None = None) -> Host:
     settings = read_settings()
     links = _Links(net, stands, settings)
     sources = _Sources(net, links, stands)
-    routes = tuple(_routes(net, sources, _Objects(net, sources, stands), stands))
+    routes = tuple(read_routes(net, sources.of, Objects(net, sources.of, stands), stands))
     rules = tuple(_rules(net, links))
     return Host(tuple(links.interfaces.values()), routes, tuple(_neighbours(net, stands)), rules,
                 tuple(sources.addresses6), tuple(_labels(net)), settings,
@@ -64,22 +61,6 @@ def read_host(net: nl.Netlink, stand_ins: StandIns | None = None) -> Host:
 def read_neighbours(net: nl.Netlink, host: Host, stand_ins: StandIns) -> Host:
     """The same host with its neighbours of now."""
     return replace(host, neighbours=tuple(_neighbours(net, dict(stand_ins))))
-
-
-def _u32(data: bytes | None) -> int:
-    return int.from_bytes(data[:4], "little") if data else 0
-
-
-def _u16(data: bytes | None) -> int:
-    return int.from_bytes(data[:2], "little") if data else 0
-
-
-def _s32(data: bytes | None, default: int) -> int:
-    return default if data is None else int(struct.unpack_from("=i", data)[0])
-
-
-def _attrs(data: bytes) -> Attrs:
-    return dict(nl.parse_attrs(data))
 
 
 # --- interfaces -----------------------------------------------------------------------------------
@@ -95,9 +76,9 @@ class _Links:
         masters: dict[int, int] = {}
         for body in net.dump(nl.RTM_GETLINK, bytes(16)):
             _, kind, index, flags, _ = struct.unpack_from("=BxHiII", body)
-            found = _attrs(body[16:])
+            found = attrs(body[16:])
             self.by_name[found[3].rstrip(b"\0").decode()] = index
-            masters[index] = _u32(found.get(10))
+            masters[index] = u32(found.get(10))
             self._add(index, kind, flags, found)
         for index, master in masters.items():
             vrf = self.interfaces.get(master)
@@ -108,10 +89,10 @@ class _Links:
                 self._merge(self.interfaces.pop(other), index)
 
     def _add(self, index: int, kind: int, flags: int, found: Attrs) -> None:
-        info = _attrs(found.get(18, b""))
-        data = _attrs(info.get(2, b""))
-        families = _attrs(found.get(26, b""))
-        four, six = (_attrs(families.get(family, b"")) for family in _FAMILIES)
+        info = attrs(found.get(18, b""))
+        data = attrs(info.get(2, b""))
+        families = attrs(found.get(26, b""))
+        four, six = (attrs(families.get(family, b"")) for family in _FAMILIES)
         conf4, conf6 = four.get(1, b""), six.get(2, b"")
         ethernet = kind in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)
         every = self._settings
@@ -120,10 +101,10 @@ class _Links:
         self.source_rules[index] = (every.route_localnet or _value(conf4, 25) != 0,
                                     _value(conf6, 10) >= 2, optimistic)
         self.interfaces[index] = Interface(
-            index, _u32(found.get(4)), found.get(1, b"")[:6].ljust(6, b"\0"),
+            index, u32(found.get(4)), found.get(1, b"")[:6].ljust(6, b"\0"),
             bool(four), _value(conf4, 0) != 0, bool(six), _value(conf6, 0) != 0, _value(conf6, 2),
             bool(flags & (_IFF_LOOPBACK | _IFF_POINTOPOINT)), 14 if ethernet else 0, 0,
-            _u32(data.get(1)) if info.get(1) == b"vrf\0" else 0, _u32(found.get(27)),
+            u32(data.get(1)) if info.get(1) == b"vrf\0" else 0, u32(found.get(27)),
             _value(conf6, _USE_OIF_ADDRS_ONLY) != 0)
 
     def _merge(self, other: Interface, index: int) -> None:
@@ -139,7 +120,7 @@ _OPTIMISTIC_DAD, _USE_OPTIMISTIC, _USE_OIF_ADDRS_ONLY = 23, 34, 37  # DEVCONF_*
 
 def _value(conf: bytes, at: int) -> int:
     """A setting of an interface, by its place in IFLA_INET_CONF or IFLA_INET6_CONF."""
-    return _s32(conf[4 * at : 4 * at + 4] or None, 0)
+    return s32(conf[4 * at : 4 * at + 4] or None, 0)
 
 
 # --- addresses ------------------------------------------------------------------------------------
@@ -163,8 +144,8 @@ class _Sources:
         self._found: dict[tuple[int, int, int], int] = {}
         for body in net.dump(nl.RTM_GETADDR, bytes(8)):
             family, length, flags, scope, index = struct.unpack_from("=BBBBI", body)
-            found = _attrs(body[8:])
-            flags = _u32(found[8]) if 8 in found else flags
+            found = attrs(body[8:])
+            flags = u32(found[8]) if 8 in found else flags
             index = stands.get(index, index)
             local = found.get(2) or found.get(1)
             if local is None or index not in links.interfaces:
@@ -215,140 +196,13 @@ class _Sources:
                      and each.scope <= scope), 0)
 
 
-# --- routes ---------------------------------------------------------------------------------------
-class _Objects:
-    """Nexthop objects (`ip nexthop`).  Routes name theirs, and say no more of it where
-    net.ipv4.nexthop_compat_mode is 0.  One of IPv4 remembers the source that fitted its own scope
-    when it was made (nh_create_ipv4), not the route's."""
-
-    def __init__(self, net: nl.Netlink, sources: _Sources, stands: StandIns) -> None:
-        self._net, self._sources, self._stands = net, sources, stands
-        self._legs: dict[int, Leg] = {}
-        self._groups: dict[int, list[tuple[int, int]]] = {}  # (member, weight)
-        self._read = False
-
-    def of(self, number: int) -> list[tuple[Leg, int]]:
-        """Its legs, each with its weight; one that swallows packets has none."""
-        if not self._read:
-            for body in self._net.dump(RTM_GETNEXTHOP, bytes(8)):
-                self._note(body[0], body[1], _attrs(body[8:]))
-            self._read = True
-        if number in self._groups:
-            return [(self._legs[member], weight) for member, weight in self._groups[number]
-                    if member in self._legs]
-        return [(self._legs[number], 1)] if number in self._legs else []
-
-    def is_group(self, number: int) -> bool:
-        return number in self._groups
-
-    def _note(self, family: int, scope: int, found: Attrs) -> None:
-        number, index = _u32(found.get(1)), _u32(found.get(5))
-        index = self._stands.get(index, index)
-        if 2 in found:  # struct nexthop_grp: id, weight - 1, its high byte
-            self._groups[number] = [(member, (high << 8 | low) + 1) for member, low, high
-                                    in struct.iter_unpack("=IBB2x", found[2])]
-        elif index:
-            gateway = key_of(found[6]) if 6 in found else 0
-            self._legs[number] = Leg(
-                index, family if 6 in found else 0, gateway,
-                encapsulates=_u16(found.get(7)) != 0,
-                source=self._sources.of(index, gateway, max(scope - 1, 0)) if family == INET else 0,
-                headroom=_headroom(found.get(7), found.get(8)))
-
-
-def _routes(net: nl.Netlink, sources: _Sources, objects: _Objects,
-            stands: StandIns) -> Iterator[Route]:
-    for family in _FAMILIES:
-        for body in net.dump(nl.RTM_GETROUTE, struct.pack("=BBBBBBBBI", family, *[0] * 8)):
-            route = _route(body, sources, objects, stands)
-            if route is not None and route.family == family:
-                yield route
-
-
-def _route(body: bytes, sources: _Sources, objects: _Objects,
-           stands: StandIns) -> Route | None:
-    family, length, from_length, tos, table, _, scope, kind, flags = struct.unpack_from(
-        "=BBBBBBBBI", body)
-    found = _attrs(body[12:])
-    if flags & _CLONED or _s32(found.get(23), 1) < 0 or _expired(found):
-        return None
-    metrics = _attrs(found.get(8, b""))
-    by_object = 30 in found
-    legs = objects.of(_u32(found[30])) if by_object else list(
-        _legs(found, flags, family, stands))
-    group = by_object and objects.is_group(_u32(found[30]))
-    weights = [0 if leg.dead and not group else weight for leg, weight in legs]
-    bounds = shares(weights) if len(legs) > 1 and any(weights) else [-1] * len(legs)
-    ready = tuple(replace(leg, bound=bound,
-                          source=0 if family == INET6 else leg.source or sources.of(
-                              leg.ifindex, 0 if by_object else leg.gateway, scope))
-                  for (leg, _), bound in zip(legs, bounds, strict=True))
-    if family == INET6 and not ready:
-        ready = (Leg(1),)
-    preference = found.get(20, b"\0")[0]
-    return Route(
-        family, _u32(found[15]) if 15 in found else table, key_of(found.get(1, b"")), length,
-        ready, kind, tos & 0xFC if family == INET else 0, _u32(found.get(6)),
-        key_of(found.get(2, b"")), from_length, key_of(found[7]) if 7 in found else None,
-        _u32(metrics.get(2)), bool(_u32(metrics.get(1)) & 1 << 2),
-        bool(flags & _NEXTHOP_DEAD) and not legs, preference ^ 2, by_object, group)
-
-
-def _expired(found: Attrs) -> bool:
-    """rta_cacheinfo: clntref, lastuse, expires, ..."""
-    return 12 in found and _s32(found[12][8:12], 0) < 0
-
-
-def _legs(found: Attrs, flags: int, family: int, stands: StandIns) -> Iterator[tuple[Leg, int]]:
-    """Each with its weight."""
-    if 9 not in found:
-        index = _u32(found.get(4))
-        if index:
-            yield _leg(found, flags, stands.get(index, index), family), 1
-        return
-    data = found[9]
-    while len(data) >= 8:
-        size, own, hops, index = struct.unpack_from("=HBBi", data)
-        if size < 8:
-            return
-        yield _leg(_attrs(data[8:size]), own, stands.get(index, index), family), hops + 1
-        data = data[size + (-size % 4):]
-
-
-def _leg(found: Attrs, flags: int, index: int, family: int) -> Leg:
-    via_family, gateway = 0, 0
-    if 5 in found:
-        via_family, gateway = family, key_of(found[5])
-    elif 18 in found:
-        via_family = int.from_bytes(found[18][:2], "little")
-        gateway = key_of(found[18][2:])
-    return Leg(index, via_family, gateway, dead=bool(flags & _NEXTHOP_DEAD),
-               encapsulates=_u16(found.get(21)) != 0,
-               headroom=_headroom(found.get(21), found.get(22)))
-
-
-_MPLS, _SEG6 = 1, 5  # LWTUNNEL_ENCAP_*
-_SEG6_HEADERS = {0: 0, 1: 40, 3: 40}  # SEG6_IPTUN_MODE_*; of frames nothing is taken off
-
-
-def _headroom(kind: bytes | None, encapsulation: bytes | None) -> int:
-    """lwtunnel_headroom: what an encapsulation takes off the MTU of its way."""
-    first = next(iter(nl.parse_attrs(encapsulation or b"")), (0, b""))[1]
-    if _u16(kind) == _MPLS:
-        return len(first)
-    if _u16(kind) == _SEG6 and len(first) > 5:
-        mode, _, length = struct.unpack_from("=iBB", first)
-        return _SEG6_HEADERS[mode] + (length + 1) * 8 if mode in _SEG6_HEADERS else 0
-    return 0
-
-
 # --- neighbours, rules, labels --------------------------------------------------------------------
 def _neighbours(net: nl.Netlink, stands: StandIns) -> Iterator[Neighbour]:
     known: dict[tuple[int, int, int], Neighbour] = {}
     for family in _FAMILIES:
         for body in net.dump(nl.RTM_GETNEIGH, struct.pack("=BxxxiHBB", family, 0, 0, 0, 0)):
             of, index, state, _, _ = struct.unpack_from("=BxxxiHBB", body)
-            found = _attrs(body[12:])
+            found = attrs(body[12:])
             where = stands.get(index, index), of, key_of(found.get(1, b""))
             if of == family and (where not in known or index in stands):
                 known[where] = Neighbour(*where, found.get(2, b"")[:6].ljust(6, b"\0"),
@@ -366,7 +220,7 @@ def _rules(net: nl.Netlink, links: _Links) -> Iterator[Rule]:
 def _rule(body: bytes, links: _Links) -> Rule:
     family, length, from_length, tos, table, _, _, action, flags = struct.unpack_from(
         "=BBBBBBBBI", body)
-    found = _attrs(body[12:])
+    found = attrs(body[12:])
 
     def interface(kind: int) -> int:
         name = found.get(kind)
@@ -378,15 +232,15 @@ def _rule(body: bytes, links: _Links) -> Rule:
     dscp = found[25][0] << 2 if full else tos & 0xFC if six else 0
     mask = (found[30][0] << 2 if 30 in found else 0xFC) if full else 0xFC if six and tos else 0
     return Rule(
-        family, _u32(found.get(6)), action, _u32(found[15]) if 15 in found else table,
-        interface(3), interface(17), _u32(found.get(10)), _u32(found.get(16)),
+        family, u32(found.get(6)), action, u32(found[15]) if 15 in found else table,
+        interface(3), interface(17), u32(found.get(10)), u32(found.get(16)),
         key_of(found.get(2, b"")), from_length, key_of(found.get(1, b"")), length,
         0 if six or full else tos & 0xFC, dscp, mask,
         int.from_bytes(found.get(26, b""), "big"), int.from_bytes(found.get(27, b""), "big"),
         found.get(22, b"\0")[0], _ports(found, 23, 28), _ports(found, 24, 29),
         found.get(19, b"\0")[0] != 0, bool(flags & 2),
-        any(found.get(12, b"")) or users[0] > 0, _u32(found.get(4)),
-        _s32(found.get(14), -1), _s32(found.get(13), -1))
+        any(found.get(12, b"")) or users[0] > 0, u32(found.get(4)),
+        s32(found.get(14), -1), s32(found.get(13), -1))
 
 
 def _ports(found: Attrs, kind: int, mask: int) -> Ports:
@@ -400,8 +254,8 @@ def _ports(found: Attrs, kind: int, mask: int) -> Ports:
 def _labels(net: nl.Netlink) -> Iterator[Label]:
     for body in net.dump(RTM_GETADDRLABEL, struct.pack("=B11x", INET6)):
         _, length, _, index, _ = struct.unpack_from("=BxBBII", body)
-        found = _attrs(body[12:])
-        yield Label(key_of(found.get(1, b"")), length, index, _u32(found.get(2)))
+        found = attrs(body[12:])
+        yield Label(key_of(found.get(1, b"")), length, index, u32(found.get(2)))
 
 
 # --- settings -------------------------------------------------------------------------------------
