@@ -38,10 +38,10 @@ LIMITS = {  # what the kernel's helper does and ours does not
         "interface of the number that a call before was given)",
     69: "of a multipath route the kernel's leg where `net.ipv4.fib_multipath_hash_seed` is set "
         "(else the kernel's seed is secret); not known: path MTUs learnt by ICMP, buckets of "
-        "resilient nexthop groups, the headroom of BPF encapsulations, MTU and source of legs "
-        "that IPv6 routes got one by one, what source a nexthop object keeps when addresses "
-        "change; a change of the host is there after some 20 ms, one that "
-        "the kernel does not announce (`ip addrlabel`, an interface's MTU of IPv6) within 15 s",
+        "resilient nexthop groups, the headroom of BPF encapsulations, type, MTU and source of "
+        "legs that IPv6 routes got one by one, what source a nexthop object keeps when "
+        "addresses change; a change of the host is there after some 20 ms, one that the kernel "
+        "does not announce (`ip addrlabel`, an interface's MTU of IPv6) within 15 s",
     118: "a tick is counted when it is due, by the kernel some time later",
     163: "a header has 14 bytes on Ethernet and loopback, else none",
     165: _FORMS,
