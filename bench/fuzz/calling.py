@@ -173,10 +173,11 @@ class CallingGenerator(Generator):
 
     def ring_record(self) -> None:
         """Reserved, written, and submitted or discarded."""
-        size = self.random.choice((8, 16, 24, 100))
+        size = self.random.choice((8, 16, 24, 40))
         self.emit(LoadMap(1, self.index["ring"]), Mov(True, 2, Imm(size)), Mov(True, 3, Imm(0)),
-                  Call(_RESERVE), JumpIf(JmpOp.EQ, True, 0, Imm(0), 5),
-                  Alu(AluOp.ADD, True, 9, Imm(1)), Store(0, size - 8, 8, Reg(9)),
+                  Call(_RESERVE), JumpIf(JmpOp.EQ, True, 0, Imm(0), 4 + size // 8),
+                  Alu(AluOp.ADD, True, 9, Imm(1)),
+                  *(Store(0, off, 8, Reg(9)) for off in range(0, size, 8)),
                   Mov(True, 1, Reg(0)), Mov(True, 2, Imm(self.random.choice((0, 1)))),
                   Call(self.random.choice((_SUBMIT, _DISCARD))))
         self.ring_query()

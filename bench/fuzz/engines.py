@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench.fuzz.batch import HEADER, SLOT, UNIT, Batch, Header, Slots
+from bench.fuzz.rings import take_records
 from xdp_runtime.bpf_syscall import info
 from xdp_runtime.compiler import target
 from xdp_runtime.interp import Machine
@@ -20,7 +21,7 @@ from xdp_runtime.program import Program, load
 
 LISTS = (MapType.QUEUE, MapType.STACK)
 OF_MAPS = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
-UNSEEN = (MapType.PROG_ARRAY, MapType.RINGBUF, *OF_MAPS)  # what they hold is not compared
+UNSEEN = (MapType.PROG_ARRAY, *OF_MAPS)  # what they hold is not compared
 _VERIFIED_INSNS = 224  # offset in struct bpf_prog_info
 PER_CPU = (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH)
 Contents = dict[str, Any]
@@ -36,7 +37,7 @@ class Engine(Protocol):
         """A value, None, or 0 or -errno."""
 
     def contents(self, spec: MapSpec) -> Any:
-        """What the map holds; the values of a queue or stack are taken out."""
+        """What the map holds; values of a queue or stack, and records of a ring, are taken out."""
 
 
 class Interpreted:
@@ -91,6 +92,8 @@ class Interpreted:
 
     def contents(self, spec: MapSpec) -> Any:
         model: Any = self.maps[spec.name]
+        if spec.type == MapType.RINGBUF:
+            return [bytes(record) for record in model.consume()]
         if spec.type in LISTS:
             return list(iter(lambda: model.take(True), None))
         return {bytes(key): bytes(value) for key, value in model.items()}
@@ -129,6 +132,9 @@ class _Outside:
         """Put a map or a program into a slot."""
         raise NotImplementedError
 
+    def records(self, one: Any) -> list[bytes]:
+        return [bytes(record) for record in one.consume()]
+
     def push(self, one: Any, value: bytes, flags: int) -> None:
         one.push(value, flags)
 
@@ -141,6 +147,8 @@ class _Outside:
 
     def contents(self, spec: MapSpec) -> Any:
         one = self.maps[spec.name]
+        if spec.type == MapType.RINGBUF:
+            return self.records(one)
         if spec.type in LISTS:
             return list(iter(lambda: self.pop(one), None))
         return {key: self.of_cpu(spec, value) for key, value in one.items()}
@@ -176,6 +184,9 @@ class Kernel(_Outside):
     def point(self, one: Any, key: bytes, name: str) -> None:
         fd = self.maps[name].fd if one.spec.type in OF_MAPS else self.program.programs[name]
         one.update(key, fd.to_bytes(4, "little"))
+
+    def records(self, one: Any) -> list[bytes]:
+        return take_records(one.fd, one.spec.max_entries)
 
     def verified(self) -> int:
         """Instructions that the kernel's verifier walked through."""

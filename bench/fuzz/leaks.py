@@ -19,7 +19,7 @@ from xdp_runtime.isa import Call
 from xdp_runtime.object import Object
 
 _FILL = 0x5A
-_STRIDE = 0x0001_0000_1010  # no two regions move alike
+_STRIDE = 0x0001_2347_1010  # so that no two regions move alike, nor their lower halves little
 
 _CHANCE = {5, 7, 8, 42, 125, 160, 208}  # helpers: clocks, random numbers, CPU and NUMA node
 

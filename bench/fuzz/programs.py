@@ -299,7 +299,8 @@ def fuzz_object(seed: int) -> Object:
     jumps = rng.random() < 0.15
     if jumps:
         maps = (*maps, MapSpec("jumps", MapType.PROG_ARRAY, 4, 4, 4, slots=((1, "second"),)))
-    programs = [_program("first", seed, maps, jumps, rng.choice((10, 25, 40, 60)))]
+    length = rng.choice((10, 25, 40, 60)) if rng.random() < 0.98 else 200
+    programs = [_program("first", seed, maps, jumps, length)]
     if jumps:
         programs.append(_program("second", ~seed, maps, False, 8))
     return with_types(Object(f"fuzz-{seed}", tuple(programs), maps, "GPL"))

@@ -21,7 +21,7 @@ _FLAGS = (0, 0, 0, 1, 2, 3)
 def random_steps(obj: Object, seed: int, count: int) -> list[Step]:
     """Operations of user space on the maps of an Object."""
     rng = random.Random(seed)
-    specs = [spec for spec in obj.maps if spec.type not in UNSEEN
+    specs = [spec for spec in obj.maps if spec.type not in UNSEEN and spec.type != MapType.RINGBUF
              and spec.global_kind is not GlobalKind.RODATA]
     used = {insn.map for insn in obj.programs[0].insns if isinstance(insn, LoadMap)}
     outer = [spec for number, spec in enumerate(obj.maps) if spec.slots and number in used]

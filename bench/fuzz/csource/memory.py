@@ -121,8 +121,8 @@ class Memory(Statements):
         self.line(f"u8 *{q} = p + {first} + {o};" if first and self.chance(0.5)
                   else f"u8 *{q} = p + {o};")
         if self.chance(0.2):
-            self.line(f"acc += {q} - p;", f"if ({q} {self.pick('==', '>', '!=')} p + {first}) "
-                      "acc++;")
+            self.line(f"acc += HIDDEN({q} - p);",
+                      f"if ({q} {self.pick('==', '>', '!=')} p + {first}) acc++;")
         check = self.pick(f"{q} + {size} <= end", f"end >= {q} + {size}",
                           f"!({q} + {size} > end)", f"{q} + {size - 1} < end",
                           f"(void *)({q} + {size}) <= (void *)end")

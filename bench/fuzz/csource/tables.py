@@ -29,7 +29,15 @@ class Tables(Memory):
         return out
 
     def key_of(self, table: str) -> str:
-        """A variable with a key, its padding written."""
+        """What a key is read from by its name behind an &: a variable, its padding written, or a
+        place in the packet or a map's value."""
+        scope = self.scope
+        if table != "recent" and self.chance(0.1):  # of which there may be any number
+            kind = {"flows": "struct key", "table": "u64"}.get(table, "u32")
+            if scope.packet:
+                return f"*({kind} *)(p + {self.random.randrange(56)})"
+            if scope.values:
+                return f"*({kind} *)(&{self.random.choice(scope.values)}->at64)"
         key, number = self.name("k"), self.index(_KEYS[table])
         if table == "flows":
             self.line(f"struct key {key}; __builtin_memset(&{key}, 0, sizeof({key}));",
@@ -130,10 +138,14 @@ class Tables(Memory):
                   f"{self.pick('0', '10', '16')}, &{b}n); acc ^= {b}n + {b}[3];")
 
     def buffer(self) -> None:
+        scope = self.scope
         b, size = self.name("b"), self.random.choice((1, 2, 7, 8, 14, 24))
         verb = self.pick("load", "load", "store")
         where = self.pick(self.index(90), self.index(90), f"(u32)({self.operand(1)})",
-                          f"{self.index(64)} + {self.random.choice((3500, 4060, 7600, 8000))}")
+                          f"({self.index(64)}) + {self.random.choice((3500, 4060, 7600, 8000))}")
+        if self.chance(0.2):  # into a map's value, or from there
+            place = self.pick("&g_value", *scope.values)
+            self.line(f"acc += bpf_xdp_{verb}_bytes(ctx, {where}, {place}, {size + 24});")
         self.line(f"u8 {b}[24] = {{ {self.operand(0)} }};",
                   f"acc += bpf_xdp_{verb}_bytes(ctx, {where}, {b}, {size});",
                   f"acc = acc * 31 + {b}[{self.index(16)}];")
