@@ -539,7 +539,9 @@ class Machine:
     def _call(self, frame: _Frame, number: int) -> None:
         helper = self.entry.helpers.get(number)
         if helper is None:
-            raise Trap(TrapKind.HELPER, f"{kernel_name(number)} does not exist here")
+            poisoned = {slot: why for slot, why, _ in frame.program.poisoned}
+            raise Trap(TrapKind.HELPER, poisoned.get(
+                self.call_slot, f"{kernel_name(number)} does not exist here"))
         if helper.interpret is None:
             raise Trap(TrapKind.HELPER, f"{kernel_name(number)} does not run here yet")
         result: Value = helper.interpret(self, *self._arguments(frame, helper))

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from xdp_runtime.errors import LoadError
-from xdp_runtime.helper_names import FIRST_FUNCTION, KERNEL_FUNCTIONS
+from xdp_runtime.helper_names import KERNEL_FUNCTIONS
 from xdp_runtime.isa import Call, CallKfunc, Insns
 
 _VMLINUX = Path("/sys/kernel/btf/vmlinux")
@@ -24,7 +24,7 @@ _ONCE = {1: 4, 3: 12, 14: 4, 17: 4}
 
 def for_kernel(insns: Insns) -> Insns:
     """The same program with such calls.  Raises LoadError for one that this kernel has not."""
-    if not any(isinstance(insn, Call) and insn.helper >= FIRST_FUNCTION for insn in insns):
+    if not any(isinstance(insn, Call) and insn.helper in _NAMES for insn in insns):
         return insns
     ids = function_ids()
 
@@ -34,7 +34,7 @@ def for_kernel(insns: Insns) -> Insns:
             raise LoadError(f"kernel function {name}", "this kernel does not have it")
         return CallKfunc(ids[name], 0)
 
-    return tuple(called(insn.helper) if isinstance(insn, Call) and insn.helper >= FIRST_FUNCTION
+    return tuple(called(insn.helper) if isinstance(insn, Call) and insn.helper in _NAMES
                  else insn for insn in insns)
 
 

@@ -20,6 +20,8 @@ from elftools.elf.elffile import ELFFile
 from xdp_runtime import isa
 from xdp_runtime.elf import program_kind, read_object
 from xdp_runtime.errors import LoadError, VerifyError
+from xdp_runtime.interp import Machine, Trap
+from xdp_runtime.kernel import load_into_kernel
 from xdp_runtime.object import Function, GlobalKind, MapFlag, MapSpec, MapType, Object
 from xdp_runtime.program import load as load_program
 
@@ -216,6 +218,15 @@ def test_functions_for_programs_that_sleep_are_refused_with_the_reason() -> None
     assert name in raw
     with pytest.raises(VerifyError, match="bpf_arena_alloc_pages: it is for programs that may"):
         load_program(read_object(raw.replace(name, other)))
+
+
+@pytest.mark.root
+def test_what_nothing_may_run_is_refused_by_each_engine() -> None:
+    obj = load("ksyms")
+    with pytest.raises(Trap, match="instruction 1: .*calls the extern bpf_has_to_be_there"):
+        Machine(obj, obj.program("strong")).run(bytes(64))
+    with pytest.raises(LoadError, match="unknown#195896080"):
+        load_into_kernel(obj, "strong")
 
 
 def test_a_program_may_ask_for_functions_of_the_kernel() -> None:
