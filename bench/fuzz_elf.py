@@ -82,7 +82,10 @@ def mutate_within(data: bytes, names: Sequence[str], rng: random.Random) -> byte
 
 
 def sections(data: bytes) -> list[tuple[str, range]]:
-    """Names of a whole object's sections, and where in the file they are."""
+    """Names of a whole object's sections, and where in the file they are; none of a big-endian
+    one, which is refused before they matter."""
+    if data[5] != 1:
+        return []
     table, = struct.unpack_from("<Q", data, 40)
     count, names = struct.unpack_from("<HH", data, 60)
     headers = [struct.unpack_from("<IIQQQQ", data, table + 64 * n) for n in range(count)]

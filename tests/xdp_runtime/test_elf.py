@@ -450,3 +450,10 @@ def test_it_takes_little_memory(data: Callable[[], bytes], said: str) -> None:
     text, megabytes = done.stdout.decode().splitlines()
     assert text.startswith(said)
     assert int(megabytes) < 200
+
+
+def test_a_big_endian_object_is_mutated_nowhere_within() -> None:
+    from bench.fuzz_elf import mutate_within
+
+    raw = (OBJECTS / "bigendian.o").read_bytes()
+    assert mutate_within(raw, [".BTF"], random.Random(1)) == raw
