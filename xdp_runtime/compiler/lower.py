@@ -125,6 +125,9 @@ class Lowering(Arenas, TailCalls):
             return
         while True:
             self.slot = slot
+            if not self.facts.visited[slot]:  # a callback of no rounds
+                self.emit("unreachable")
+                break
             if slot in self.charges:
                 self.charge(self.charges[slot])
             insn = self.provenance.insns[slot]

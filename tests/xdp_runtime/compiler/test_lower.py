@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from xdp_runtime.asm import assemble
+from xdp_runtime.btf import Btf
 from xdp_runtime.compiler import link, target
 from xdp_runtime.compiler.lower import Lowering
 from xdp_runtime.compiler.scopes import alias_scopes
 from xdp_runtime.elf import read_object
 from xdp_runtime.errors import LoadError, VerifyError
 from xdp_runtime.isa import Call, JumpIf
-from xdp_runtime.object import GlobalKind, MapFlag, MapSpec, MapType, Object, ProgramSpec
+from xdp_runtime.kernel_functions import typed
+from xdp_runtime.object import Function, GlobalKind, MapFlag, MapSpec, MapType, Object, ProgramSpec
 from xdp_runtime.program import load
 from xdp_runtime.verifier.report import verify
 
@@ -341,3 +343,30 @@ def test_a_proven_index_drops_the_check_of_an_array_lookup() -> None:
     assert found.count("icmp") == alone.count("icmp")
     missed = optimised(program(lookup("cells", 4) + then, (ARRAY,)))
     assert "i64 77" not in missed
+
+
+@pytest.mark.parametrize("opt", target.TESTED)
+def test_a_callback_of_no_rounds_that_loops_itself(opt: int) -> None:
+    obj = program("""
+        r1 = 0
+        r2 = func[+6] ll
+        r3 = 0
+        r4 = 0
+        call bpf_loop#181
+        r0 += 2
+        exit
+        r1 = 3
+        r2 = func[+6] ll
+        r3 = 0
+        r4 = 0
+        call bpf_loop#181
+        r0 = 0
+        exit
+        r0 = 0
+        exit
+    """)
+    obj = replace(obj, btf=Btf.parse(typed(obj.programs[0].insns)[0]), programs=(replace(
+        obj.programs[0], functions=(
+            Function("test", 0, 8), Function("outer", 8, 16), Function("inner", 16, 18))),))
+    with load(obj, opt=opt) as loaded:
+        assert loaded.run(bytes(64)).retval == 2
