@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 from xdp_runtime.errors import XdpuError
@@ -71,6 +72,7 @@ def _do(work: Callable[[], bytes], out: int, parent: int) -> None:
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:  # or it had died before
+            sys.stderr = sys.__stderr__  # what stands in for it may write elsewhere than to 2
             os.closerange(3, out)
             os.closerange(out + 1, os.sysconf("SC_OPEN_MAX"))
             os.nice(_NICE)
