@@ -84,6 +84,8 @@ class Tables(Memory):
         scope = self.scope
         place = [f"{v}->{self.pick('at64', 'at32')}" for v in scope.values]
         place += [f"{f}->sum" for f in scope.frames] + ["g_long", "g_int"]
+        if self.version < 3:  # LLVM has 64 bits only, and ends the process at others
+            place = [one for one in place if not one.endswith(("at32", "g_int"))]
         where, what = self.random.choice(place), self.operand(0)
         if self.version < 3:
             self.line(f"__sync_fetch_and_add(&{where}, {what});")
