@@ -3,6 +3,8 @@
     python -m bench.compile_time [balancer_small | OBJECT | NUMBER ...] [--rounds 3] [-j]
 
 cold: the templates are in the cache and nothing else.  warm: the second load of the same program.
+baseline: cold, by the compile that `xdpu run` begins with, for programs that are not too large for
+it (xdp_runtime/compiler/tiers.py).
 A number stands for a program of as many instructions that is made here: loads, arithmetic, spills
 and branches, without maps.  `compile` is all from proven instructions to machine code, `load` its
 way into the process; `peak` is the process's.
@@ -25,6 +27,8 @@ from bench.facts import PROGRAMS
 from bench.samples import ROOT, Spread, machine, of_repository
 from xdp_runtime import repeat
 from xdp_runtime.compiler import link
+from xdp_runtime.compiler.image import Image
+from xdp_runtime.compiler.target import PLAIN_SLOTS
 from xdp_runtime.core_relo import read_settled
 from xdp_runtime.isa import (
     Alu,
@@ -47,6 +51,8 @@ from xdp_runtime.verifier.facts import Facts
 
 _DEFAULT = ("balancer_small", "65536", "1000000")
 _TIMES = ("verify", "compile", "load")
+_SAID = {"cold": "empty", "baseline": "empty, baseline", "warm": "warm"}
+_KEPT = (".bc", ".rare", ".around")  # templates, and the loops around programs
 
 
 def program_of(count: int) -> Object:
@@ -75,7 +81,13 @@ def _object(what: str) -> Object:
         PROGRAMS / f"{what}.o", "xdpu bench load"))
 
 
-def _once(what: str) -> dict[str, Any]:
+def _baseline(obj: Object, spec: ProgramSpec) -> Image:
+    from xdp_runtime.compiler.baseline import compile_apart
+
+    return compile_apart(link.lower(obj, spec, 1, [repeat.UNIT], None), [repeat.UNIT])
+
+
+def _once(what: str, baseline: bool = False) -> dict[str, Any]:
     """In a process of its own: what one load takes."""
     obj = _object(what)
     spec, prove = obj.program(), link.proven_facts
@@ -89,10 +101,11 @@ def _once(what: str) -> dict[str, Any]:
 
     link.proven_facts = clocked
     start = time.perf_counter()
-    image = link.compile_program(obj, spec, 1, 3, [repeat.UNIT])
+    image = _baseline(obj, spec) if baseline \
+        else link.compile_program(obj, spec, 1, 3, [repeat.UNIT])
     took["compile"] = time.perf_counter() - start - took["verify"]
     start = time.perf_counter()
-    load(obj, workers=1).close()
+    load(obj, workers=1, compiled=lambda *_: image).close()
     took["load"] = time.perf_counter() - start
     # not ru_maxrss, which begins with that of the process it was started by
     peak_mb = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024
@@ -111,29 +124,33 @@ def measure(what: str, rounds: int) -> dict[str, Any]:
     """cold and warm, medians of so many processes each.  Raises XdpuError for what is no object."""
     _object(what)
     with tempfile.TemporaryDirectory() as cache:
-        def child() -> dict[str, Any]:
-            done = subprocess.run([sys.executable, "-m", __spec__.name, "--once", what], cwd=ROOT,
-                                  env=installed() | {"XDPU_CACHE": cache}, check=True,
+        def child(*how: str) -> dict[str, Any]:
+            done = subprocess.run([sys.executable, "-m", __spec__.name, "--once", what, *how],
+                                  cwd=ROOT, env=installed() | {"XDPU_CACHE": cache}, check=True,
                                   stdout=subprocess.PIPE, text=True)
             answer: dict[str, Any] = json.loads(done.stdout)
             return answer
 
         def forget() -> None:  # all but templates
             for path in Path(cache).iterdir():
-                if path.suffix not in (".bc", ".rare"):
+                if path.suffix not in _KEPT:
                     path.unlink()
 
-        child()
-        cold, warm = [], []
+        has_baseline = child()["insns"] <= PLAIN_SLOTS
+        if has_baseline:
+            child("--baseline")
+        cold, warm, baseline = [], [], []
         for _ in range(rounds):
             forget()
+            if has_baseline:
+                baseline.append(child("--baseline"))
             cold.append(child())
             warm.append(child())
     assert not any(one["cached"] for one in cold) and all(one["cached"] for one in warm)
     return {"program": what, "insns": cold[0]["insns"], "pipeline": cold[0]["pipeline"]} | {
         name: {key: Spread.of([one[key] for one in runs]).record()
                | {"samples": [round(one[key], 4) for one in runs]} for key in (*_TIMES, "peak_mb")}
-        for name, runs in (("cold", cold), ("warm", warm))}
+        for name, runs in (("cold", cold), ("baseline", baseline), ("warm", warm)) if runs}
 
 
 def run(programs: Sequence[str], rounds: int,
@@ -149,10 +166,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = ["| instructions | compile cache | verify s | compile s | load s | peak MB |",
              "|---|---|---:|---:|---:|---:|"]
     for row in result["rows"]:
-        name = "" if row["program"].isdigit() else f" ({row['program']})"
-        lines += [f"| {row['insns']:,}{name} | {'empty' if kind == 'cold' else 'warm'} | "
-                  + " | ".join(f"{row[kind][key]['median']:.2f}" for key in _TIMES)
-                  + f" | {row[kind]['peak_mb']['median']:.0f} |" for kind in ("cold", "warm")]
+        name = "" if row["program"].isdigit() else f" ({Path(row['program']).stem})"
+        lines += [f"| {row['insns']:,}{name} | {said} | "
+                  + " | ".join(f"{row[kind][key]['median']:.3f}" for key in _TIMES)
+                  + f" | {row[kind]['peak_mb']['median']:.0f} |"
+                  for kind, said in _SAID.items() if kind in row]
     return "\n".join(lines)
 
 
@@ -163,15 +181,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-j", "--json", action="store_true")
     parser.add_argument("--once", metavar="PROGRAM", help=argparse.SUPPRESS)
+    parser.add_argument("--baseline", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.once:
-        print(json.dumps(_once(args.once)))
+        print(json.dumps(_once(args.once, args.baseline)))
         return 0
 
     def tell(row: dict[str, Any]) -> None:
-        for name in () if args.json else ("cold", "warm"):
+        for name in () if args.json else [name for name in _SAID if name in row]:
             one = row[name]
-            print(f"{row['program']:16} {name}  " + "  ".join(
+            print(f"{Path(row['program']).stem:16} {name:8}  " + "  ".join(
                 f"{key} {one[key]['median']:.3f} s" for key in _TIMES)
                 + f"  peak {one['peak_mb']['median']:.0f} MB  ({row['pipeline']})", flush=True)
 
