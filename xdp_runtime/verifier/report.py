@@ -39,7 +39,7 @@ def verify(obj: Object, program: ProgramSpec, time_budget_s: float = TIME_BUDGET
            facts: Facts | None = None) -> Report:
     """Prove `program` safe when it is entered that way, or say why it could not be proven.
 
-    `facts`: fill these, instead of new ones."""
+    `facts`: fill these, instead of new ones; `time_budget_s` is of this thread's CPU time."""
     started = time.monotonic()
     env = Env(obj, program, observer, entry)
     try:
