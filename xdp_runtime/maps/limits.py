@@ -9,6 +9,7 @@ import errno
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
+from pathlib import Path
 
 from xdp_runtime import arena
 from xdp_runtime.maps import family_of, type_name
@@ -23,6 +24,7 @@ _PER_CPU_MAX_BYTES = 32 << 10  # PCPU_MIN_UNIT_SIZE
 _USER = MapFlag.RDONLY | MapFlag.WRONLY
 _PROGRAM = MapFlag.RDONLY_PROG | MapFlag.WRONLY_PROG
 _NUMA = MapFlag.NUMA_NODE
+_NO_NODE = 0xFFFFFFFF  # NUMA_NO_NODE: any will do
 _TOKEN_FD = 1 << 16  # looked at late, so that others are refused before it
 FLAGS: Mapping[int, MapFlag] = {
     MapType.HASH: _USER | _PROGRAM | _NUMA | MapFlag.NO_PREALLOC | MapFlag.ZERO_SEED,
@@ -92,15 +94,21 @@ def refusal(spec: MapSpec) -> tuple[int, str] | None:
     family = family_of(spec)
     if spec.flags & _USER == _USER:
         return errno.EINVAL, "it can be neither read nor written by user space"
+    if spec.flags & _NUMA and not _is_node(spec.numa_node):
+        return errno.EINVAL, f"the machine has no NUMA node {spec.numa_node}"
     if spec.flags & _PROGRAM == _PROGRAM:
         return errno.EINVAL, "it can be neither read nor written by programs"
-    unknown = spec.flags & ~int(FLAGS[spec.type])
+    known = FLAGS[spec.type]
+    if spec.type in _PER_CPU and spec.numa_node == _NO_NODE:
+        known |= _NUMA
+    unknown = spec.flags & ~int(known)
     if (spec.type in _LRU and unknown & MapFlag.NO_PREALLOC
             and not unknown & ~int(MapFlag.NO_PREALLOC | _NUMA | _TOKEN_FD)):
         return ENOTSUPP, "BPF_F_NO_PREALLOC is not for LRU maps"
     if unknown:
         return errno.EINVAL, f"{type_name(spec.type)} has no flag {', '.join(names_of(unknown))}"
-    if spec.flags & MapFlag.NO_COMMON_LRU and spec.flags & _NUMA:
+    if (spec.flags & MapFlag.NO_COMMON_LRU and spec.flags & _NUMA
+            and spec.numa_node != _NO_NODE):
         return errno.EINVAL, "a share for each worker (BPF_F_NO_COMMON_LRU) has no one NUMA node"
     if spec.flags & _PROGRAM and (spec.lock_at >= 0 or spec.timer_at >= 0):
         return errno.EACCES, "programs have to read and write values with a lock or a timer"
@@ -112,6 +120,10 @@ def refusal(spec: MapSpec) -> tuple[int, str] | None:
     if why is None:
         return _arena_refusal(spec) if spec.type == MapType.ARENA else None
     return (errno.E2BIG if _too_large(spec) else errno.EINVAL), why
+
+
+def _is_node(number: int) -> bool:
+    return number in (0, _NO_NODE) or Path(f"/sys/devices/system/node/node{number}").exists()
 
 
 def _arena_refusal(spec: MapSpec) -> tuple[int, str] | None:

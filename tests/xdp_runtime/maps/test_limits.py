@@ -55,6 +55,10 @@ def variants(kind: MapType) -> Iterator[MapSpec]:
         yield replace(one, value_size=size, max_entries=fewer)
         yield replace(one, key_size=size, value_size=size)
         yield replace(one, key_size=size, max_entries=0)
+    for node in (0, 77, 1 << 31, 0xFFFFFFFF):
+        yield replace(one, flags=one.flags | MapFlag.NUMA_NODE, numa_node=node)
+        yield replace(one, flags=one.flags | MapFlag.NUMA_NODE | MapFlag.NO_COMMON_LRU,
+                      numa_node=node)
     for entries in (0, 1, 3, 1000, 4096, 4097):
         yield replace(one, max_entries=entries)
     for extra in (1, 15, 16, 1 << 40):
@@ -65,7 +69,7 @@ def kernels_answer(spec: MapSpec, inner: int) -> int:
     try:
         os.close(bpf_syscall.map_create(
             spec.type, spec.key_size, spec.value_size, spec.max_entries, spec.flags, "m",
-            inner if spec.type in OUTER else 0, 0, spec.map_extra))
+            inner if spec.type in OUTER else 0, spec.numa_node, spec.map_extra))
     except OSError as error:
         return error.errno or 0
     return 0
