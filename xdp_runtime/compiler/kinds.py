@@ -66,9 +66,11 @@ class MapPtr:
 
 @dataclass(frozen=True, slots=True)
 class MapOneOf:
-    """One of several maps, by path: its number + 1, as a pointer."""
+    """One of several maps, by path: its number + 1, as a pointer; with a `definition` also, by
+    path, an inner map of it: the address of its descriptor."""
 
     maps: frozenset[int]
+    definition: MapSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,11 @@ def meet(a: Kind, b: Kind) -> Kind:
             return NUMBER
         case StackPtr(), StackPtr() if a.depth == b.depth:
             return StackPtr(a.depth, None)
-        case (MapPtr() | MapOneOf(), MapPtr() | MapOneOf()):
-            return MapOneOf(maps_of(a) | maps_of(b))
+        case (MapPtr() | MapOneOf() | InnerMap(), MapPtr() | MapOneOf() | InnerMap()):
+            definitions = {definition_of(a), definition_of(b)} - {None}
+            if len(definitions) > 1:
+                return Either()
+            return MapOneOf(maps_of(a) | maps_of(b), next(iter(definitions), None))
         case (MapValue(), MapValue()):
             return MapValue(-1)
         case MapValue() | InnerMap() | Mem(), Scalar(const=0):
@@ -124,10 +129,15 @@ def maps_of(kind: Kind) -> frozenset[int]:
     match kind:
         case MapPtr(index):
             return frozenset({index})
-        case MapOneOf(indices):
+        case MapOneOf(indices, _):
             return indices
         case _:
             return frozenset()
+
+
+def definition_of(kind: Kind) -> MapSpec | None:
+    """The definition of the inner map that a map argument may be, if it may be one."""
+    return kind.definition if isinstance(kind, InnerMap | MapOneOf) else None
 
 
 @dataclass(slots=True)

@@ -39,6 +39,7 @@ from xdp_runtime.compiler.kinds import (
     StackPtr,
     State,
     constant,
+    definition_of,
     maps_of,
 )
 from xdp_runtime.entry import XDP, Entry
@@ -303,16 +304,14 @@ class Provenance:
         return self.helper(kind.const, slot)
 
     def map_argument(self, state: State, helper: Helper, slot: int) -> list[int | MapSpec]:
-        """What the map argument may be: maps by number, or the definition of an inner one."""
+        """What the map argument may be: an inner one by its definition, then maps by number."""
         for position, arg in enumerate(helper.args, 1):
             if arg is Arg.MAP:
                 kind = state.regs[position]
-                if isinstance(kind, InnerMap):
-                    return [kind.definition]
-                maps = maps_of(kind)
-                if not maps:
+                definition, maps = definition_of(kind), sorted(maps_of(kind))
+                if definition is None and not maps:
                     raise self.unsupported(slot, f"{helper.name} on a map that differs by path")
-                return [*sorted(maps)]
+                return [*maps] if definition is None else [definition, *maps]
         return []
 
     def _result(self, helper: Helper, maps: list[int | MapSpec], slot: int) -> Kind:
@@ -506,8 +505,9 @@ class Provenance:
         if self.drains(callee.call_slot):  # a dynptr, what is handed
             inner.regs[1:6] = [Mem(), handed, NOTHING, NOTHING, NOTHING]
         elif isinstance(iterated, MAPS):  # map, key, value, what is handed
-            maps = [] if isinstance(iterated, InnerMap) else [*maps_of(iterated)]
-            value = MapValue(maps[0] if len(maps) == 1 else -1)
+            maps = [*maps_of(iterated)]
+            known = len(maps) == 1 and definition_of(iterated) is None
+            value = MapValue(maps[0] if known else -1)
             inner.regs[1:6] = [iterated, Mem(), value, handed, NOTHING]
         else:
             inner.regs[1:6] = [NUMBER, handed, NOTHING, NOTHING, NOTHING]

@@ -72,6 +72,39 @@ SEC("xdp") int nested_maps(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 128);
+	__type(key, __u32);
+	__type(value, __u64);
+} spare SEC(".maps");
+
+// A table for some, another for the others: connection tables of CPUs with one to fall back to.
+SEC("xdp") int fallback(struct xdp_md *ctx)
+{
+	__u8 *data = data_of(ctx);
+	__u64 one = 1, *count;
+	__u32 which, key;
+	void *table;
+
+	if (data + 14 > (__u8 *)end_of(ctx))
+		return XDP_DROP;
+	which = data[0] & 3;
+	table = bpf_map_lookup_elem(&outer, &which);
+	if (!table)
+		table = data[3] & 1 ? (void *)&spare : (void *)&even;
+	key = data[1];
+	count = bpf_map_lookup_elem(table, &key);
+	if (count) {
+		*count += data[2];
+		if (*count > 300)
+			put(12, bpf_map_delete_elem(table, &key));
+		return XDP_TX;
+	}
+	put(13, bpf_map_update_elem(table, &key, &one, BPF_ANY));
+	return XDP_PASS;
+}
+
 SEC("xdp") int leaf(struct xdp_md *ctx)
 {
 	put(2, ctx->data_end - ctx->data);
