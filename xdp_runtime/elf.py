@@ -71,7 +71,8 @@ def program_kind(section: str) -> str:
     """ProgramSpec.kind of a section name; what is not XDP stays as it is.
 
     "xdp/devmap" and "xdp/cpumap" (and ".frags") are kinds of their own, spelled "xdp_devmap/..."
-    before libbpf 1.0; any other suffix is only a name.
+    before libbpf 1.0; any other suffix is only a name.  Until then "xdp" was a prefix (libbpf's
+    SEC_SLOPPY_PFX), as in Katran's "xdp-balancer": what begins with it, without a dot, is XDP.
     """
     head, _, rest = section.partition("/")
     if head in ("xdp_devmap", "xdp_cpumap"):
@@ -79,7 +80,7 @@ def program_kind(section: str) -> str:
     if head in ("xdp", "xdp.frags"):
         place = rest.partition("/")[0]
         return f"{head}/{place}" if place in ("devmap", "cpumap") else head
-    return "xdp" if section.startswith("xdp_") else section
+    return "xdp" if section.startswith("xdp") and section[3] != "." else section
 
 
 def _read_btf(elf: ElfFile) -> Btf | None:

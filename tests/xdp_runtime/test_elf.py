@@ -80,7 +80,8 @@ def test_sections_and_kinds() -> None:
     ("xdp", "xdp"), ("xdp_fw", "xdp"), ("xdp/fw", "xdp"), ("xdp/fw/2", "xdp"),
     ("xdp.frags", "xdp.frags"), ("xdp.frags/x", "xdp.frags"), ("xdp/cpumap", "xdp/cpumap"),
     ("xdp/devmap/x", "xdp/devmap"), ("xdp.frags/devmap", "xdp.frags/devmap"),
-    ("xdp_cpumap/x", "xdp/cpumap"), ("xdp_devmap", "xdp/devmap"), ("xdpx", "xdpx"),
+    ("xdp_cpumap/x", "xdp/cpumap"), ("xdp_devmap", "xdp/devmap"), ("xdpx", "xdp"),
+    ("xdp-balancer", "xdp"), ("xdp-test/1", "xdp"), ("xdp.x", "xdp.x"), ("xd", "xd"),
     ("tc", "tc"), ("kprobe/xdp", "kprobe/xdp"),
 ])
 def test_kind_of_a_section(section: str, kind: str) -> None:
