@@ -19,7 +19,6 @@ import io
 import mmap
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -38,7 +37,6 @@ from xdp_runtime.core_relo import read_settled
 WORKERS, LINE_BYTES = 4, 64
 LARGEST_BYTES = 256 << 20  # what is looked at
 PACKETS = 1000
-_UP_S = 0.05
 
 
 def mappings() -> list[tuple[int, int]]:
@@ -131,19 +129,22 @@ def resting(name: str) -> Iterator[tuple[Engine, Callable[[int], None], list[tup
 
 def alone(engine: Engine, work: Callable[[int], None], spans: Sequence[tuple[int, int]],
           worker: int) -> set[int]:
-    """The lines that this worker writes; again if one of the others looked up meanwhile."""
+    """The lines that this worker writes; again if one of the others looked up meanwhile: it has
+    counted a round, or poll(2) has just written what it found."""
+    others = [one for one in engine.workers if one.number != worker]
+    polled = {one._pollfds // LINE_BYTES for one in others}
+
     def rounds() -> list[int]:
         return [ctypes.c_uint64.from_address(one._base + worker_block.C_ROUNDS).value
-                for one in engine.workers if one.number != worker]
+                for one in others]
 
     while True:
         before, received = rounds(), engine.stats.total()["rx_packets"]
         memory_before = snapshot(spans)
         work(worker)
         lines = changed(spans, memory_before)
-        time.sleep(_UP_S)  # poll(2) writes what it found before its worker counts a round
         assert engine.stats.total()["rx_packets"] == received + PACKETS
-        if rounds() == before:
+        if rounds() == before and not lines & polled:
             return lines
 
 
