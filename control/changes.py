@@ -79,7 +79,7 @@ class Changes:
 
     def _replace(self, request: Request) -> Change:
         obj = objects.prepared(str(request["object"]), request.get("btf"),
-                               request.get("set_global", ()))
+                               request.get("set_global", ()), request.get("map_entries", ()))
         spec = obj.attachable(request.get("program"))
         settings = [setmap.parse(text, obj) for text in request.get("set_map", ())]
         args = self.live.args

@@ -33,6 +33,8 @@ _MAP_MEMORY = Option("--max-map-memory", "refuse a program whose maps may come t
 _SETTINGS = (
     Option("--set-global", "a global variable's value before the start: a number, an enumerator, a "
            "text, or JSON; may be repeated", "NAME=VALUE", many=True),
+    Option("--map-entries", "max_entries of a map, where the object leaves it to whoever loads it; "
+           "may be repeated", "NAME=N", many=True),
     Option("--btf", "file with the kernel's types that CO-RE relocations are for (the running "
            "kernel's)", "FILE"),
 )

@@ -26,6 +26,7 @@ def replace(args: Namespace) -> int:
     return _change(args, run, {"do": "replace", "object": str(Path(args.obj).resolve()),
                                "program": args.prog_name, "set_map": list(args.set_map),
                                "set_global": list(args.set_global),
+                               "map_entries": list(args.map_entries),
                                "btf": args.btf and os.path.abspath(args.btf)})
 
 

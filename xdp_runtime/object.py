@@ -1,12 +1,13 @@
 """Object: what an ELF file says.  Frozen, and the same on every machine.
 
 Nothing here looks at the machine: reading the same file anywhere gives an equal Object.
-`elf.py` makes Objects; `loader.py` turns one into a Program.
+`elf.py` makes Objects; `program.py` turns one into a Program.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
@@ -255,3 +256,23 @@ class Object:
             if spec.name == name:
                 return index
         raise KeyError(name)
+
+
+def with_max_entries(obj: Object, entries: Mapping[str, int]) -> Object:
+    """The Object with maps of these sizes, as bpf_map__set_max_entries() of libbpf has it.  Raises
+    ConfigError for a map it does not have, or a number that no map can have."""
+    from xdp_runtime.errors import ConfigError
+
+    maps = list(obj.maps)
+    for name, number in entries.items():
+        at = next((at for at, spec in enumerate(maps) if spec.name == name), None)
+        if at is None or maps[at].global_kind != GlobalKind.NONE:
+            have = ", ".join(m.name for m in maps if m.global_kind == GlobalKind.NONE) or "none"
+            raise ConfigError(f"map {name}", f"not in {obj.name}", f"it has: {have}")
+        least = 1 if maps[at].type == MapType.HASH_OF_MAPS else max(
+            (slot + 1 for slot, _ in maps[at].slots), default=1)
+        if not least <= number < 1 << 32:
+            raise ConfigError(f"map {name}", f"cannot have {number} entries",
+                              f"give a number from {least} to {(1 << 32) - 1}")
+        maps[at] = replace(maps[at], max_entries=number)
+    return replace(obj, maps=tuple(maps)) if entries else obj

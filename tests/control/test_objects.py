@@ -1,4 +1,4 @@
-"""Options of all verbs that read an object: --set-global and --btf."""
+"""Options of all verbs that read an object: --set-global, --map-entries and --btf."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from control import cli
 
 OF_RUNTIME = Path(__file__).parents[1] / "xdp_runtime" / "objects"
 GLOBALS, CORE = OF_RUNTIME / "globals.o", OF_RUNTIME / "relocations.o"
+SIZED = Path(__file__).with_name("objects") / "sized.o"
 PACKET = f"hex:{bytes(64).hex()}"
 
 
@@ -49,6 +50,28 @@ def test_variables_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 ])
 def test_what_is_no_value(setting: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", str(GLOBALS), "--set-global", setting]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sizes_of_maps(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the object leaves open is refused with the option that says it."""
+    def run(*argv: str) -> str:
+        return ask(capsys, "prog", "run", str(SIZED), "--data-in", PACKET, "--engine", "interp",
+                   *argv)
+
+    assert "such as --map-entries counts=1024" in ask(
+        capsys, "prog", "run", str(SIZED), "--data-in", PACKET)
+    runs = [run("--map-entries", f"counts={n}") for n in (3, 4)]
+    assert [text.split(",")[0] for text in runs] == ["Return value: 1", "Return value: 2"]
+
+
+@pytest.mark.parametrize(("entries", "message"), [
+    ("counts", "--map-entries counts: is no map's number of entries (write NAME=N"),
+    ("count=4", "map count: not in sized.o (it has: counts)"),
+    ("counts=0", "map counts: cannot have 0 entries (give a number from 1 to 4294967295)"),
+])
+def test_what_is_no_size(entries: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(SIZED), "--map-entries", entries]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -98,8 +98,11 @@ class Map:
         if workers < 1:
             raise ValueError(f"{what}: {workers} workers")
         if refused := limits.refusal(spec):
-            raise LoadError(what, refused[1], "lower max_entries" if isinstance(
-                refused[1], OwnLimit) else "the kernel refuses such a map, too")
+            mend = "lower max_entries" if isinstance(refused[1], OwnLimit) else \
+                "the kernel refuses such a map, too"
+            if spec.max_entries == 0 and spec.type != MapType.PERF_EVENT_ARRAY:
+                mend = f"say what its loader would, such as --map-entries {spec.name}=1024"
+            raise LoadError(what, refused[1], mend)
         if directory is not None and (
                 "/" in spec.name or spec.name in ("", ".", "..", BTF_NAME)
                 or spec.name.startswith(TEMPORARY)):
