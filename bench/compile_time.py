@@ -147,7 +147,8 @@ def measure(what: str, rounds: int) -> dict[str, Any]:
             cold.append(child())
             warm.append(child())
     assert not any(one["cached"] for one in cold) and all(one["cached"] for one in warm)
-    return {"program": what, "insns": cold[0]["insns"], "pipeline": cold[0]["pipeline"]} | {
+    return {"program": Path(what).stem, "insns": cold[0]["insns"],
+            "pipeline": cold[0]["pipeline"]} | {
         name: {key: Spread.of([one[key] for one in runs]).record()
                | {"samples": [round(one[key], 4) for one in runs]} for key in (*_TIMES, "peak_mb")}
         for name, runs in (("cold", cold), ("baseline", baseline), ("warm", warm)) if runs}
@@ -166,7 +167,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = ["| instructions | compile cache | verify s | compile s | load s | peak MB |",
              "|---|---|---:|---:|---:|---:|"]
     for row in result["rows"]:
-        name = "" if row["program"].isdigit() else f" ({Path(row['program']).stem})"
+        name = "" if row["program"].isdigit() else f" ({row['program']})"
         lines += [f"| {row['insns']:,}{name} | {said} | "
                   + " | ".join(f"{row[kind][key]['median']:.3f}" for key in _TIMES)
                   + f" | {row[kind]['peak_mb']['median']:.0f} |"
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     def tell(row: dict[str, Any]) -> None:
         for name in () if args.json else [name for name in _SAID if name in row]:
             one = row[name]
-            print(f"{Path(row['program']).stem:16} {name:8}  " + "  ".join(
+            print(f"{row['program']:16} {name:8}  " + "  ".join(
                 f"{key} {one[key]['median']:.3f} s" for key in _TIMES)
                 + f"  peak {one['peak_mb']['median']:.0f} MB  ({row['pipeline']})", flush=True)
 
