@@ -187,14 +187,20 @@ class Changes:
         key, flags = bytes.fromhex(request["key"]), int(request["flags"])
 
         def change() -> dict[str, Any]:
-            program = self.engine.program
-            outer, what = program.raw_maps[where], f"map {where}"
+            program, what = self.engine.program, f"map {where}"
+            maps = program.raw_maps
+            if where not in maps:
+                raise ConfigError(what, "is gone, as the run has another program now")
+            outer = maps[where]
             try:
                 if outer.spec.type == MapType.PROG_ARRAY:
                     number = program.program_number(name) + 1
                     outer.update(key, number.to_bytes(4, "little"), flags)
+                elif name in maps:
+                    outer.set_inner(key, maps[name], flags)
                 else:
-                    outer.set_inner(key, program.raw_maps[name], flags)
+                    raise ConfigError(what, f"this run has no map {name!r} to hold",
+                                      f"it has {_listed(list(maps))}")
             except KeyError:
                 raise ConfigError(what, f"this run has no program {name!r} to go on in",
                                   f"it has {_listed(list(program.names))}") from None

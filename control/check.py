@@ -14,6 +14,7 @@ from xdp_runtime.helpers.names import kernel_name
 from xdp_runtime.helpers.refused import REFUSED
 from xdp_runtime.isa import Call
 from xdp_runtime.maps import budget
+from xdp_runtime.maps.family import Mended
 from xdp_runtime.maps.limits import refusal
 from xdp_runtime.object import Object, ProgramSpec
 from xdp_runtime.verifier.cached import Checked, check
@@ -68,8 +69,11 @@ def refusals(obj: Object, spec: ProgramSpec) -> list[str]:
     numbers = {insn.helper for insn in spec.insns if isinstance(insn, Call)}
     found = [f"helper {kernel_name(number)} cannot run in user space: {REFUSED[number]}"
              for number in sorted(numbers & REFUSED.keys())]
-    found += [f"map {one.name}: {refused[1]}" for one in obj.maps
-              if (refused := refusal(one)) is not None]
+    for one in obj.maps:
+        if (refused := refusal(one)) is not None:
+            _, why = refused
+            mend = why.mend if isinstance(why, Mended) else ""
+            found.append(str(LoadError(f"map {one.name}", why, mend)))
     try:
         budget.check(obj.name, obj.maps, 1)
     except OutOfMemory as error:

@@ -388,6 +388,5 @@ def _tell(error: XdpuError, argv: Sequence[str]) -> int:
     with contextlib.suppress(OSError, ValueError):
         if error.detail and ("v" in short or "--verbose" in argv):
             print(error.detail.rstrip(), file=sys.stderr)
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-        print(f"xdpu: {text}", file=sys.stderr, flush=True)
+        print(f"xdpu: {error}", file=sys.stderr, flush=True)
     return error.exit_code

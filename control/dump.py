@@ -14,8 +14,8 @@ from xdp_runtime.object import Object, ProgramSpec
 
 
 def run(args: Namespace) -> int:
-    compiled = args.what in ("ir", "native")
-    obj = objects.read(args) if compiled or args.btf else read_object(args.obj)
+    settled = args.what in ("ir", "native") or args.btf or args.set_global or args.map_entries
+    obj = objects.read(args) if settled else read_object(args.obj)
     spec = obj.program(args.prog_name)
     bind(args, obj, spec)
     text = dump(obj, spec, args.what, args.stage, args.opt)

@@ -149,7 +149,7 @@ def run_show(args: Namespace) -> int:
         print(f"{row['id']}: {row['type']}  name {row['name']}  flags 0x{row['flags']:x}")
         print(f"\tkey {row['bytes_key']}B  value {row['bytes_value']}B  max_entries "
               f"{row['max_entries']}  memlock {row['bytes_memlock']}B")
-        more = [f"btf_id {row[name]}" for name in ("btf_id",) if name in row]
+        more = [f"btf_id {row['btf_id']}"] if "btf_id" in row else []
         more += ["frozen"] * row["frozen"]
         if more:
             print("\t" + "  ".join(more))

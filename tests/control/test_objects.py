@@ -61,6 +61,8 @@ def test_sizes_of_maps(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert "such as --map-entries counts=1024" in ask(
         capsys, "prog", "run", str(SIZED), "--data-in", PACKET)
+    assert "refused when it is loaded: map counts: max_entries is 0 (say what its loader would" in \
+        ask(capsys, "check", str(SIZED))
     runs = [run("--map-entries", f"counts={n}") for n in (3, 4)]
     assert [text.split(",")[0] for text in runs] == ["Return value: 1", "Return value: 2"]
 
@@ -73,6 +75,13 @@ def test_sizes_of_maps(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_no_size(entries: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", str(SIZED), "--map-entries", entries]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--set-global", "--map-entries"])
+def test_no_option_is_ignored(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the object is shown as it is in the file."""
+    assert cli.main(["dump", str(SIZED), "--what", "asm", option, "absent=1"]) == 2
+    assert "absent: not in sized.o" in capsys.readouterr().err
 
 
 def test_types_of_another_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from xdp_runtime.maps.family import (
     EINVAL,
     ENOENT,
     Region,
+    no_entries,
     round_up,
 )
 from xdp_runtime.maps.walk import ARRAY_WALK
@@ -167,7 +168,7 @@ class ArrayFamily:
         if self.per_cpu and round_up(spec.value_size, 8) > _PERCPU_MAX_BYTES:
             return f"value size is {spec.value_size}, per-CPU values have {_PERCPU_MAX_BYTES}"
         if spec.max_entries == 0:
-            return "max_entries is 0"
+            return no_entries(spec)
         return None
 
     def worker_stride(self, spec: MapSpec) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import EINVAL, ENOENT, Region
+from xdp_runtime.maps.family import EINVAL, ENOENT, Region, no_entries
 from xdp_runtime.maps.hash_table import HASH_OF, SEED_0, Factory
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
@@ -80,7 +80,7 @@ class BloomFamily:
         if spec.key_size:
             return f"key size is {spec.key_size}, must be 0"
         if spec.max_entries == 0:
-            return "max_entries is 0"
+            return no_entries(spec)
         if spec.value_size == 0:
             return "value size is 0"
         if spec.flags & ~int(_FLAGS):

@@ -33,6 +33,7 @@ from xdp_runtime.maps.family import (
     EOPNOTSUPP,
     EOVERFLOW,
     Region,
+    no_entries,
     round_up,
 )
 from xdp_runtime.maps.hash import LEADING as HASH_LEADING
@@ -391,7 +392,7 @@ class DevMapFamily(ArrayFamily):
         if spec.key_size != 4 or spec.value_size not in sizes:
             return f"key and value have {spec.key_size} and {spec.value_size} bytes"
         if spec.max_entries == 0:
-            return "max_entries is 0"
+            return no_entries(spec)
         known = MapFlag.NUMA_NODE if self.kind == MapType.CPUMAP else _FLAGS
         if spec.flags & ~int(known):
             return f"flags {spec.flags:#x} are not known for this type"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from xdp_runtime.object import MapSpec
 from xdp_runtime.template import Template
@@ -34,8 +34,20 @@ def round_up(size: int, to: int) -> int:
     return (size + to - 1) // to * to
 
 
-class OwnLimit(str):
-    """Why `Family.check` refuses what the kernel may take."""
+class Mended(str):
+    """Why `Family.check` refuses a map that could be mended, and how."""
+
+    mend: str
+
+    def __new__(cls, why: str, mend: str) -> Self:
+        one = super().__new__(cls, why)
+        one.mend = mend
+        return one
+
+
+def no_entries(spec: MapSpec) -> Mended:
+    return Mended("max_entries is 0", "say what its loader would, such as --map-entries "
+                  f"{spec.name}=1024")
 
 
 @dataclass(frozen=True, slots=True)

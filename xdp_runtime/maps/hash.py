@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from xdp_runtime.maps.admit import AGAIN, ROOM_SIGNATURE, SEARCH, make_admit
-from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, OwnLimit, Region, round_up
+from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Mended, Region, no_entries, round_up
 from xdp_runtime.maps.hash_table import (
     FIND,
     HASH,
@@ -433,7 +433,7 @@ class HashFamily:
         if flags & MapFlag.NO_COMMON_LRU and not self._takes_no_common_lru():
             return "BPF_F_NO_COMMON_LRU is for LRU maps"
         if spec.max_entries == 0:
-            return "max_entries is 0"
+            return no_entries(spec)
         if not 0 < spec.key_size <= _KEY_MAX_BYTES:
             return f"key size is {spec.key_size}, must be 1 to {_KEY_MAX_BYTES}"
         if spec.value_size == 0:
@@ -441,8 +441,8 @@ class HashFamily:
         if spec.key_size + spec.value_size >= _ELEMENT_MAX_BYTES:
             return f"value size is {spec.value_size}, too large for a hash map"
         if spec.max_entries > 1 << 31 or self._end(spec) > _ELEMENTS_MAX_BYTES:
-            return OwnLimit(f"{spec.max_entries} entries of this size are more than {1 << 35} "
-                            "bytes")
+            return Mended(f"{spec.max_entries} entries of this size are more than {1 << 35} "
+                          "bytes", "lower max_entries")
         return None
 
     def _takes_no_common_lru(self) -> bool:

@@ -34,8 +34,9 @@ from xdp_runtime.maps.family import (
     ENOENT,
     ENOMEM,
     ENOSPC,
-    OwnLimit,
+    Mended,
     Region,
+    no_entries,
     round_up,
 )
 from xdp_runtime.maps.hash_table import TAIL, Factory
@@ -809,14 +810,14 @@ class LpmTrieFamily:
         if spec.flags & MapFlag.RDONLY_PROG and spec.flags & MapFlag.WRONLY_PROG:
             return "it can be neither read nor written by programs"
         if spec.max_entries == 0:
-            return "max_entries is 0"
+            return no_entries(spec)
         if not 5 <= spec.key_size <= 4 + _DATA_MAX_BYTES:
             return f"key size is {spec.key_size}, must be 5 to {4 + _DATA_MAX_BYTES}"
         if not 0 < spec.value_size <= _VALUE_MAX_BYTES:
             return f"value size is {spec.value_size}"
         if max(self._element_end(spec), self._node_end(spec)) > 1 << 35:
-            return OwnLimit(f"{spec.max_entries} entries of this size are more than {1 << 35} "
-                            "bytes")
+            return Mended(f"{spec.max_entries} entries of this size are more than {1 << 35} "
+                          "bytes", "lower max_entries")
         return None
 
     def _stride(self, spec: MapSpec) -> int:

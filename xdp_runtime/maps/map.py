@@ -39,7 +39,7 @@ from xdp_runtime.maps.family import (
     ENOENT,
     ENOSPC,
     Family,
-    OwnLimit,
+    Mended,
     round_up,
 )
 from xdp_runtime.maps.memory import TEMPORARY, Memory
@@ -98,11 +98,9 @@ class Map:
         if workers < 1:
             raise ValueError(f"{what}: {workers} workers")
         if refused := limits.refusal(spec):
-            mend = "lower max_entries" if isinstance(refused[1], OwnLimit) else \
-                "the kernel refuses such a map, too"
-            if spec.max_entries == 0 and spec.type != MapType.PERF_EVENT_ARRAY:
-                mend = f"say what its loader would, such as --map-entries {spec.name}=1024"
-            raise LoadError(what, refused[1], mend)
+            _, why = refused
+            raise LoadError(what, why, why.mend if isinstance(why, Mended)
+                            else "the kernel refuses such a map, too")
         if directory is not None and (
                 "/" in spec.name or spec.name in ("", ".", "..", BTF_NAME)
                 or spec.name.startswith(TEMPORARY)):

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xdp_runtime.maps import array, hash
-from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Family, Region, round_up
+from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Family, Region, no_entries, round_up
 from xdp_runtime.maps.hash_table import Factory
 from xdp_runtime.object import MapFlag, MapSpec, MapType
 from xdp_runtime.template import Template
@@ -129,7 +129,7 @@ class ArrayOfMapsFamily:
         if spec.key_size != 4 or spec.value_size != 4:
             return f"key and value have {spec.key_size} and {spec.value_size} bytes, must be 4"
         if spec.max_entries == 0:
-            return "max_entries is 0"
+            return no_entries(spec)
         return check_inner(spec)
 
     def descriptors(self, spec: MapSpec) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Region, round_up
+from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Region, no_entries, round_up
 from xdp_runtime.maps.lock import LOCKED, UNLOCK, Factory
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
@@ -111,7 +111,7 @@ class QueueFamily:
         if spec.key_size:
             return f"key size is {spec.key_size}, must be 0"
         if spec.max_entries == 0:
-            return "max_entries is 0"
+            return no_entries(spec)
         if spec.value_size == 0:
             return "value size is 0"
         if spec.flags & ~int(_FLAGS):

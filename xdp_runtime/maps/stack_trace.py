@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Region, round_up
+from xdp_runtime.maps.family import E2BIG, EINVAL, ENOENT, Region, no_entries, round_up
 from xdp_runtime.object import MapFlag, MapSpec
 from xdp_runtime.template import Template
 
@@ -77,7 +77,7 @@ class StackTraceFamily:
         if spec.key_size != 4:
             return f"key size is {spec.key_size}, must be 4"
         if spec.max_entries == 0:
-            return "max_entries is 0"
+            return no_entries(spec)
         if spec.value_size < 8 or spec.value_size % frame:
             return f"value size is {spec.value_size}, must be a multiple of {frame}"
         if spec.value_size // frame > _DEPTH_MAX:
